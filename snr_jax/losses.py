@@ -1,0 +1,136 @@
+"""Losses of the source and of the unlabelled target (MaxSquare, arXiv 1909.13589; SNR, 2101.00588).
+
+Logits are [N,H,W,C] floats, labels integers [N,H,W] in 0..C-1 or 255 (ignored). Everything is
+computed in at least float32 and is finite, with a zero gradient, where no pixel counts.
+
+Over several replicas (`axis_name`) each returns its share: the shares add up to the loss of the
+whole batch, so gradients are summed, never averaged.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from snr_jax.labels import IGNORE
+from snr_jax.models.layers import at_least_float32
+
+
+def _whole(count, axis_name: str | None):
+    """A replica's count → that of the whole batch."""
+    return lax.psum(count, axis_name) if axis_name else count
+
+
+def _log_probs(logits: jax.Array) -> jax.Array:
+    return jax.nn.log_softmax(at_least_float32(logits), axis=-1)
+
+
+def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
+    """values[..., index] without a gather, whose gradient would be a scatter. [N,H,W,C] → [N,H,W]."""
+    hit = lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1) == index[..., None]
+    return jnp.where(hit, values, 0).sum(-1)
+
+
+def cross_entropy(
+    logits: jax.Array, label: jax.Array, *, axis_name: str | None = None
+) -> jax.Array:
+    """Mean of -log p[label] over the valid pixels; 0 if there are none."""
+    label = label.astype(jnp.int32)
+    valid = label != IGNORE
+    count = _whole(valid.sum(), axis_name)
+    nll = jnp.where(valid, -_pick(_log_probs(logits), label), 0)
+    return nll.sum() / jnp.maximum(count, 1).astype(nll.dtype)
+
+
+def maxsquare(logits: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+    """- sum p^2 / (2 N C H W): the mean runs over the classes too, as in the published code."""
+    p = jnp.exp(_log_probs(logits))
+    return -jnp.square(p).sum() / (2 * _whole(p.size, axis_name))
+
+
+def _image_weights(p: jax.Array, ratio: float) -> jax.Array:
+    """Weight of each pixel, by how often its image predicts the same class. [N,H,W,C] → [N,H,W].
+
+    h_c pixels of the image predicted as c, H = sum h: w_c = 1 / max(h_c^r H^(1-r), 1).
+    """
+    classes = p.shape[-1]
+    predicted = jnp.argmax(p, -1)
+    one_hot = predicted[..., None] == jnp.arange(classes)
+    histogram = one_hot.sum((1, 2)).astype(p.dtype)  # [N,C]
+    total = histogram.sum(-1, keepdims=True)
+    weights = 1 / jnp.maximum(histogram**ratio * total ** (1 - ratio), 1)
+    return lax.stop_gradient(_pick(weights[:, None, None, :] * one_hot, predicted))
+
+
+def iw_maxsquare(
+    logits: jax.Array, *, ratio: float = 0.2, axis_name: str | None = None
+) -> jax.Array:
+    """- sum_pixels w sum_c p_c^2 / (N C), with image-wise class weights w without gradient."""
+    p = jnp.exp(_log_probs(logits))
+    count = _whole(p.shape[0], axis_name) * p.shape[-1]
+    return -(_image_weights(p, ratio) * jnp.square(p).sum(-1)).sum() / count
+
+
+def entropy(logits: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+    """- sum p log p / (N C H W); the gradient runs through both factors."""
+    log_p = _log_probs(logits)
+    return -(jnp.exp(log_p) * log_p).sum() / _whole(log_p.size, axis_name)
+
+
+def iw_entropy(logits: jax.Array, *, ratio: float = 0.2, axis_name: str | None = None) -> jax.Array:
+    """- sum_pixels w sum_c p_c log p_c / (N C), with image-wise class weights."""
+    log_p = _log_probs(logits)
+    p = jnp.exp(log_p)
+    count = _whole(p.shape[0], axis_name) * p.shape[-1]
+    return -(_image_weights(p, ratio) * (p * log_p).sum(-1)).sum() / count
+
+
+def hard(logits: jax.Array, *, threshold: float = 0.95, axis_name: str | None = None) -> jax.Array:
+    """Cross-entropy against argmax p where max p > threshold."""
+    p = jnp.exp(_log_probs(logits))
+    label = jnp.where(p.max(-1) > threshold, jnp.argmax(p, -1), IGNORE)
+    return cross_entropy(logits, label, axis_name=axis_name)
+
+
+def guidance(
+    logits: jax.Array, aux: jax.Array, *, threshold: float = 0.95, axis_name: str | None = None
+) -> jax.Array:
+    """Multi-level guidance: cross-entropy of the auxiliary logits against both heads' argmax.
+
+    Targets are argmax (p + p_aux)/2 where max p > threshold or max p_aux > threshold. The gradient
+    reaches `aux` alone.
+    """
+    p, p_aux = jnp.exp(_log_probs(logits)), jnp.exp(_log_probs(aux))
+    sure = (p.max(-1) > threshold) | (p_aux.max(-1) > threshold)
+    label = jnp.where(sure, jnp.argmax((p + p_aux) / 2, -1), IGNORE)
+    return cross_entropy(aux, label, axis_name=axis_name)
+
+
+def mean_entropy(logits: jax.Array) -> jax.Array:
+    """Entropy of softmax, averaged over each image's pixels. [N,h,w,C] → [N]."""
+    log_p = _log_probs(logits)
+    return -(jnp.exp(log_p) * log_p).sum(-1).mean((1, 2))
+
+
+def dual_restitution(
+    restituted: jax.Array,
+    normalized: jax.Array,
+    contaminated: jax.Array,
+    *,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """softplus(H(F~+) - H(F~)) + softplus(H(F~) - H(F~-)), averaged over the images.
+
+    The arguments are one SNR block's classifier logits of F~+, F~ and F~-; H is `mean_entropy`.
+    """
+    plus, middle, minus = map(mean_entropy, (restituted, normalized, contaminated))
+    per_image = jax.nn.softplus(plus - middle) + jax.nn.softplus(middle - minus)
+    return per_image.sum() / _whole(per_image.size, axis_name)
+
+
+TARGET_LOSSES = {
+    "maxsquare": maxsquare,
+    "iw_maxsquare": iw_maxsquare,
+    "entropy": entropy,
+    "iw_entropy": iw_entropy,
+    "hard": hard,
+}

@@ -1,0 +1,49 @@
+"""Scores of a confusion matrix. Counting is integer; division happens once, on the host."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snr_jax.labels import class_names
+
+
+def confusion_matrix(label: jax.Array, prediction: jax.Array, num_classes: int) -> jax.Array:
+    """int32 [C,C]: rows are labels, columns predictions. Labels outside 0..C-1 are left out."""
+    label, prediction = label.astype(jnp.int32), prediction.astype(jnp.int32)
+    valid = (label >= 0) & (label < num_classes)
+    cell = jnp.where(valid, label * num_classes + prediction, num_classes**2)
+    counts = jnp.bincount(cell.reshape(-1), length=num_classes**2 + 1)
+    return counts[:-1].reshape(num_classes, num_classes).astype(jnp.int32)
+
+
+def scores(confusion: np.ndarray) -> dict[str, float | list[float]]:
+    """Scores in 0..1 of an integer confusion matrix [C,C] (rows are labels).
+
+    Classes in neither labels nor predictions are NaN per class and left out of the means of IoU;
+    class accuracy and precision leave out the classes that make them 0/0.
+    """
+    matrix = np.asarray(confusion).astype(np.float64)
+    hits, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        iou = hits / (labelled + predicted - hits)
+        accuracy, precision = hits / labelled, hits / predicted
+        total = matrix.sum()
+        return {
+            "pixel_accuracy": float(hits.sum() / total),
+            "class_accuracy": _mean(accuracy),
+            "miou": _mean(iou),
+            "fwiou": float(np.nansum(labelled / total * iou)),
+            "precision": _mean(precision),
+            "iou": [float(v) for v in iou],
+        }
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def report(confusion: np.ndarray) -> dict:
+    """`scores` with the IoU named: {"miou": ..., "iou": {"road": ..., ...}, ...}."""
+    result = scores(confusion)
+    names = class_names(len(confusion))
+    return {**result, "iou": dict(zip(names, result["iou"], strict=True))}

@@ -1,0 +1,165 @@
+"""ResNet DeepLab-v2 with SNR blocks: output stride 8, a main and an auxiliary head."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from snr_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    at_least_float32,
+    bias_init,
+    max_pool,
+    resize_align_corners,
+)
+from snr_jax.models.resnet import DILATIONS, STRIDES, Bottleneck
+from snr_jax.models.snr import SNR, SNRFeatures
+
+NORM_RESTITUTIONS = ("none", "in", "snr")
+HEAD_DILATIONS = (6, 12, 18, 24)
+
+
+class Output(NamedTuple):
+    """Logits are at least float32, upsampled to [N,H,W,C]."""
+
+    main: jax.Array
+    aux: jax.Array
+    snr: tuple[SNRFeatures, ...]  # one per SNR block
+    restitution: tuple[tuple[jax.Array, jax.Array, jax.Array], ...]  # logits of F~+, F~, F~-
+
+
+class AtrousHead(nn.Module):
+    """Sum of dilated 3x3 convolutions to the classes. [N,h,w,I] → [N,h,w,num_classes].
+
+    All four branches have parameters, as every published checkpoint; the first `branches` of them
+    (dilations 6, 12, 18, 24) take part. One product gives every branch and tap, which are then
+    shifted and added: convolutions to 19 channels are slow everywhere.
+    """
+
+    num_classes: int
+    branches: int = 2
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        shape = (3, 3, channels, self.num_classes)
+        kernels, biases = [], []
+        for i in range(len(HEAD_DILATIONS)):
+            branch = _BranchParams(shape, name=f"conv2d_list_{i}")()
+            kernels.append(branch[0])
+            biases.append(branch[1])
+        kernels, biases = kernels[: self.branches], biases[: self.branches]
+        taps = jnp.stack(kernels).reshape(-1, channels, self.num_classes)  # [branches*9, I, C]
+        taps = taps.transpose(1, 0, 2).reshape(channels, -1).astype(self.dtype)
+        product = jnp.einsum(
+            "nhwi,io->nhwo",
+            x.astype(self.dtype),
+            taps,
+            preferred_element_type=jnp.promote_types(self.dtype, jnp.float32),
+        )
+        height, width = x.shape[1:3]
+        reach = HEAD_DILATIONS[self.branches - 1]
+        product = jnp.pad(product, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+        logits = sum(biases)
+        index = 0
+        for dilation in HEAD_DILATIONS[: self.branches]:
+            for dy in (-dilation, 0, dilation):
+                for dx in (-dilation, 0, dilation):
+                    y, x0 = reach + dy, reach + dx
+                    columns = slice(index * self.num_classes, (index + 1) * self.num_classes)
+                    logits = logits + product[:, y : y + height, x0 : x0 + width, columns]
+                    index += 1
+        return logits
+
+
+class _BranchParams(nn.Module):
+    shape: tuple[int, int, int, int]
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        fan_in = self.shape[0] * self.shape[1] * self.shape[2]
+        return (
+            self.param("kernel", nn.initializers.normal(0.01), self.shape),
+            self.param("bias", bias_init(fan_in), self.shape[-1:]),
+        )
+
+
+class DeepLab(nn.Module):
+    """image float [N,H,W,3], BGR minus mean (augment.py) → Output.
+
+    norm_restitution: "snr", "in" (instance norm alone) or "none", after layer1, layer2, layer3.
+    stage_sizes, width: (3,4,23,3) and 64 are ResNet-101. head_branches: 2 as published, or 4.
+    restitution_heads: also the 1x1 classifiers of the dual restitution loss (training alone).
+    bn_axis_name: mapped axis over which batch norm is synchronised. remat: recompute each block in
+    the backward pass to save memory. Parameters and statistics stay float32 whatever the dtype.
+    """
+
+    num_classes: int = 19
+    stage_sizes: tuple[int, ...] = (3, 4, 23, 3)
+    width: int = 64
+    norm_restitution: str = "snr"
+    head_branches: int = 2
+    stride_in: str = "conv1"
+    restitution_heads: bool = False
+    atrous: str = "native"
+    bn_axis_name: str | None = None
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, image: jax.Array, *, train: bool, output_size: tuple[int, int] | None = None
+    ) -> Output:
+        """output_size: height and width of the logits; the image's own by default."""
+        block_class = nn.remat(Bottleneck, static_argnums=(2,)) if self.remat else Bottleneck
+        x = Conv(self.width, size=7, stride=2, dtype=self.dtype, name="conv1")(image)
+        x = nn.relu(BatchNorm(axis_name=self.bn_axis_name, name="bn1")(x, train))
+        x = max_pool(x)
+        snr, restitution, layer3 = [], [], None
+        for layer, (size, stride, dilation) in enumerate(
+            zip(self.stage_sizes, STRIDES, DILATIONS, strict=True), start=1
+        ):
+            for i in range(size):
+                x = block_class(
+                    planes=self.width * 2 ** (layer - 1),
+                    stride=stride if i == 0 else 1,
+                    dilation=dilation,
+                    has_downsample=i == 0,
+                    stride_in=self.stride_in,
+                    atrous=self.atrous,
+                    bn_axis_name=self.bn_axis_name,
+                    dtype=self.dtype,
+                    name=f"layer{layer}_{i}",
+                )(x, train)
+            if layer <= 3 and self.norm_restitution != "none":
+                features = SNR(restitution=self.norm_restitution == "snr", name=f"snr{layer}")(x)
+                snr.append(features)
+                x = features.restituted
+                if self.restitution_heads:
+                    classify = Conv(
+                        self.num_classes, use_bias=True, dtype=self.dtype, name=f"restitution{layer}"
+                    )
+                    parts = (features.restituted, features.normalized, features.contaminated)
+                    restitution.append(tuple(at_least_float32(classify(part)) for part in parts))
+            if layer == 3:
+                layer3 = x
+        head = {"num_classes": self.num_classes, "branches": self.head_branches}
+        aux = AtrousHead(**head, dtype=self.dtype, name="layer5")(layer3)
+        main = AtrousHead(**head, dtype=self.dtype, name="layer6")(x)
+        size = output_size or image.shape[1:3]
+        main, aux = resize_align_corners(main, size), resize_align_corners(aux, size)
+        return Output(main, aux, tuple(snr), tuple(restitution))
+
+
+def check_options(norm_restitution: str, head_branches: int, stride_in: str) -> None:
+    """Raises ValueError for an option value that does not exist, with those that do."""
+    for name, value, legal in (
+        ("norm_restitution", norm_restitution, NORM_RESTITUTIONS),
+        ("head_branches", head_branches, (2, 4)),
+        ("stride_in", stride_in, ("conv1", "conv2")),
+    ):
+        if value not in legal:
+            raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(str, legal))}")

@@ -1,0 +1,215 @@
+"""Building blocks that compute exactly what their PyTorch namesakes do, in forms XLA runs fast.
+
+Statistics, pooling indices and interpolation are at least float32 whatever the compute dtype.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _conv3x3(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        [(dilation, dilation)] * 2,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=DIMENSIONS,
+    )
+
+
+def conv1x1(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """1x1 convolution as a matrix product. x [N,H,W,I], kernel [1,1,I,O] → [N,ceil(H/s),ceil(W/s),O]."""
+    if stride > 1:
+        x = x[:, ::stride, ::stride]
+    return jnp.einsum("nhwi,io->nhwo", x, kernel[0, 0])
+
+
+def space_to_batch(x: jax.Array, d: int) -> jax.Array:
+    """Split [N,H,W,C] into its d*d interleaved maps [N*d*d, ceil(H/d), ceil(W/d), C]."""
+    n, h, w, c = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -h % d), (0, -w % d), (0, 0)))
+    x = x.reshape(n, -(-h // d), d, -(-w // d), d, c)
+    return x.transpose(0, 2, 4, 1, 3, 5).reshape(n * d * d, -(-h // d), -(-w // d), c)
+
+
+def batch_to_space(x: jax.Array, d: int, height: int, width: int) -> jax.Array:
+    """Inverse of space_to_batch, cropped to [N, height, width, C]."""
+    _, h, w, c = x.shape
+    x = x.reshape(-1, d, d, h, w, c).transpose(0, 3, 1, 4, 2, 5)
+    return x.reshape(-1, h * d, w * d, c)[:, :height, :width]
+
+
+def conv3x3(x: jax.Array, kernel: jax.Array, dilation: int = 1, *, atrous: str) -> jax.Array:
+    """3x3 convolution, stride 1, padding = dilation. x [N,H,W,I], kernel [3,3,I,O] → [N,H,W,O].
+
+    atrous: "native", or "space_to_batch", which keeps XLA:GPU from turning the weight gradient
+    of a dilated convolution into one with a kernel as large as the image. Both are equal.
+    """
+    if dilation == 1 or atrous == "native":
+        return _conv3x3(x, kernel, dilation)
+    maps = _conv3x3(space_to_batch(x, dilation), kernel, 1)
+    return batch_to_space(maps, dilation, *x.shape[1:3])
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """3x3 max pool, stride 2, padding 1, ceil mode: the maximum of nine strided slices.
+
+    x [N,H,W,C] → [N, H//2 + 1, W//2 + 1, C]. Ceil mode may add a last window, which PyTorch
+    keeps only if it begins inside the input or its left padding.
+    """
+
+    def windows(n: int) -> tuple[int, int]:
+        out = -(-(n - 1) // 2) + 1  # ceil((n + 2 - 3) / 2) + 1
+        out -= (out - 1) * 2 >= n + 1
+        return out, max((out - 1) * 2 + 3 - n - 1, 0)
+
+    (out_h, pad_h), (out_w, pad_w) = windows(x.shape[1]), windows(x.shape[2])
+    low = jnp.array(-jnp.inf, x.dtype)
+    x = lax.pad(x, low, ((0, 0, 0), (1, pad_h, 0), (1, pad_w, 0), (0, 0, 0)))
+    rows = [x[:, i : i + 2 * out_h - 1 : 2] for i in range(3)]
+    x = jnp.maximum(jnp.maximum(rows[0], rows[1]), rows[2])
+    columns = [x[:, :, i : i + 2 * out_w - 1 : 2] for i in range(3)]
+    return jnp.maximum(jnp.maximum(columns[0], columns[1]), columns[2])
+
+
+def _interpolation(size_in: int, size_out: int, dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lower index, upper index, weight of the upper, for align_corners=True.
+
+    Coordinates are computed in the dtype of the data, as PyTorch does.
+    """
+    scale = dtype.type(size_in - 1) / dtype.type(max(size_out - 1, 1))
+    source = scale * np.arange(size_out, dtype=dtype)
+    low = np.minimum(source.astype(np.int32), size_in - 1)
+    high = np.minimum(low + 1, size_in - 1)
+    return low, high, (source - low).astype(dtype)
+
+
+def _interpolate(x: jax.Array, axis: int, size: int) -> jax.Array:
+    low, high, weight = _interpolation(x.shape[axis], size, np.dtype(x.dtype))
+    weight = weight.reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+    return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
+
+
+def _matrix(size_in: int, size_out: int, dtype) -> np.ndarray:
+    low, high, weight = _interpolation(size_in, size_out, np.dtype(dtype))
+    rows = np.arange(size_out)
+    matrix = np.zeros((size_out, size_in), dtype)
+    np.add.at(matrix, (rows, low), 1 - weight)
+    np.add.at(matrix, (rows, high), weight)
+    return matrix
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _resize(x: jax.Array, in_size: tuple[int, int], size: tuple[int, int]) -> jax.Array:
+    return _interpolate(_interpolate(x, 1, size[0]), 2, size[1])
+
+
+def _resize_forward(x, in_size, size):
+    return _resize(x, in_size, size), None
+
+
+def _resize_backward(in_size, size, _, gradient):
+    # Two dense products instead of the scatters that the gradient of a gather would be.
+    rows = _matrix(in_size[0], size[0], gradient.dtype)
+    columns = _matrix(in_size[1], size[1], gradient.dtype)
+    exact = {"precision": lax.Precision.HIGHEST}
+    gradient = jnp.einsum("nHWc,Ww->nHwc", gradient, columns, **exact)
+    return (jnp.einsum("nHwc,Hh->nhwc", gradient, rows, **exact),)
+
+
+_resize.defvjp(_resize_forward, _resize_backward)
+
+
+def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Bilinear with align_corners=True. x [N,h,w,C] → [N,*size,C], at least float32."""
+    x = at_least_float32(x)
+    return _resize(x, x.shape[1:3], tuple(size))
+
+
+class Conv(nn.Module):
+    """Convolution without or with bias; parameters `kernel` [k,k,I,O] and `bias` [O].
+
+    Kernels start from N(0, 0.01), biases uniform in ±1/sqrt(fan-in), as the published code.
+    """
+
+    features: int
+    size: int = 1
+    stride: int = 1
+    dilation: int = 1
+    use_bias: bool = False
+    atrous: str = "native"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        fan_in = self.size * self.size * x.shape[-1]
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.normal(0.01), shape).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.size == 1:
+            x = conv1x1(x, kernel, self.stride)
+        elif self.size == 3 and self.stride == 1:
+            x = conv3x3(x, kernel, self.dilation, atrous=self.atrous)
+        else:
+            padding = [(self.size // 2 * self.dilation,) * 2] * 2
+            x = lax.conv_general_dilated(
+                x, kernel, (self.stride,) * 2, padding, dimension_numbers=DIMENSIONS
+            )
+        if self.use_bias:
+            x = x + self.param("bias", bias_init(fan_in), (self.features,)).astype(self.dtype)
+        return x
+
+
+def bias_init(fan_in: int):
+    def init(key, shape, dtype=jnp.float32):
+        bound = 1 / np.sqrt(fan_in)
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class BatchNorm(nn.Module):
+    """Batch norm as PyTorch: epsilon 1e-5, running = 0.9 running + 0.1 batch, unbiased variance.
+
+    Over [N,H,W] and, with `axis_name`, over that mapped axis. Two passes, at least float32.
+    """
+
+    axis_name: str | None = None
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        dtype, channels = x.dtype, x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels)
+        x = at_least_float32(x)
+        if train:
+            average = partial(lax.pmean, axis_name=self.axis_name) if self.axis_name else lambda v: v
+            mean = average(x.mean((0, 1, 2)))
+            var = average(jnp.square(x - mean).mean((0, 1, 2)))
+            if not self.is_initializing():
+                count = x.size // x.shape[-1]
+                count = lax.psum(count, self.axis_name) if self.axis_name else count
+                unbiased = var * (count / max(count - 1, 1))
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        return ((x - mean) * factor + bias).astype(dtype)

@@ -1,0 +1,48 @@
+"""The bottleneck of the published ResNet: stride in the first convolution, dilation in the second."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from snr_jax.models.layers import BatchNorm, Conv
+
+EXPANSION = 4
+STRIDES = (1, 2, 1, 1)
+DILATIONS = (1, 1, 2, 4)
+
+
+class Bottleneck(nn.Module):
+    """1x1 → 3x3 → 1x1, each with batch norm, plus the shortcut. [N,h,w,I] → [N,h',w',4*planes].
+
+    stride_in: "conv1" (the published network) or "conv2" (torchvision's ResNet).
+    """
+
+    planes: int
+    stride: int = 1
+    dilation: int = 1
+    has_downsample: bool = False
+    stride_in: str = "conv1"
+    atrous: str = "native"
+    bn_axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        def conv(name, features, **options):
+            return Conv(features, dtype=self.dtype, name=name, **options)
+
+        def norm(name):
+            return BatchNorm(axis_name=self.bn_axis_name, name=name)
+
+        stride1, stride2 = (self.stride, 1) if self.stride_in == "conv1" else (1, self.stride)
+        y = conv("conv1", self.planes, stride=stride1)(x)
+        y = nn.relu(norm("bn1")(y, train))
+        y = conv("conv2", self.planes, size=3, stride=stride2, dilation=self.dilation,
+                 atrous=self.atrous)(y)
+        y = nn.relu(norm("bn2")(y, train))
+        y = conv("conv3", self.planes * EXPANSION)(y)
+        y = norm("bn3")(y, train)
+        if self.has_downsample:
+            x = conv("downsample_conv", self.planes * EXPANSION, stride=self.stride)(x)
+            x = norm("downsample_bn")(x, train)
+        return nn.relu(y + x)
