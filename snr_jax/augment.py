@@ -1,0 +1,74 @@
+"""What happens to an image on the device: mirror, blur, RGB → BGR minus mean."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
+_RADII = 4096  # steps of the blur radius in [0, 1)
+
+
+def blur_weights(radius: np.ndarray) -> np.ndarray:
+    """Radius in pixels, [0, 1) → uint32 [..., 2]: weight of the centre and of each neighbour.
+
+    Pillow's GaussianBlur is three passes of [a, 1, a] / (1 + 2a), a = r^2 / (6 - 2 r^2), in units
+    of 2^-24 that it computes in single precision.
+    """
+    one = np.float32(1)
+    variance = np.asarray(radius, np.float32) ** 2 / np.float32(3)
+    side = -3 * variance / (6 * (variance - one))
+    center = np.floor(np.float32(1 << 24) / (side.astype(np.float32) * 2 + one)).astype(np.uint32)
+    return np.stack([center, ((1 << 24) - center) // 2], -1)
+
+
+_BLUR_TABLE = blur_weights(np.arange(_RADII) / _RADII)
+
+
+def blur(image: jax.Array, weights: jax.Array) -> jax.Array:
+    """Pillow's GaussianBlur for a radius below 1, bit for bit.
+
+    image uint8 [N,H,W,3], weights uint32 [N,2] of `blur_weights` → uint8 [N,H,W,3].
+    """
+    center, neighbour = (weights[:, i].reshape(-1, 1, 1, 1) for i in (0, 1))
+    x = image.astype(jnp.uint32)
+    for axis in (2, 1):
+        for _ in range(3):
+            size = x.shape[axis]
+            before = jnp.concatenate(
+                [jax.lax.slice_in_dim(x, 0, 1, axis=axis),
+                 jax.lax.slice_in_dim(x, 0, size - 1, axis=axis)], axis)
+            after = jnp.concatenate(
+                [jax.lax.slice_in_dim(x, 1, size, axis=axis),
+                 jax.lax.slice_in_dim(x, size - 1, size, axis=axis)], axis)
+            # At most 255 * 2^24 + 2^23: inside 32 bits.
+            x = (x * center + (before + after) * neighbour + (1 << 23)) >> 24
+    return x.astype(jnp.uint8)
+
+
+def to_network_input(image: jax.Array) -> jax.Array:
+    """uint8 [N,H,W,3] RGB → float32 [N,H,W,3] BGR minus mean."""
+    return image[..., ::-1].astype(jnp.float32) - jnp.array(MEAN_BGR, jnp.float32)
+
+
+def _flip_where(flip: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.where(flip.reshape([-1] + [1] * (x.ndim - 1)), jnp.flip(x, 2), x)
+
+
+def augment(
+    key: jax.Array, image: jax.Array, label: jax.Array | None = None, *, first_sample: int = 0
+) -> tuple[jax.Array, jax.Array | None]:
+    """Mirror (p 0.5), Gaussian blur (p 0.5, radius uniform in [0, 1)), BGR minus mean.
+
+    image uint8 [N,H,W,3] RGB, label uint8 [N,H,W] or None → (float32 [N,H,W,3], label). A sample's
+    draw depends on the key and its place in the whole batch, `first_sample` + n, alone.
+    """
+
+    def draw(index):
+        mirror, is_blurred, radius = jax.random.split(jax.random.fold_in(key, index), 3)
+        radius = jax.random.randint(radius, (), 0, _RADII)
+        blurred = jax.random.bernoulli(is_blurred)
+        return jax.random.bernoulli(mirror), jnp.where(blurred, radius, 0)
+
+    flip, radius = jax.vmap(draw)(first_sample + jnp.arange(image.shape[0]))
+    image = blur(_flip_where(flip, image), jnp.asarray(_BLUR_TABLE)[radius])
+    return to_network_input(image), None if label is None else _flip_where(flip, label)

@@ -1,0 +1,60 @@
+"""The training state: a value that holds all a run needs besides its configuration."""
+
+import zlib
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+
+@flax.struct.dataclass
+class TrainState:
+    """step int32 [], and the trees of parameters, batch statistics and optimiser state."""
+
+    step: jax.Array
+    params: dict
+    batch_stats: dict
+    opt_state: optax.OptState
+
+    @property
+    def variables(self) -> dict:
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def variable_shapes(model: nn.Module) -> dict:
+    """The tree of ShapeDtypeStructs that `model.init` would fill, without computing anything."""
+    image = jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), image)
+    return {"params": shapes["params"], "batch_stats": shapes["batch_stats"]}
+
+
+def initial_variables(model: nn.Module, seed: int) -> dict:
+    """Initial values as numpy float32, each drawn from the seed and its own path.
+
+    Kernels N(0, 0.01), biases of convolutions uniform in ±1/sqrt(fan-in), norms 1 and 0: what
+    `model.init` gives in distribution, in a tenth of its time.
+    """
+    flat = flatten_dict(variable_shapes(model), sep="/")
+
+    def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        random = np.random.default_rng([seed, zlib.crc32(path.encode())])
+        parent, leaf = path.rsplit("/", 1)
+        if leaf == "kernel":
+            return (0.01 * random.standard_normal(shape)).astype(np.float32)
+        if leaf == "bias" and f"{parent}/kernel" in flat:
+            bound = 1 / np.sqrt(np.prod(flat[f"{parent}/kernel"].shape[:-1]))
+            return random.uniform(-bound, bound, shape).astype(np.float32)
+        return np.full(shape, leaf in ("scale", "var"), np.float32)
+
+    return unflatten_dict({path: draw(path, leaf.shape) for path, leaf in flat.items()}, sep="/")
+
+
+def create_state(variables: dict, tx: optax.GradientTransformation) -> TrainState:
+    """variables {"params", "batch_stats"} → TrainState at step 0."""
+    params = jax.tree.map(jnp.asarray, variables["params"])
+    batch_stats = jax.tree.map(jnp.asarray, variables["batch_stats"])
+    return TrainState(jnp.zeros([], jnp.int32), params, batch_stats, tx.init(params))

@@ -1,0 +1,203 @@
+"""The compiled steps. Each is written for one replica with an optional mapped axis.
+
+Batches (numpy or device arrays):
+  source_image uint8 [B,H,W,3] RGB, source_label uint8 [B,H,W] trainIds with 255 ignored,
+  target_image uint8 [B,h,w,3]; domains may differ in size.
+  Evaluation: image uint8 [B,H,W,3], label uint8 [B,H',W'] at the size it is scored at,
+  valid bool [B], False for the padding of a short last batch.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from snr_jax import losses
+from snr_jax.augment import augment, to_network_input
+from snr_jax.labels import IGNORE
+from snr_jax.metrics import confusion_matrix
+from snr_jax.models.deeplab import Output
+from snr_jax.state import TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+# name → (weight in the objective, loss)
+Terms = dict[str, tuple[float, jax.Array]]
+
+
+def _first_sample(batch_size: int, axis_name: str | None):
+    return lax.axis_index(axis_name) * batch_size if axis_name else 0
+
+
+def _domain_gradients(model, params, batch_stats, image, terms: Callable[[Output], Terms], train):
+    """Forward in one domain, and the gradients of its weighted loss terms."""
+
+    def objective(params):
+        output, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats}, image, train=train,
+            mutable=["batch_stats"],
+        )
+        weighted = terms(output)
+        total = sum(weight * loss for weight, loss in weighted.values())
+        values = {name: loss for name, (_, loss) in weighted.items()}
+        return total, (updated["batch_stats"], values)
+
+    gradients, (batch_stats, values) = jax.grad(objective, has_aux=True)(params)
+    return gradients, batch_stats, values
+
+
+def _source_terms(output: Output, label, lambda_seg, restitution_weight, axis_name) -> Terms:
+    terms = {"loss_source": (1.0, losses.cross_entropy(output.main, label, axis_name=axis_name))}
+    if lambda_seg:
+        aux = losses.cross_entropy(output.aux, label, axis_name=axis_name)
+        terms["loss_source_aux"] = (lambda_seg, aux)
+    if restitution_weight:
+        blocks = [losses.dual_restitution(*x, axis_name=axis_name) for x in output.restitution]
+        terms["loss_restitution"] = (restitution_weight, sum(blocks))
+    return terms
+
+
+def _apply_update(state, optimizer, gradients, batch_stats, metrics, axis_name):
+    if axis_name:
+        # Losses are shares of the whole batch's: gradients and metrics add up.
+        gradients, metrics = lax.psum((gradients, metrics), axis_name)
+        batch_stats = lax.pmean(batch_stats, axis_name)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+
+def make_source_step(
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int = 0,
+    lambda_seg: float = 0.0,
+    restitution_weight: float = 0.0,
+    freeze_bn: bool = False,
+    prepare: Callable = augment,
+    axis_name: str | None = None,
+) -> Step:
+    """Source only (domain generalisation): step(state, batch) -> (state, metrics).
+
+    lambda_seg: weight of the auxiliary head's cross-entropy ("multi"), 0 leaves it out.
+    restitution_weight: per SNR block; the model then needs `restitution_heads`.
+    prepare: (key, image, label, first_sample=) → what the network sees.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        first = _first_sample(batch["source_image"].shape[0], axis_name)
+        image, label = prepare(
+            jax.random.fold_in(key, 0), batch["source_image"], batch["source_label"],
+            first_sample=first,
+        )
+
+        def terms(output):
+            return _source_terms(output, label, lambda_seg, restitution_weight, axis_name)
+
+        gradients, batch_stats, metrics = _domain_gradients(
+            model, state.params, state.batch_stats, image, terms, not freeze_bn
+        )
+        return _apply_update(state, optimizer, gradients, batch_stats, metrics, axis_name)
+
+    return step
+
+
+def make_adaptation_step(
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    target_loss: Callable[..., jax.Array],
+    lambda_target: float = 0.1,
+    seed: int = 0,
+    lambda_seg: float = 0.0,
+    guidance_threshold: float = 0.95,
+    restitution_weight: float = 0.0,
+    freeze_bn: bool = False,
+    prepare: Callable = augment,
+    axis_name: str | None = None,
+) -> Step:
+    """Labelled source and unlabelled target: step(state, batch) -> (state, metrics).
+
+    The source batch moves the running statistics, the target batch sees the moved ones and moves
+    them again; the two gradients are added and make one update. target_loss: one of
+    `losses.TARGET_LOSSES`, on the main logits. lambda_seg > 0 adds the auxiliary head's
+    cross-entropy on the source and its multi-level guidance on the target.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        first = _first_sample(batch["source_image"].shape[0], axis_name)
+        source_image, label = prepare(
+            jax.random.fold_in(key, 0), batch["source_image"], batch["source_label"],
+            first_sample=first,
+        )
+        first = _first_sample(batch["target_image"].shape[0], axis_name)
+        target_image, _ = prepare(
+            jax.random.fold_in(key, 1), batch["target_image"], first_sample=first
+        )
+
+        def source_terms(output):
+            return _source_terms(output, label, lambda_seg, restitution_weight, axis_name)
+
+        def target_terms(output):
+            loss = target_loss(output.main, axis_name=axis_name)
+            terms = {"loss_target": (lambda_target, loss)}
+            if lambda_seg:
+                aux = losses.guidance(
+                    output.main, output.aux, threshold=guidance_threshold, axis_name=axis_name
+                )
+                terms["loss_target_aux"] = (lambda_seg * lambda_target, aux)
+            return terms
+
+        source_gradients, batch_stats, source_metrics = _domain_gradients(
+            model, state.params, state.batch_stats, source_image, source_terms, not freeze_bn
+        )
+        target_gradients, batch_stats, target_metrics = _domain_gradients(
+            model, state.params, batch_stats, target_image, target_terms, not freeze_bn
+        )
+        gradients = jax.tree.map(jnp.add, source_gradients, target_gradients)
+        metrics = source_metrics | target_metrics
+        return _apply_update(state, optimizer, gradients, batch_stats, metrics, axis_name)
+
+    return step
+
+
+def make_predict_step(
+    *, model: nn.Module, flip: bool = False
+) -> Callable[[dict, jax.Array, tuple[int, int]], jax.Array]:
+    """predict(variables, image uint8 [B,H,W,3], size) → class probabilities [B,*size,C].
+
+    The logits go from stride 8 straight to `size`. flip: averaged with the mirrored image's.
+    """
+
+    def predict(variables: dict, image: jax.Array, size: tuple[int, int]) -> jax.Array:
+        def probabilities(image):
+            image = to_network_input(image)
+            output = model.apply(variables, image, train=False, output_size=size)
+            return jax.nn.softmax(output.main)
+
+        p = probabilities(image)
+        return (p + probabilities(image[:, :, ::-1])[:, :, ::-1]) / 2 if flip else p
+
+    return predict
+
+
+def make_eval_step(
+    *, model: nn.Module, flip: bool = False, axis_name: str | None = None
+) -> Callable[[dict, Batch], jax.Array]:
+    """step(variables, batch) → confusion matrix int32 [C,C] over the valid images."""
+    predict = make_predict_step(model=model, flip=flip)
+
+    def step(variables: dict, batch: Batch) -> jax.Array:
+        label = jnp.where(batch["valid"][:, None, None], batch["label"], IGNORE)
+        p = predict(variables, batch["image"], label.shape[1:])
+        confusion = confusion_matrix(label, p.argmax(-1), model.num_classes)
+        return lax.psum(confusion, axis_name) if axis_name else confusion
+
+    return step
