@@ -25,7 +25,7 @@ def _log_probs(logits: jax.Array) -> jax.Array:
 
 
 def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
-    """values[..., index] without a gather, whose gradient would be a scatter. [N,H,W,C] → [N,H,W]."""
+    """values[..., index] without a gather, whose gradient is a scatter. [N,H,W,C] → [N,H,W]."""
     hit = lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1) == index[..., None]
     return jnp.where(hit, values, 0).sum(-1)
 
@@ -105,10 +105,11 @@ def guidance(
     return cross_entropy(aux, label, axis_name=axis_name)
 
 
-def mean_entropy(logits: jax.Array) -> jax.Array:
-    """Entropy of softmax, averaged over each image's pixels. [N,h,w,C] → [N]."""
+def mean_entropy(logits: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+    """Entropy of softmax, averaged over all pixels of the batch. [N,h,w,C] → []."""
     log_p = _log_probs(logits)
-    return -(jnp.exp(log_p) * log_p).sum(-1).mean((1, 2))
+    pixels = _whole(log_p.size // log_p.shape[-1], axis_name)
+    return _whole(-(jnp.exp(log_p) * log_p).sum(), axis_name) / pixels
 
 
 def dual_restitution(
@@ -118,13 +119,15 @@ def dual_restitution(
     *,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """softplus(H(F~+) - H(F~)) + softplus(H(F~) - H(F~-)), averaged over the images.
+    """softplus(H(F~+) - H(F~)) + softplus(H(F~) - H(F~-)), the mean inside the softplus.
 
     The arguments are one SNR block's classifier logits of F~+, F~ and F~-; H is `mean_entropy`.
     """
-    plus, middle, minus = map(mean_entropy, (restituted, normalized, contaminated))
-    per_image = jax.nn.softplus(plus - middle) + jax.nn.softplus(middle - minus)
-    return per_image.sum() / _whole(per_image.size, axis_name)
+    plus, middle, minus = (
+        mean_entropy(x, axis_name=axis_name) for x in (restituted, normalized, contaminated)
+    )
+    loss = jax.nn.softplus(plus - middle) + jax.nn.softplus(middle - minus)
+    return loss / _whole(1, axis_name)
 
 
 TARGET_LOSSES = {

@@ -32,7 +32,7 @@ def scores(confusion: np.ndarray) -> dict[str, float | list[float]]:
             "pixel_accuracy": float(hits.sum() / total),
             "class_accuracy": _mean(accuracy),
             "miou": _mean(iou),
-            "fwiou": float(np.nansum(labelled / total * iou)),
+            "fwiou": float(np.nansum(labelled * iou) / total),
             "precision": _mean(precision),
             "iou": [float(v) for v in iou],
         }

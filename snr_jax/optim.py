@@ -40,7 +40,7 @@ def param_groups(
     head_rate: float = 10.0,
     snr_rate: float = 1.0,
 ) -> Groups:
-    """(pattern of the whole parameter path, Group) in the published arrangement; first match counts.
+    """(pattern of the whole path, Group) in the published arrangement; the first match counts.
 
     repeated_updates: the release lists a backbone tensor once per enclosing module, so that SGD
     steps the stem once, the shortcuts four times and the rest three times in an iteration.

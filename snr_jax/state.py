@@ -1,6 +1,7 @@
 """The training state: a value that holds all a run needs besides its configuration."""
 
 import zlib
+from functools import partial
 
 import flax.linen as nn
 import flax.struct
@@ -28,7 +29,8 @@ class TrainState:
 def variable_shapes(model: nn.Module) -> dict:
     """The tree of ShapeDtypeStructs that `model.init` would fill, without computing anything."""
     image = jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), image)
+    init = partial(model.init, train=False)
+    shapes = jax.eval_shape(init, jax.random.key(0), image)
     return {"params": shapes["params"], "batch_stats": shapes["batch_stats"]}
 
 

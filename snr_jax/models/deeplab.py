@@ -139,9 +139,8 @@ class DeepLab(nn.Module):
                 snr.append(features)
                 x = features.restituted
                 if self.restitution_heads:
-                    classify = Conv(
-                        self.num_classes, use_bias=True, dtype=self.dtype, name=f"restitution{layer}"
-                    )
+                    name = f"restitution{layer}"
+                    classify = Conv(self.num_classes, use_bias=True, dtype=self.dtype, name=name)
                     parts = (features.restituted, features.normalized, features.contaminated)
                     restitution.append(tuple(at_least_float32(classify(part)) for part in parts))
             if layer == 3:

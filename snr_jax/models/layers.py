@@ -30,7 +30,7 @@ def _conv3x3(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
 
 
 def conv1x1(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """1x1 convolution as a matrix product. x [N,H,W,I], kernel [1,1,I,O] → [N,ceil(H/s),ceil(W/s),O]."""
+    """1x1 convolution as a matrix product. x [N,H,W,I], kernel [1,1,I,O] → [N,H/s,W/s,O], ceiled."""
     if stride > 1:
         x = x[:, ::stride, ::stride]
     return jnp.einsum("nhwi,io->nhwo", x, kernel[0, 0])
@@ -199,7 +199,8 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)
         x = at_least_float32(x)
         if train:
-            average = partial(lax.pmean, axis_name=self.axis_name) if self.axis_name else lambda v: v
+            axis = self.axis_name
+            average = partial(lax.pmean, axis_name=axis) if axis else lambda v: v
             mean = average(x.mean((0, 1, 2)))
             var = average(jnp.square(x - mean).mean((0, 1, 2)))
             if not self.is_initializing():
