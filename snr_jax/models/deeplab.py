@@ -5,6 +5,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from snr_jax.models.layers import (
     BatchNorm,
@@ -60,18 +61,17 @@ class AtrousHead(nn.Module):
             taps,
             preferred_element_type=jnp.promote_types(self.dtype, jnp.float32),
         )
-        height, width = x.shape[1:3]
-        reach = HEAD_DILATIONS[self.branches - 1]
-        product = jnp.pad(product, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+        shifts = [
+            (dy, dx)
+            for d in HEAD_DILATIONS[: self.branches]
+            for dy in (-d, 0, d)
+            for dx in (-d, 0, d)
+        ]
         logits = sum(biases)
-        index = 0
-        for dilation in HEAD_DILATIONS[: self.branches]:
-            for dy in (-dilation, 0, dilation):
-                for dx in (-dilation, 0, dilation):
-                    y, x0 = reach + dy, reach + dx
-                    columns = slice(index * self.num_classes, (index + 1) * self.num_classes)
-                    logits = logits + product[:, y : y + height, x0 : x0 + width, columns]
-                    index += 1
+        for (dy, dx), tap in zip(shifts, jnp.split(product, len(shifts), -1), strict=True):
+            # Moves the map by (dy, dx): a negative padding cuts off, a positive one adds zeros.
+            zero = jnp.zeros([], tap.dtype)
+            logits = logits + lax.pad(tap, zero, ((0, 0, 0), (-dy, dy, 0), (-dx, dx, 0), (0, 0, 0)))
         return logits
 
 

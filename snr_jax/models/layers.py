@@ -30,7 +30,7 @@ def _conv3x3(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
 
 
 def conv1x1(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """1x1 convolution as a matrix product. x [N,H,W,I], kernel [1,1,I,O] → [N,H/s,W/s,O], ceiled."""
+    """1x1 convolution as a matrix product. x [N,H,W,I], kernel [1,1,I,O] → [N,H/s,W/s,O]."""
     if stride > 1:
         x = x[:, ::stride, ::stride]
     return jnp.einsum("nhwi,io->nhwo", x, kernel[0, 0])

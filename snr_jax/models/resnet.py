@@ -1,4 +1,4 @@
-"""The bottleneck of the published ResNet: stride in its first convolution, dilation in its second."""
+"""The published bottleneck: stride in its first convolution, dilation in its second."""
 
 import flax.linen as nn
 import jax

@@ -1,0 +1,138 @@
+"""What a run leaves behind for TensorBoard (event files) and for scripts (metrics.jsonl)."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a UTF-8 file whole or not at all: under a temporary name, then renamed."""
+    path = os.fspath(path)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    temporary = f"{path}.tmp-{os.getpid()}"
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def create_writer(workdir: str | os.PathLike, resume_step: int = 0) -> "Writer":
+    """The writer of a run, a context manager that flushes and closes.
+
+    `resume_step` is the step of the checkpoint that the run goes on from: lines of later steps
+    leave metrics.jsonl, since they will be written again; 0 starts the file afresh. In a run of
+    several processes the first alone writes.
+    """
+    from snr_jax.data.decode import import_tensorflow
+
+    import_tensorflow()  # quietly, before clu does
+    from clu import metric_writers
+
+    if jax.process_index() > 0:
+        return Writer(metric_writers.MultiWriter([]), os.devnull)
+    os.makedirs(workdir, exist_ok=True)
+    path = os.path.join(workdir, METRICS_FILE)
+    if os.path.exists(path):
+        lines = _read_lines(path) if resume_step else []
+        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= resume_step]
+        write_text(path, "".join(kept))
+    events = metric_writers.AsyncWriter(metric_writers.SummaryWriter(os.fspath(workdir)))
+    return Writer(events, path)
+
+
+class Writer:
+    """Event files through clu, in the background, and one JSON line per `write_scalars`.
+
+    An error of the background thread is raised by a later call, at the latest by `flush`.
+    """
+
+    def __init__(self, events, metrics_path: str):
+        self._events = events
+        self._lines = open(metrics_path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Numbers or 0-d arrays by name; a value that is not finite becomes null in the file."""
+        step = int(step)
+        values = {name: np.asarray(value).item() for name, value in scalars.items()}
+        self._events.write_scalars(step, values)
+        finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
+        line = {"step": step, "time": round(time.time(), 3), **finite}
+        self._lines.write(json.dumps(line) + "\n")
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Images uint8 [H,W,3] RGB by name, for TensorBoard."""
+        self._events.write_images(int(step), {k: np.asarray(v)[None] for k, v in images.items()})
+
+    def write_hparams(self, hparams: Mapping) -> None:
+        """A configuration, nested or flat, for TensorBoard's table of runs."""
+        self._events.write_hparams(_flatten(hparams))
+
+    def flush(self) -> None:
+        self._lines.flush()
+        self._events.flush()
+
+    def close(self) -> None:
+        self._lines.close()
+        self._events.close()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+def read_scalars(workdir: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Steps int64 [K] and values float64 [K] of every scalar in WORKDIR/metrics.jsonl.
+
+    In the order of the steps; of two values for one step the later line counts; null reads as
+    NaN. A torn last line, left by a killed run, is passed over; a broken line elsewhere raises
+    ValueError. An absent file gives an empty dict.
+    """
+    path = os.path.join(workdir, METRICS_FILE)
+    if not os.path.exists(path):
+        return {}
+    series: dict[str, dict[int, float]] = {}
+    for line in _read_lines(path):
+        for name, value in line.items():
+            if name not in ("step", "time"):
+                value = math.nan if value is None else value
+                series.setdefault(name, {})[line["step"]] = value
+    return {
+        name: (np.array(sorted(by_step)), np.array([float(by_step[s]) for s in sorted(by_step)]))
+        for name, by_step in series.items()
+    }
+
+
+def _read_lines(path: str) -> list[dict]:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = file.read().splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+    return records
+
+
+def _flatten(tree: Mapping, prefix: str = "") -> dict[str, bool | int | float | str]:
+    """{"data": {"root": "x"}} becomes {"data.root": "x"}: the value types that hparams take."""
+    flat = {}
+    for key, value in tree.items():
+        if hasattr(value, "items"):  # dict, ConfigDict
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float) else str(value)
+    return flat

@@ -1,0 +1,368 @@
+"""Writers, pictures, tables and the HTML report, through the files that they leave."""
+
+import base64
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
+
+from snr_jax import report
+from snr_jax.chart import line_chart
+from snr_jax.labels import CLASSES
+from snr_jax.report_html import write_html
+from snr_jax.writer import create_writer, read_scalars, write_text
+
+ROAD, SKY, PERSON = (128, 64, 128), (70, 130, 180), (220, 20, 60)
+RESULTS = {
+    "plain": {"miou": 0.2504, "iou": {"road": 0.5, "sky": 0.0007, "train": math.nan}},
+    "SNR": {"miou": 0.4, "iou": {"road": 0.8, "sky": 0.0, "train": None}},
+}
+
+
+def load_events(workdir):
+    events = EventAccumulator(str(workdir), size_guidance={"tensors": 0})
+    events.Reload()
+    return events
+
+
+# ---------------------------------------------------------------- writer
+
+
+def test_events_hold_scalars_images_and_hparams(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    with create_writer(tmp_path) as writer:
+        writer.write_hparams({"seed": 3, "data": {"root": "here", "size": (4, 8)}, "init": None})
+        writer.write_scalars(1, {"train/loss_source": jnp.float32(0.5), "train/rate": 2})
+        writer.write_scalars(2, {"train/loss_source": 0.25})
+        writer.write_images(2, {"eval/panel": image})
+    events = load_events(tmp_path)
+    values = [
+        (e.step, float(tensor_util.make_ndarray(e.tensor_proto)))
+        for e in events.Tensors("train/loss_source")
+    ]
+    assert values == [(1, 0.5), (2, 0.25)]
+    width, height, png = tensor_util.make_ndarray(events.Tensors("eval/panel")[0].tensor_proto)
+    assert (int(width), int(height)) == (7, 5)
+    assert (np.asarray(Image.open(io.BytesIO(png))) == image).all()
+    hparams = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"data.root" in hparams and b"here" in hparams and b"(4, 8)" in hparams
+
+
+def test_jsonl_lines_are_strict_json_and_read_back(tmp_path):
+    with create_writer(tmp_path) as writer:
+        writer.write_scalars(0, {"iou/train": math.nan})
+        writer.write_scalars(np.int64(10), {"loss": jnp.float32(0.5), "iou/train": 0.25})
+        written = (tmp_path / "metrics.jsonl").read_text()  # before any flush
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    first, second = (json.loads(line, parse_constant=refuse) for line in written.splitlines())
+    assert first["iou/train"] is None
+    assert list(second) == ["step", "time", "loss", "iou/train"]
+    assert second["time"] > 1.6e9
+    scalars = read_scalars(tmp_path)
+    assert scalars.keys() == {"loss", "iou/train"}
+    np.testing.assert_array_equal(scalars["loss"], [[10], [0.5]])
+    np.testing.assert_array_equal(scalars["iou/train"], [[0, 10], [math.nan, 0.25]])
+
+
+def test_resume_drops_what_will_be_written_again(tmp_path):
+    with create_writer(tmp_path) as writer:
+        for step in range(1, 6):
+            writer.write_scalars(step, {"loss": step})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "lo')  # killed while writing
+    np.testing.assert_array_equal(read_scalars(tmp_path)["loss"][0], [1, 2, 3, 4, 5])
+    with create_writer(tmp_path, resume_step=3) as writer:
+        writer.write_scalars(4, {"loss": 40})
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(x["step"], x["loss"]) for x in lines] == [(1, 1), (2, 2), (3, 3), (4, 40)]
+    with create_writer(tmp_path):
+        pass
+    assert read_scalars(tmp_path) == {}
+
+
+def test_broken_line_in_the_middle_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
+        read_scalars(tmp_path)
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with create_writer(tmp_path) as writer:
+        writer.write_hparams({"seed": 3})
+        writer.write_scalars(1, {"loss": 1.0})
+        writer.write_images(1, {"panel": np.zeros((2, 2, 3), np.uint8)})
+        writer.flush()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_file_no_scalars(tmp_path):
+    assert read_scalars(tmp_path) == {}
+
+
+def test_scalar_of_the_wrong_shape_is_refused(tmp_path):
+    with create_writer(tmp_path) as writer, pytest.raises(ValueError):
+        writer.write_scalars(1, {"loss": np.zeros(2)})
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "new \ud800")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_colors_are_the_official_ones():
+    ids = np.array([[0, 10, 11], [18, 19, 255]], np.uint8)
+    expected = [[ROAD, SKY, PERSON], [(119, 11, 32), (0, 0, 0), (0, 0, 0)]]
+    assert report.colorize(ids, 19).tolist() == np.array(expected).tolist()
+    # trainId 9 of 16 is the sky, since the 16 classes have no terrain.
+    assert tuple(report.colorize(np.array([[9]], np.uint8), 16)[0, 0]) == SKY
+
+
+def test_overlay_mixes_and_leaves_ignored_pixels():
+    image = np.full((1, 2, 3), 100, np.uint8)
+    mixed = report.overlay(image, np.array([[0, 255]], np.uint8), 19, alpha=0.25)
+    assert mixed.tolist() == [[[107, 91, 107], [100, 100, 100]]]
+    assert mixed.dtype == np.uint8
+    with pytest.raises(ValueError, match="differ in size"):
+        report.overlay(image, np.zeros((2, 2), np.uint8), 19)
+
+
+def test_panel_puts_samples_in_rows_and_keys_in_columns():
+    flat = {
+        name: np.full((20, 60, 3), color, np.uint8)
+        for name, color in {"a": ROAD, "b": SKY, "c": PERSON}.items()
+    }
+    grid = report.panel([{"input": flat["a"], "label": flat["b"]}, {"input": flat["c"]}], gap=4)
+    strip = grid.shape[0] - 2 * 20 - 4
+    assert grid.shape[1] == 2 * 60 + 4 and strip >= 10
+    assert (grid[strip : strip + 20, :60] == ROAD).all()
+    assert (grid[strip : strip + 20, 64:] == SKY).all()
+    assert (grid[strip + 24 :, :60] == PERSON).all()
+    assert (grid[strip + 20 :, 64:] == 255).all()  # no label in the second row
+    for caption in (grid[:strip, :60], grid[:strip, 64:]):
+        assert caption.min() < 100
+
+
+def test_panel_scales_to_the_first_picture():
+    large = np.kron(np.array([[0, 200]], np.uint8), np.ones((40, 60), np.uint8))
+    large = np.stack([large] * 3, -1)  # [40,120,3]
+    grid = report.panel([{"a": np.zeros((20, 60, 3), np.uint8), "b": large}])
+    assert (grid[-20:, 64:94] == 0).all() and (grid[-20:, 94:] == 200).all()
+
+
+# ---------------------------------------------------------------- text
+
+
+def test_class_table():
+    assert report.class_table(RESULTS).splitlines() == [
+        "class  plain   SNR",
+        "------------------",
+        "road    50.0  80.0",
+        "sky      0.1   0.0",
+        "train      -     -",
+        "------------------",
+        "mIoU    25.0  40.0",
+    ]
+
+
+def test_class_table_in_markdown():
+    assert report.class_table(RESULTS, markdown=True).splitlines() == [
+        "| class | plain |  SNR |",
+        "|-------|------:|-----:|",
+        "| road  |  50.0 | 80.0 |",
+        "| sky   |   0.1 |  0.0 |",
+        "| train |     - |    - |",
+        "| mIoU  |  25.0 | 40.0 |",
+    ]
+
+
+def test_a_class_that_one_run_lacks():
+    table = report.class_table({"a": {"miou": 1, "iou": {}}, "b": {"miou": 1, "iou": {"sky": 1}}})
+    assert "sky        -  100.0" in table
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (130, "2 min 10 s"),
+     (3600, "1 h 00 min"), (11100, "3 h 05 min"), (math.inf, "?"), (math.nan, "?")],
+)  # fmt: skip
+def test_durations(seconds, text):
+    assert report.format_duration(seconds) == text
+
+
+def test_progress_line():
+    line = report.progress_line(120, 800, 3.4, 0.4118, eta=130)
+    assert line == "step 120/800  3.4 steps/s  2 min 10 s left  loss 0.412"
+    line = report.progress_line(8, 10, 0.25, 2)
+    assert line == "step  8/10  4.0 s/step  8 s left  loss 2.000"
+    assert "? left" in report.progress_line(0, 10, 0.0, 2)
+
+
+# ---------------------------------------------------------------- HTML
+
+
+class Page(HTMLParser):
+    """Balanced tags, table cells, attributes and text of a page."""
+
+    VOID = ("meta", "img", "path", "circle", "polyline")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.attributes, self.rows, self.text = [], [], [], ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        assert tag in self.VOID
+        self.handle_starttag(tag, attrs)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    photo = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    label = report.colorize((np.arange(600) % 19).reshape(20, 30))
+    write_html(
+        path,
+        title="clear & dusk",
+        lead="one <sentence>",
+        summary={"plain": {"clear": 0.62, "dusk": 0.2816}, "SNR": {"clear": 0.6, "dusk": 0.3342}},
+        results=RESULTS,
+        curves={"loss": {"plain": ([1, 2, 3], [3.0, math.nan, 1.0]), "SNR": ([1], [2.0])}},
+        images=[{"input": photo, "label": label}, {"input": photo}],
+        notes={"Commands": ["make demo", "ls"], "Machine": "2 cores"},
+    )
+    assert list(path.parent.iterdir()) == [path]
+    return path.read_text()
+
+
+def test_html_needs_nothing_beside_it(page):
+    assert not re.search(r"https?:|//[a-z]|@import|<script|<link|<iframe", page)
+    for tag, name, value in Page(page).attributes:
+        if name in ("src", "href", "xlink:href", "srcset"):
+            assert (tag, name) == ("img", "src") and value.startswith("data:image/")
+    assert "url(" not in page
+
+
+def test_html_is_readable_on_phones_and_in_the_dark(page):
+    assert "prefers-color-scheme:dark" in page and "width=device-width" in page
+    light, dark = (
+        set(re.findall(r"--\w+(?=:)", block)) for block in re.findall(r":root\{([^}]*)\}", page)
+    )
+    assert light == dark  # every colour has its twin
+    assert set(re.findall(r"var\((--\w+)\)", page)) <= light | {"--n"}
+
+
+def test_html_numbers(page):
+    rows = Page(page).rows
+    assert rows == [
+        ["mIoU, %", "clear", "dusk", "gap"],
+        ["plain", "62.0", "28.2", "33.8"],
+        ["SNR", "60.0", "33.4", "26.6"],
+        ["IoU, %", "plain", "SNR"],
+        ["road", "50.0", "80.0"],
+        ["sky", "0.1", "0.0"],
+        ["train", "-", "-"],
+        ["mIoU", "25.0", "40.0"],
+    ]
+    assert "<b>80.0</b>" in page and "<b>0.1</b>" in page and "<b>-</b>" not in page
+    assert "+5.2 over plain" in page  # 33.4 - 28.2 as shown, though 5.26 unrounded
+    bars = re.findall(r'<i style="width:([\d.]+)%', page)
+    assert bars == ["50.0", "80.0", "0.1", "0.0", "0", "0"]
+
+
+def test_html_escapes_and_shows_all_text(page):
+    text = Page(page).text
+    for words in ("clear & dusk", "one <sentence>", "make demo\nls", "2 cores", "input", "loss"):
+        assert words in text
+    for c in CLASSES:
+        assert f'rgb({c.color[0]},{c.color[1]},{c.color[2]})"></i>{c.name}' in page
+
+
+def test_html_pictures_keep_label_colors(page):
+    uris = [value for tag, name, value in Page(page).attributes if (tag, name) == ("img", "src")]
+    kinds = [re.match(r"data:image/(\w+);base64,", uri).group(1) for uri in uris]
+    assert kinds == ["jpeg", "png", "jpeg"]
+    label = Image.open(io.BytesIO(base64.b64decode(uris[1].split(",")[1])))
+    expected = report.colorize((np.arange(600) % 19).reshape(20, 30))
+    assert (np.asarray(label.convert("RGB")) == expected).all()
+
+
+def test_html_without_the_optional_parts(tmp_path):
+    path = tmp_path / "new folder" / "report.html"
+    write_html(path, title="t", summary={"a": {"x": 0.5}}, results={"a": {"miou": 0.5, "iou": {}}})
+    page = Page(path.read_text())
+    assert page.rows[:2] == [["mIoU, %", "x"], ["a", "50.0"]]
+    assert "Training" not in page.text and "Pictures" not in page.text
+
+
+# ---------------------------------------------------------------- charts
+
+
+def test_chart_places_points_on_its_axes():
+    svg = line_chart({"a": ([0, 50, 100], [0.0, 2.0, 1.0])}, ["red"])
+    points = re.search(r'<polyline points="([^"]+)"', svg).group(1)
+    # x: 0 to 100 over 46 to 460; y: 0 to 2 over 232 to 10
+    assert points == "46.0,232.0 253.0,10.0 460.0,121.0"
+    labels = re.findall(r">([^<>]+)</text>", svg)
+    assert labels == ["0", "0.5", "1", "1.5", "2", "0", "20", "40", "60", "80", "100", "step"]
+
+
+def test_chart_of_negative_values_does_not_reach_for_zero():
+    svg = line_chart({"a": ([0, 1], [-0.31, -0.39])}, ["red"])
+    assert re.findall(r">([^<>]+)</text>", svg)[:3] == ["-0.4", "-0.38", "-0.36"]
+
+
+@pytest.mark.parametrize("curve", [([], []), ([1], [math.nan]), ([0], [0.0]), ([5, 5], [3, 3])])
+def test_chart_of_next_to_nothing_is_still_a_chart(curve):
+    svg = line_chart({"a": curve}, ["red"])
+    assert svg.endswith("</svg>") and "nan" not in svg and "inf" not in svg
+
+
+def test_chart_smooths_long_curves():
+    steps = np.arange(100)
+    svg = line_chart({"a": (steps, steps % 2)}, ["red"])
+    raw, smooth = (
+        [float(pair.split(",")[1]) for pair in points.split()]
+        for points in re.findall(r'points="([^"]+)"', svg)
+    )
+    assert 'class="faint"' in svg
+    assert np.ptp(raw) == 222 and np.ptp(smooth[5:-5]) < 60
