@@ -23,7 +23,7 @@ Groups = Sequence[tuple[str, Group]]
 
 class SGDState(NamedTuple):
     count: jax.Array
-    velocity: dict[str, jax.Array]  # by path, of the parameters that are trained
+    velocity: dict  # the tree of the parameters, of those that are trained
 
 
 def poly_schedule(base_rate: float, num_steps: int, power: float = 0.9) -> optax.Schedule:
@@ -96,25 +96,27 @@ def sgd(
             for path, p in flatten_dict(params, sep="/").items()
             if assigned[path].repeats
         }
-        return SGDState(jnp.zeros([], jnp.int32), velocity)
+        return SGDState(jnp.zeros([], jnp.int32), unflatten_dict(velocity, sep="/"))
 
     def update(gradients, state: SGDState, params):
         assigned = assign_groups(params, groups)
         gradients = flatten_dict(gradients, sep="/")
         base_rate = schedule(state.count)
+        old_velocity = flatten_dict(state.velocity, sep="/")
         velocity, updates = {}, {}
         for path, start in flatten_dict(params, sep="/").items():
             group = assigned[path]
             if not group.repeats:
                 updates[path] = jnp.zeros_like(start)
                 continue
-            p, g, v = start, gradients[path], state.velocity[path]
+            p, g, v = start, gradients[path], old_velocity[path]
             rate = (base_rate * group.rate).astype(p.dtype)
             for _ in range(group.repeats):
                 g = g + weight_decay * p
                 v = momentum * v + g
                 p = p - rate * v
             updates[path], velocity[path] = p - start, v
+        velocity = unflatten_dict(velocity, sep="/")
         return unflatten_dict(updates, sep="/"), SGDState(state.count + 1, velocity)
 
     return optax.GradientTransformation(init, update)
