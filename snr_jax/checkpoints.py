@@ -41,7 +41,7 @@ def _verify(path: Path, items: dict[str, Any], meta: dict) -> None:
     for name, tree in items.items():
         want, have = meta["checksums"][name], _checksums(tree)
         if want != have:
-            wrong = sorted(key for key in want.keys() | have.keys() if want.get(key) != have.get(key))
+            wrong = sorted(k for k in want.keys() | have.keys() if want.get(k) != have.get(k))
             raise UserError(
                 f"{path} is damaged: {len(wrong)} of {len(want)} tensors of {name!r} differ from "
                 f"their checksums, {wrong[0]} the first. Use another checkpoint"

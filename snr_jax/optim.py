@@ -28,7 +28,9 @@ class SGDState(NamedTuple):
 
 def poly_schedule(base_rate: float, num_steps: int, power: float = 0.9) -> optax.Schedule:
     """base_rate * (1 - i / num_steps)^power."""
-    return optax.polynomial_schedule(base_rate, 0.0, power, num_steps)
+    schedule = optax.polynomial_schedule(base_rate, 0.0, power, num_steps)
+    # An integer count would make the rate a float32 even where float64 is asked for.
+    return lambda count: schedule(jnp.asarray(count, jnp.result_type(float)))
 
 
 def param_groups(

@@ -1,0 +1,102 @@
+"""Every key with its unit. The experiments override a few; `--config.KEY=VALUE` overrides any.
+
+The values are those of GTA5 → Cityscapes, generalisation, as published.
+"""
+
+from ml_collections import ConfigDict
+
+RECIPES = {
+    # What the paper describes, with the updates that its numbers were made with.
+    "paper": {
+        "train_snr": True, "restitution_weight": 0.01, "repeated_updates": True,
+        "head_branches": 2,
+    },
+    # What the released code does: SNR stays at its initial values.
+    "release": {
+        "train_snr": False, "restitution_weight": 0.0, "repeated_updates": True,
+        "head_branches": 2,
+    },
+    # The textbook method: one update per step, the four branches of DeepLab-v2.
+    "standard": {
+        "train_snr": True, "restitution_weight": 0.01, "repeated_updates": False,
+        "head_branches": 4,
+    },
+}
+
+
+def get_config(recipe: str = "paper") -> ConfigDict:
+    """`--config configs/default.py:release` chooses the recipe: paper, release or standard."""
+    recipe = recipe or "paper"
+    if recipe not in RECIPES:
+        raise ValueError(f"no recipe is called {recipe!r}; there are {', '.join(RECIPES)}")
+    switches = RECIPES[recipe]
+    config = ConfigDict()
+
+    config.recipe = recipe  # recorded with the run; the switches below are what counts
+    config.seed = 0  # of initial values, data order and augmentation
+    config.num_classes = 19  # 19, 16 (SYNTHIA) or 13 (CrossCity)
+    config.init_from = ""  # a run, one of its checkpoints, or a converted one; "": random values
+
+    config.model = ConfigDict()
+    config.model.norm_restitution = "snr"  # "snr", "in" (instance norm alone) or "none"
+    config.model.stage_sizes = (3, 4, 23, 3)  # bottlenecks per layer; these are ResNet-101
+    config.model.width = 64  # channels of the stem
+    config.model.head_branches = switches["head_branches"]  # 2 as published, or 4
+    config.model.stride_in = "conv1"  # "conv2" for weights that come from torchvision
+    config.model.dtype = "float32"  # of the computation; "bfloat16" for speed on a GPU
+    config.model.atrous = "auto"  # "native" (auto on a CPU) or "space_to_batch" (auto on a GPU)
+    config.model.remat = False  # recompute blocks in the backward pass: less memory, a third slower
+
+    config.data = ConfigDict()
+    config.data.root = "datasets"  # holds the data sets' folders
+    config.data.scale_range = (1.0, 1.0)  # random scale of the training size, as (0.5, 2.0)
+    config.data.crop = (0, 0)  # height, width in pixels of a random crop; (0, 0): none
+
+    config.source = ConfigDict()
+    config.source.domain = "gta5"
+    config.source.dir = "GTA5"  # below data.root
+    config.source.train_split = "train"
+    config.source.val_split = "val"
+    config.source.size = (720, 1280)  # height, width in pixels that the network sees
+
+    config.target = ConfigDict()
+    config.target.domain = "cityscapes"
+    config.target.dir = "Cityscapes"
+    config.target.train_split = "train"  # read for adaptation, without its labels
+    config.target.val_split = "val"
+    config.target.size = (512, 1024)
+
+    config.batch_size = 1  # images per domain and step, over all devices
+    config.sync_batch_norm = True  # over the devices; False: each its own statistics
+    config.freeze_bn = False  # True: the whole network in evaluation mode, no statistics move
+
+    config.optimizer = ConfigDict()
+    config.optimizer.base_rate = 2.5e-4
+    config.optimizer.schedule_steps = 200_000  # of the poly schedule, power 0.9
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.head_rate = 10.0  # times base_rate
+    config.optimizer.snr_rate = 1.0  # times base_rate, for SNR and the restitution classifiers
+    config.optimizer.train_snr = switches["train_snr"]
+    config.optimizer.repeated_updates = switches["repeated_updates"]  # the release's 1, 3, 4 times
+
+    config.loss = ConfigDict()
+    config.loss.restitution_weight = switches["restitution_weight"]  # per SNR block; 0: off
+    config.loss.lambda_seg = 0.0  # auxiliary head and multi-level guidance ("multi"); published 0.1
+    config.loss.target = ""  # "", maxsquare, iw_maxsquare, entropy, iw_entropy or hard
+    config.loss.lambda_target = 0.1
+    config.loss.threshold = 0.95  # probability, of "hard" and of the multi-level guidance
+    config.loss.iw_ratio = 0.2  # of the image-wise weights
+
+    config.num_steps = 80_000
+    config.log_every_steps = 50
+    config.eval_every_steps = 5_000
+    config.checkpoint_every_steps = 1_000
+    config.keep_checkpoints = 2  # newest states; final and best are kept besides
+
+    config.eval = ConfigDict()
+    config.eval.batch_size = 1  # images, over all devices
+    config.eval.flip = False  # average with the mirrored image
+    config.eval.max_images = 500  # per domain and validation, in the order of the ids; 0: all
+    config.eval.num_pictures = 4  # predictions drawn at each validation
+    return config

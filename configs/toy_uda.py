@@ -1,0 +1,18 @@
+"""Toy domains, adaptation: SNR-MaxSquare from the network of toy_dg.py.
+
+    python -m snr_jax.main --config configs/toy_uda.py --workdir runs/toy/snr_maxsquare \
+        --config.init_from=runs/toy/snr
+"""
+
+from configs import toy_dg
+
+
+def get_config(recipe: str = "standard"):
+    config = toy_dg.get_config(recipe)
+    config.loss.target = "maxsquare"
+    config.loss.lambda_target = 0.1
+    config.optimizer.base_rate = 0.005
+    config.num_steps = 300
+    config.optimizer.schedule_steps = 300
+    config.eval_every_steps = 300
+    return config

@@ -1,0 +1,66 @@
+"""Flags of the command lines, and mistakes in them told in one line."""
+
+import contextlib
+import io
+import re
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from snr_jax.errors import UserError, run_command
+
+
+def define_config(**options):
+    """The flag --config FILE.py[:RECIPE] with --config.KEY=VALUE for every key of it."""
+    return config_flags.DEFINE_config_file(
+        "config", None, "Experiment file, as configs/gta5_dg.py or configs/gta5_dg.py:release",
+        lock_config=True, **options,
+    )
+
+
+def run(argv: Sequence[str], description: str, command: Callable[[], int | None]) -> None:
+    """Parses the flags, runs the command, exits. A user's mistake is one line and code 2."""
+
+    def parsed() -> int | None:
+        if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
+            print(f"{description.strip()}\n\nflags:\n{flags.FLAGS.main_module_help()}")
+            return 0
+        _parse(argv)
+        return command()
+
+    run_command(parsed)
+
+
+def _parse(argv: Sequence[str]) -> None:
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # its tracebacks
+            rest = flags.FLAGS(list(argv))
+    except (AttributeError, KeyError) as error:
+        text = str(error).replace("\\n", " ").replace("\\", "")
+        missing = re.findall(r"\w+", text)[0]
+        guess = re.search(r'Did you mean "(\w+)"', text)
+        hint = f"Did you mean {guess[1]!r}? " if guess else ""
+        raise UserError(
+            f"the configuration has no key {missing!r}. {hint}configs/default.py lists every key"
+        ) from None
+    except (flags.Error, OSError, TypeError, ValueError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        head = lines[0].removesuffix(": Error whilst parsing config file:")
+        raise UserError(f"{head}: {lines[-1].strip()}" if len(lines) > 1 else head) from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --, see --help")
+
+
+def require(flag, name: str, example: str):
+    """The value of a flag that must be given."""
+    if not flag.value:
+        raise UserError(f"--{name} is missing; for instance {example}")
+    return flag.value
+
+
+def to_dict(config: ConfigDict) -> dict:
+    """Plain nested dict, lists for tuples: what JSON gives back."""
+    import json
+
+    return json.loads(config.to_json())

@@ -1,0 +1,200 @@
+"""From a configuration to what a run consists of: data, network, optimiser, step, streams."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from snr_jax import cli, losses, network, optim
+from snr_jax.data import domains, pipeline
+from snr_jax.errors import UserError
+from snr_jax.models.deeplab import DeepLab
+from snr_jax.parallel import Parallel
+from snr_jax.steps import make_adaptation_step, make_source_step
+from snr_jax.writer import write_text
+
+Log = Callable[[str], None]
+# Keys that may change when a run goes on: they do not change what it computes.
+FREE_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval", "data.root")
+
+
+class Split(NamedTuple):
+    """The samples of one domain's split, with what the pipeline needs to read them."""
+
+    name: str  # "gta5/train"
+    domain: str
+    size: tuple[int, int]
+    samples: list[domains.Sample]
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for values that cannot be meant."""
+    target = config.loss.target
+    if target and target not in losses.TARGET_LOSSES:
+        raise UserError(
+            f"loss.target is {target!r}; expected one of {', '.join(losses.TARGET_LOSSES)}, or "
+            "empty for generalisation"
+        )
+    if config.num_steps > config.optimizer.schedule_steps:
+        raise UserError(
+            f"num_steps is {config.num_steps}, after the end of the schedule. Set "
+            f"--config.optimizer.schedule_steps to at least that (now "
+            f"{config.optimizer.schedule_steps})"
+        )
+    devices = jax.device_count()
+    sizes = {"batch_size": config.batch_size, "eval.batch_size": config.eval.batch_size}
+    for key, size in sizes.items():
+        if size < 1 or size % devices:
+            raise UserError(f"{key} is {size}; expected a multiple of the {devices} devices. Set "
+                            f"--config.{key}={max(devices, size - size % devices)}")
+    for key in ("num_steps", "log_every_steps", "eval_every_steps", "checkpoint_every_steps"):
+        if config[key] < 1:
+            raise UserError(f"{key} is {config[key]}; expected at least 1")
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def claim(config: ConfigDict, workdir: str) -> None:
+    """Records the configuration, or compares it with the one the folder's run was made with."""
+    path = Path(workdir) / "config.json"
+    mine = cli.to_dict(config)
+    if not path.exists():
+        if jax.process_index() == 0:
+            write_text(path, json.dumps(mine, indent=1))
+        return
+    theirs, ours = _flat(json.loads(path.read_text())), _flat(mine)
+    differing = [
+        key for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key) and not key.startswith(FREE_KEYS)
+    ]
+    if differing:
+        pairs = "; ".join(f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now" for k in differing)
+        raise UserError(
+            f"{workdir} holds a run of another configuration ({pairs}). Choose another --workdir, "
+            "or set the keys as they were to go on with it"
+        )
+
+
+def open_splits(config: ConfigDict, log: Log) -> dict[str, Split]:
+    """source, source_val, target_val and, for adaptation, target."""
+
+    def open_split(place, split, role, **options) -> Split:
+        directory = os.path.join(config.data.root, place.dir)
+        samples, notes = domains.list_samples(place.domain, directory, split, **options)
+        log(f"{role:<17} {place.domain}/{split}: {len(samples)} images in {directory}"
+            + "".join(f"; {note}" for note in notes))
+        return Split(f"{place.domain}/{split}", place.domain, tuple(place.size), samples)
+
+    source, target, limit = config.source, config.target, config.eval.max_images or None
+    splits = {"source": open_split(source, source.train_split, "source")}
+    if config.loss.target:
+        splits["target"] = open_split(
+            target, target.train_split, "target", require_labels=False
+        )
+    for role, place in (("source_val", source), ("target_val", target)):
+        split = open_split(place, place.val_split, f"{role.replace('_', ' ')}idation"[:17])
+        splits[role] = split._replace(samples=split.samples[:limit])
+    return splits
+
+
+def create_model(config: ConfigDict, parallel: Parallel) -> DeepLab:
+    return network.create_model(
+        **config.model,
+        num_classes=config.num_classes,
+        restitution_heads=restitution_weight(config) > 0,
+        bn_axis_name=parallel.axis_name if config.sync_batch_norm else None,
+    )
+
+
+def restitution_weight(config: ConfigDict) -> float:
+    """The loss compares the parts of the restitution; without one there is nothing to compare."""
+    return config.loss.restitution_weight if config.model.norm_restitution == "snr" else 0.0
+
+
+def _groups(config: ConfigDict) -> optim.Groups:
+    return optim.param_groups(
+        repeated_updates=config.optimizer.repeated_updates,
+        train_snr=config.optimizer.train_snr,
+        multi_level=config.loss.lambda_seg > 0,
+        head_branches=config.model.head_branches,
+        head_rate=config.optimizer.head_rate,
+        snr_rate=config.optimizer.snr_rate,
+    )
+
+
+def create_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimiser and its base rate by step."""
+    schedule = optim.poly_schedule(config.optimizer.base_rate, config.optimizer.schedule_steps)
+    tx = optim.sgd(
+        schedule,
+        _groups(config),
+        momentum=config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
+    )
+    return tx, schedule
+
+
+def create_step(config: ConfigDict, model: DeepLab, tx, parallel: Parallel) -> Callable:
+    """The compiled training step; it consumes the state it is given."""
+    common = {
+        "model": model,
+        "optimizer": tx,
+        "seed": config.seed,
+        "lambda_seg": config.loss.lambda_seg,
+        "restitution_weight": restitution_weight(config),
+        "freeze_bn": config.freeze_bn,
+        "axis_name": parallel.axis_name,
+    }
+    if not config.loss.target:
+        return parallel.compile(make_source_step(**common), donate=0)
+    target_loss = losses.TARGET_LOSSES[config.loss.target]
+    options = {
+        "iw_maxsquare": {"ratio": config.loss.iw_ratio},
+        "iw_entropy": {"ratio": config.loss.iw_ratio},
+        "hard": {"threshold": config.loss.threshold},
+    }.get(config.loss.target, {})
+    step = make_adaptation_step(
+        **common,
+        target_loss=lambda logits, axis_name: target_loss(logits, axis_name=axis_name, **options),
+        lambda_target=config.loss.lambda_target,
+        guidance_threshold=config.loss.threshold,
+    )
+    return parallel.compile(step, donate=0)
+
+
+def batches(config: ConfigDict, splits: dict[str, Split], start_step: int) -> Iterator[dict]:
+    """The streams joined under the names of steps.py. Each domain's order has its own seed."""
+    scale = tuple(config.data.scale_range)
+    crop = tuple(config.data.crop)
+
+    def stream(role: str, number: int, with_labels: bool) -> Iterator[dict]:
+        split = splits[role]
+        return pipeline.train_batches(
+            split.samples, domain=split.domain, size=split.size, batch_size=config.batch_size,
+            seed=2 * config.seed + number, start_step=start_step, num_classes=config.num_classes,
+            with_labels=with_labels, scale_range=scale if scale != (1, 1) else None,
+            crop=crop if any(crop) else None,
+            shard_index=jax.process_index(), shard_count=jax.process_count(),
+        )
+
+    source = stream("source", 0, True)
+    if "target" not in splits:
+        for batch in source:
+            yield {"source_image": batch["image"], "source_label": batch["label"]}
+    for batch, target in zip(source, stream("target", 1, False), strict=True):
+        yield {
+            "source_image": batch["image"],
+            "source_label": batch["label"],
+            "target_image": target["image"],
+        }

@@ -1,0 +1,77 @@
+"""From a configuration or a checkpoint to a network with its variables."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from snr_jax import checkpoints
+from snr_jax.errors import UserError
+from snr_jax.models.deeplab import ARCHITECTURE, DeepLab, architecture, check_architecture
+from snr_jax.state import initial_variables
+from snr_jax.torch_names import merge
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+ATROUS = ("native", "space_to_batch")
+
+
+def create_model(*, dtype: str = "float32", atrous: str = "auto", **arguments) -> DeepLab:
+    """DeepLab of the named arguments. Raises UserError for a value that does not exist."""
+    if dtype not in DTYPES:
+        raise UserError(f"model.dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    if atrous not in ("auto", *ATROUS):
+        raise UserError(f"model.atrous is {atrous!r}; expected auto, {' or '.join(ATROUS)}")
+    if atrous == "auto":
+        atrous = "native" if jax.default_backend() == "cpu" else "space_to_batch"
+    model = DeepLab(dtype=DTYPES[dtype], atrous=atrous, **arguments)
+    try:
+        check_architecture(architecture(model))
+    except ValueError as error:
+        raise UserError(f"model.{error}") from None
+    return model
+
+
+def load(path: str, **options) -> tuple[DeepLab, dict, dict]:
+    """Model, variables (numpy) and meta of a checkpoint; options as of `create_model`."""
+    variables, meta = checkpoints.load_variables(path)
+    model = create_model(**{key: meta["model"][key] for key in ARCHITECTURE}, **options)
+    params = {k: v for k, v in variables["params"].items() if not k.startswith("restitution")}
+    return model, {**variables, "params": params}, meta
+
+
+def refuse_mismatch(path: str, have: dict, want: dict, allowed: tuple[str, ...] = ()) -> None:
+    """UserError where a checkpoint's arguments `have` are not the configuration's `want`."""
+    differing = [k for k in ARCHITECTURE if have[k] != want[k] and k not in allowed]
+    if differing:
+        pairs = "; ".join(f"{k} {have[k]} there, {want[k]} here" for k in differing)
+        keys = " ".join(
+            f"--config.{'' if k == 'num_classes' else 'model.'}{k}={have[k]}" for k in differing
+        )
+        raise UserError(
+            f"the checkpoint {path} is of another network than the configuration: {pairs}. "
+            f"Set {keys.replace(', ', ',')}, or choose another checkpoint"
+        )
+
+
+def initialize(
+    model: DeepLab, seed: int, init_from: str, log: Callable[[str], None] = print
+) -> dict:
+    """Initial variables (numpy): random, or those of a checkpoint with an account of every tensor.
+
+    A network without SNR may start one with it; the tensors that are new then are named.
+    """
+    initial = initial_variables(model, seed)
+    if not init_from:
+        return initial
+    loaded, meta = checkpoints.load_variables(init_from)
+    want = architecture(model)
+    # Branches and SNR change which parameters exist or are used, not what the others mean.
+    allowed = ("head_branches",)
+    if meta["model"]["norm_restitution"] == "none":
+        allowed += ("norm_restitution",)
+    refuse_mismatch(init_from, meta["model"], want, allowed)
+    variables, account = merge(initial, loaded)
+    log(f"initial values from {checkpoints.find(init_from)}\n{account}")
+    if account.missing:
+        log(f"new, at their initial values: {', '.join(account.missing)}")
+    return variables
