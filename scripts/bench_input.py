@@ -1,0 +1,143 @@
+"""Input speed: this project's stream against torch's DataLoader with Pillow, as the lineage loads.
+
+    python scripts/bench_input.py [--images 32] [--rounds 3] [--workers 2]
+
+Both read the same 1914x1052 PNG files in the layout of GTA5, drawn into a temporary directory.
+The lineage mirrors, resizes, blurs, converts and subtracts the mean on the CPU; this project hands
+over uint8 and does mirror, blur and mean inside the compiled step, which is not timed here.
+The two take turns, round by round; the median ratio is printed.
+"""
+
+import argparse
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from snr_jax.data.domains import DOMAINS, Sample, list_samples
+from snr_jax.labels import CLASSES, palette
+
+WIDTH, HEIGHT = 1914, 1052
+MEAN_BGR = np.array((104.00698793, 116.66876762, 122.67891434), np.float32)
+SIZE = DOMAINS["gta5"].train_size
+
+
+def draw_frame(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
+    """An image with the spectrum of a photograph (2-3 MB as PNG), and regions as its label."""
+    picture = np.zeros((HEIGHT, WIDTH, 3), np.float32)
+    for cells, strength in ((4, 70), (16, 35), (64, 18), (256, 9)):
+        coarse = rng.normal(0, strength, (cells, cells * 2, 3)).clip(-127, 127) + 128
+        layer = Image.fromarray(coarse.astype(np.uint8)).resize((WIDTH, HEIGHT), Image.BICUBIC)
+        picture += np.asarray(layer, np.float32) - 128
+    picture += rng.normal(0, 2, picture.shape)
+    image = Image.fromarray((picture + 128).clip(0, 255).astype(np.uint8))
+    ids = np.array([c.label_id for c in CLASSES], np.uint8)
+    regions = Image.fromarray(rng.choice(ids, (40, 60))).resize((WIDTH, HEIGHT), Image.NEAREST)
+    label = Image.fromarray(np.asarray(regions).copy(), mode="P")
+    label.putpalette(palette().ravel().tolist())
+    return image, label
+
+
+def write_data(directory: Path, count: int) -> list[Sample]:
+    rng = np.random.default_rng(0)
+    (directory / "images").mkdir()
+    (directory / "labels").mkdir()
+    for number in range(1, count + 1):
+        image, label = draw_frame(rng)
+        image.save(directory / "images" / f"{number:05d}.png")
+        label.save(directory / "labels" / f"{number:05d}.png")
+    return list_samples("gta5", str(directory), "train")[0]
+
+
+class LineageDataset(torch.utils.data.Dataset):
+    """What the published loaders do for one sample."""
+
+    def __init__(self, samples: list[Sample]):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image = Image.open(self.samples[index].image).convert("RGB")
+        label = Image.open(self.samples[index].label)
+        if random.random() < 0.5:
+            image = image.transpose(Image.FLIP_LEFT_RIGHT)
+            label = label.transpose(Image.FLIP_LEFT_RIGHT)
+        image = image.resize((SIZE[1], SIZE[0]), Image.BICUBIC)
+        label = label.resize((SIZE[1], SIZE[0]), Image.NEAREST)
+        if random.random() < 0.5:
+            image = image.filter(ImageFilter.GaussianBlur(radius=random.random()))
+        pixels = np.asarray(image, np.float32)[:, :, ::-1] - MEAN_BGR
+        chw = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        ids = np.asarray(label, np.float32)
+        train_ids = np.full(ids.shape, -1, np.float32)
+        for train_id, c in enumerate(CLASSES):
+            train_ids[ids == c.label_id] = train_id
+        return torch.from_numpy(chw), torch.from_numpy(train_ids)
+
+
+def images_per_second(batches, warm_up: int, count: int) -> float:
+    """Over `count` batches of one image, after `warm_up` that fill the queues."""
+    iterator = iter(batches)
+    for _ in range(warm_up):
+        next(iterator)
+    start = time.perf_counter()
+    for _ in range(count):
+        next(iterator)
+    return count / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=32, help="files, and images timed per round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="DataLoader processes")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        samples = write_data(Path(folder), args.images)
+        megabytes = sum(os.path.getsize(s.image) for s in samples) / len(samples) / 1e6
+        warm_up = 4 * args.workers
+        repeated = (samples * (warm_up // len(samples) + 2))[: args.images + warm_up + 8]
+        loader = torch.utils.data.DataLoader(
+            LineageDataset(repeated),
+            batch_size=1,
+            shuffle=True,
+            num_workers=args.workers,
+            persistent_workers=True,
+        )
+        next(iter(loader))  # forks the workers before TensorFlow has threads
+        from snr_jax.data.pipeline import train_batches
+
+        rates = []
+        for number in range(1, args.rounds + 1):
+            lineage = images_per_second(loader, warm_up, args.images)
+            stream = train_batches(samples, domain="gta5", size=SIZE, batch_size=1, seed=number)
+            ours = images_per_second(stream, warm_up, args.images)
+            stream.close()
+            rates.append((lineage, ours))
+            print(f"round {number}: DataLoader {lineage:.1f}, tf.data {ours:.1f} images/s")
+    lineage, ours = (statistics.median(column) for column in zip(*rates))
+    ratio = statistics.median(b / a for a, b in rates)
+    print(
+        f"{args.images} PNG files of {WIDTH}x{HEIGHT}, {megabytes:.1f} MB, to {SIZE[1]}x{SIZE[0]}; "
+        f"{platform.machine()}, {os.cpu_count()} cores, {args.workers} DataLoader workers\n"
+        f"torch DataLoader + Pillow {lineage:.1f} images/s, "
+        f"tf.data {ours:.1f} images/s, ratio {ratio:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

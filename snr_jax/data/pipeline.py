@@ -1,0 +1,250 @@
+"""Streams of batches: tf.data reads, decodes and resizes; numpy uint8 comes out.
+
+The order of the samples and every random number are functions of (seed, position in the
+stream), so a stream can be opened at any step and needs no saved state.
+"""
+
+import functools
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from snr_jax.data import decode
+from snr_jax.data.decode import tf
+from snr_jax.data.domains import Sample, get_domain
+from snr_jax.errors import UserError
+from snr_jax.labels import IGNORE
+
+RESIZE = {"image": decode.resize_image, "label": decode.resize_label}
+# Beyond the border: the mean that the network subtracts, rounded (RGB), and the id of no class.
+PADDING = {"image": (123, 117, 104), "label": IGNORE}
+
+T = TypeVar("T")
+
+
+def sample_at(position: int, num_samples: int, seed: int) -> int:
+    """Which sample stands at a position of the endless stream: a new permutation per epoch."""
+    epoch, place = divmod(int(position), num_samples)
+    return int(_permutation(num_samples, seed, epoch)[place])
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num_samples)
+
+
+def train_batches(
+    samples: Sequence[Sample],
+    *,
+    domain: str,
+    size: tuple[int, int],
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    num_classes: int = 19,
+    with_labels: bool = True,
+    scale_range: tuple[float, float] | None = None,
+    crop: tuple[int, int] | None = None,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches from step `start_step` on, shuffled anew in every epoch.
+
+    Yields "image" uint8 RGB [B,h,w,3] and, `with_labels`, "label" uint8 trainIds [B,h,w] with 255
+    ignored. [h,w] is `size`. With `scale_range` or `crop` it is `crop` (`size` by default): the
+    sample is resized to `size` times a factor uniform in `scale_range`, padded at the bottom and
+    right with the mean colour and 255 where smaller than `crop`, and cropped at random.
+
+    `batch_size` is the global one; a shard yields its rows of it, B = batch_size / shard_count.
+    Batches run across the ends of epochs.
+
+    Raises UserError, naming the file, for one that cannot be read or holds unknown label ids, and
+    for an image and label of different sizes; ValueError for a shard that does not exist.
+    """
+    _require(samples, with_labels)
+    if batch_size % shard_count or not 0 <= shard_index < shard_count:
+        raise ValueError(f"no shard {shard_index} of {shard_count} in batches of {batch_size}")
+    rows = batch_size // shard_count
+    height, width = crop or size
+
+    def rows_of(step) -> tuple[np.ndarray, np.ndarray]:
+        positions = np.int64(step) * batch_size + shard_index * rows + np.arange(rows)
+        return np.array([sample_at(p, len(samples), seed) for p in positions]), positions
+
+    def resize(sample, position):
+        if scale_range or crop:
+            draws = tf.random.stateless_uniform([3], tf.stack([seed, position]), dtype=tf.float64)
+            sample = _scale_and_crop(sample, draws, size, scale_range or (1, 1), (height, width))
+        else:
+            sample = {key: RESIZE[key](value, size) for key, value in sample.items()}
+        shapes = {"image": [height, width, 3], "label": [height, width]}
+        return {key: tf.ensure_shape(value, shapes[key]) for key, value in sample.items()}
+
+    load = _loader(samples, domain, num_classes, resize, with_labels)
+    steps = tf.data.Dataset.counter(start_step)
+    order = steps.map(lambda step: tf.numpy_function(rows_of, [step], [tf.int64, tf.int64]))
+    dataset = order.unbatch().map(load, tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.batch(rows, drop_remainder=True).prefetch(2)
+    of_step = ([samples[i] for i in rows_of(step)[0]] for step in itertools.count(start_step))
+    return _to_numpy(dataset, of_step, domain, num_classes)
+
+
+def eval_batches(
+    samples: Sequence[Sample],
+    *,
+    domain: str,
+    size: tuple[int, int],
+    batch_size: int,
+    num_classes: int = 19,
+    label_size: str = "network",
+) -> Iterator[dict]:
+    """All samples once, in their order; a short batch is padded, never dropped.
+
+    Yields "image" uint8 RGB [B,h,w,3] at `size`; "label" uint8 trainIds [B,H,W] with 255 ignored,
+    at `size` for `label_size="network"` and at the file's own for "full"; "valid" bool [B], False
+    for padding (black, all ignored); "id" list of B str, "" for padding. A batch ends early where
+    the label size changes. Raises as `train_batches`, and UserError for a sample without a label.
+    """
+    _require(samples, with_labels=True)
+    if label_size not in ("network", "full"):
+        raise ValueError(f"label_size is {label_size!r}; it is 'network' or 'full'")
+    scaled = ("image", "label") if label_size == "network" else ("image",)
+
+    def resize(sample):
+        return sample | {key: RESIZE[key](sample[key], size) for key in scaled}
+
+    load = _loader(samples, domain, num_classes, resize)
+    order = tf.data.Dataset.range(len(samples))
+    dataset = order.map(load, tf.data.AUTOTUNE, deterministic=True).prefetch(batch_size)
+    loaded = _to_numpy(dataset, ([sample] for sample in samples), domain, num_classes)
+    pairs = zip((sample.id for sample in samples), loaded)
+    for _, same_size in itertools.groupby(pairs, key=lambda pair: pair[1]["label"].shape):
+        for group in _chunks(same_size, batch_size):
+            missing = batch_size - len(group)
+            images = np.stack([arrays["image"] for _, arrays in group])
+            labels = np.stack([arrays["label"] for _, arrays in group])
+            yield {
+                "image": np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]),
+                "label": np.pad(labels, [(0, missing), (0, 0), (0, 0)], constant_values=IGNORE),
+                "valid": np.arange(batch_size) < len(group),
+                "id": [id for id, _ in group] + [""] * missing,
+            }
+
+
+def prefetch_to_device(iterator: Iterator[T], put: Callable, depth: int = 2) -> Iterator:
+    """`put(item)` for every item, made ahead of the consumer by a thread, `depth` at most waiting.
+
+    An error of the iterator or of `put` is raised to the consumer at its place in the order.
+    Closing the generator (or leaving it to the garbage collector) ends the thread.
+    """
+    waiting: queue.Queue = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def offer(kind: str, value) -> None:
+        while not stop.is_set():
+            try:
+                return waiting.put((kind, value), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in iterator:
+                offer("item", put(item))
+                if stop.is_set():
+                    return
+            offer("end", None)
+        except BaseException as error:
+            offer("error", error)
+
+    thread = threading.Thread(target=work, name="prefetch_to_device", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = waiting.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _require(samples: Sequence[Sample], with_labels: bool) -> None:
+    if not samples:
+        raise UserError("a stream needs at least one sample; the split is empty")
+    bare = [sample.image for sample in samples if sample.label is None]
+    if with_labels and bare:
+        raise UserError(
+            f"{len(bare)} of {len(samples)} images have no label, {bare[0]} the first; without "
+            "labels a set serves as the target of training alone, not as source or for evaluation"
+        )
+
+
+def _loader(samples, domain: str, num_classes: int, resize: Callable, with_labels: bool = True):
+    """index, ... → {"image": uint8 [h,w,3], "label": uint8 trainIds [h,w]}, as `resize` makes them.
+
+    `resize` gets the same dict at the files' size, with file ids, and the further arguments.
+    """
+    images = tf.constant([sample.image for sample in samples])
+    labels = tf.constant([sample.label or "" for sample in samples])
+    known = get_domain(domain)
+    lookup = known.lookup(num_classes)
+
+    def load(index, *more):
+        image = decode.read_image(images[index])
+        if not with_labels:
+            return resize({"image": image}, *more)
+        ids = decode.read_label_ids(labels[index], label_kind=known.label_kind, lookup=lookup)
+        tf.debugging.assert_equal(tf.shape(image)[:2], tf.shape(ids), "sizes differ")
+        sample = resize({"image": image, "label": ids}, *more)
+        return sample | {"label": decode.to_train_ids(sample["label"], lookup)}
+
+    return load
+
+
+def _scale_and_crop(sample: dict, draws, size, scale_range, crop) -> dict:
+    low, high = scale_range
+    factor = low + (high - low) * draws[0]
+    scaled = tf.cast(tf.round(tf.constant(size, tf.float64) * factor), tf.int32)
+    lack = tf.maximum(tf.constant(crop) - scaled, 0)
+    room = tf.cast(tf.maximum(scaled - crop, 0) + 1, tf.float64)
+    top, left = tf.unstack(tf.cast(draws[1:] * room, tf.int32))
+
+    def one(key, value):
+        value = RESIZE[key](value, scaled)
+        value = value[top : top + crop[0], left : left + crop[1]]
+        fill = tf.constant(PADDING[key], tf.uint8)
+        # Adding to zeros and back, modulo 256: tf.pad knows one constant, the colour has three.
+        below_and_right = [[0, lack[0]], [0, lack[1]]] + [[0, 0]] * (len(value.shape) - 2)
+        return tf.pad(value - fill, below_and_right) + fill
+
+    return {key: one(key, value) for key, value in sample.items()}
+
+
+def _to_numpy(dataset, samples_of, domain: str, num_classes: int) -> Iterator[dict]:
+    """The dataset's elements; `samples_of` gives the samples of each, to explain an error."""
+    elements = dataset.as_numpy_iterator()
+    for samples in samples_of:
+        try:
+            element = next(elements)
+        except StopIteration:
+            return
+        except tf.errors.OpError as error:
+            findings = [decode.inspect(s, domain=domain, num_classes=num_classes) for s in samples]
+            faults = [fault for finding in findings for fault in finding.faults]
+            if not faults:
+                raise
+            raise UserError("; ".join(faults)) from error
+        yield element
+
+
+def _chunks(items: Iterator[T], length: int) -> Iterator[list[T]]:
+    while chunk := list(itertools.islice(items, length)):
+        yield chunk

@@ -1,0 +1,148 @@
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from snr_jax.data import decode
+from snr_jax.data.decode import tf
+from snr_jax.data.domains import Sample
+from snr_jax.labels import IGNORE, label_id_to_train_id
+from tests.data.tiny_sets import natural_image, random_ids, save_palette
+
+
+def png_bytes(image: Image.Image, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("bits", "num_ids"), [(1, 2), (2, 4), (4, 16), (8, 35)])
+def test_palette_indices_of_every_depth_equal_pillows(tmp_path, bits, num_ids):
+    path = tmp_path / "label.png"
+    ids = random_ids(0, 37, 53, np.arange(num_ids, dtype=np.uint8))
+    save_palette(ids, path, bits=bits, num_colors=num_ids)
+    data = path.read_bytes()
+    assert data[24] == bits and data[25] == 3  # a palette file of that depth
+    assert np.array_equal(decode.decode_indices(tf.constant(data)), ids)
+    assert np.array_equal(Image.open(path), ids)
+
+
+def test_palette_indices_survive_repeated_colours_and_extra_chunks(tmp_path):
+    path = tmp_path / "label.png"
+    ids = random_ids(1, 20, 30)
+    image = Image.fromarray(ids).convert("P")
+    image.putdata(ids.ravel().tolist())
+    image.putpalette([7, 7, 7] * 256)
+    image.save(path, transparency=0, gamma=0.45, dpi=(72, 72), optimize=False)
+    assert np.array_equal(decode.decode_indices(tf.io.read_file(str(path))), ids)
+
+
+@pytest.mark.parametrize("mode", ["1", "L"])
+def test_gray_labels(mode):
+    ids = random_ids(2, 20, 30, np.arange(2 if mode == "1" else 35, dtype=np.uint8))
+    image = Image.fromarray(ids * 255).convert("1") if mode == "1" else Image.fromarray(ids)
+    assert np.array_equal(decode.decode_indices(tf.constant(png_bytes(image))), ids)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "I;16"])
+def test_other_kinds_of_png_are_no_labels(mode):
+    size = (4, 4)
+    image = Image.fromarray(np.zeros(size, np.uint16)) if mode == "I;16" else Image.new(mode, size)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="where one with label ids"):
+        decode.decode_indices(tf.constant(png_bytes(image)))
+
+
+def test_images_of_several_formats_equal_pillows():
+    image = Image.fromarray(natural_image(3, 30, 40))
+    for data in (png_bytes(image), png_bytes(image.convert("RGBA"))):
+        assert np.array_equal(decode.decode_image(tf.constant(data)), image)
+    gray = decode.decode_image(tf.constant(png_bytes(image.convert("L"))))
+    assert np.array_equal(gray[..., 1], image.convert("L"))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=95)
+    assert np.array_equal(decode.decode_image(tf.constant(file.getvalue())), Image.open(file))
+
+
+@pytest.mark.parametrize("size", [(72, 128), (51, 102), (64, 128), (105, 191), (160, 240)])
+def test_resized_images_agree_with_pillow(size):
+    for seed in range(3):
+        image = natural_image(seed, 105, 191)
+        ours = decode.resize_image(tf.constant(image), size).numpy()
+        pillow = Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)
+        difference = np.abs(ours.astype(int) - np.asarray(pillow))
+        assert ours.dtype == np.uint8 and ours.shape == (*size, 3)
+        assert difference.max() <= 2
+        assert difference.mean() <= 0.5
+
+
+def test_resizing_clips_overshoot():
+    steps = np.zeros((40, 40, 3), np.uint8)
+    steps[:, 20:] = 255
+    resized = decode.resize_image(tf.constant(steps), (40, 90)).numpy()
+    assert resized.min() == 0 and resized.max() == 255
+    assert (np.diff(resized[0, :, 0].astype(int)) >= 0).all()  # no wrap-around next to the edge
+
+
+@pytest.mark.parametrize(
+    ("length", "new_length"),
+    [(1914, 1280), (1052, 720), (1046, 720), (2048, 1024), (2048, 1280), (1024, 640), (97, 331)],
+)
+def test_resized_labels_equal_pillows_exactly(length, new_length):
+    """2048 → 1280 has centres on borders: Pillow's own rounding decides."""
+    label = random_ids(length, length, 6)
+    for turned, size in ((label, (new_length, 9)), (label.T.copy(), (9, new_length))):
+        pillow = Image.fromarray(turned).resize(size[::-1], Image.Resampling.NEAREST)
+        assert np.array_equal(decode.resize_label(tf.constant(turned), size), pillow)
+
+
+def test_to_train_ids():
+    ids = tf.constant([[7, 33, 0], [34, 255, 26]], tf.uint8)
+    expected = [[0, 18, IGNORE], [IGNORE, IGNORE, 13]]
+    assert decode.to_train_ids(ids, label_id_to_train_id()).numpy().tolist() == expected
+
+
+def good_sample(tmp_path) -> Sample:
+    Image.fromarray(natural_image(0, 20, 30)).save(tmp_path / "image.png")
+    save_palette(random_ids(0, 20, 30), tmp_path / "label.png")
+    return Sample("1", str(tmp_path / "image.png"), str(tmp_path / "label.png"))
+
+
+def test_inspect_a_good_sample(tmp_path):
+    finding = decode.inspect(good_sample(tmp_path), domain="gta5")
+    assert finding.faults == [] and finding.size == (20, 30)
+    train_ids = label_id_to_train_id()[random_ids(0, 20, 30)]
+    assert np.array_equal(finding.histogram, np.bincount(train_ids.ravel(), minlength=256))
+
+
+def test_inspect_without_a_label(tmp_path):
+    sample = dataclasses.replace(good_sample(tmp_path), label=None)
+    assert decode.inspect(sample, domain="gta5") == ([], (20, 30), None)
+
+
+def test_inspect_names_the_file_and_the_fault(tmp_path):
+    sample = good_sample(tmp_path)
+
+    def faults() -> str:
+        return "; ".join(decode.inspect(sample, domain="gta5").faults)
+
+    whole = (tmp_path / "image.png").read_bytes()
+    (tmp_path / "image.png").write_bytes(whole[: len(whole) // 2])
+    assert f"{sample.image} is no image that can be decoded: Invalid PNG data" in faults()
+    (tmp_path / "image.png").write_text("not an image")
+    assert f"{sample.image} is no image that can be decoded: " in faults()
+    (tmp_path / "image.png").unlink()
+    assert f"{sample.image} cannot be read: " in faults() and "No such file" in faults()
+
+    Image.fromarray(natural_image(0, 21, 30)).save(sample.image)
+    assert f"{sample.image} is 30x21 and {sample.label} is 30x20" in faults()
+    Image.fromarray(natural_image(0, 20, 30)).save(sample.image)
+    assert faults() == ""
+
+    save_palette(random_ids(0, 20, 30, np.array([7, 40, 200, 255], np.uint8)), sample.label)
+    assert f"{sample.label} holds the label ids 40, 200, which gta5 does not define" in faults()
+    Image.fromarray(natural_image(0, 20, 30)).save(sample.label)
+    assert f"{sample.label} is no label image that can be decoded: a PNG with colours" in faults()
+    (tmp_path / "label.png").write_text("short")
+    assert f"{sample.label} is no label image that can be decoded: no PNG file" in faults()

@@ -1,0 +1,301 @@
+import itertools
+import os
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from snr_jax.data.domains import Sample, list_samples
+from snr_jax.data.pipeline import eval_batches, prefetch_to_device, sample_at, train_batches
+from snr_jax.errors import UserError
+from snr_jax.labels import IGNORE, label_id_to_train_id
+from tests.data.tiny_sets import (
+    natural_image,
+    random_ids,
+    save_palette,
+    write_cityscapes,
+    write_gta5,
+)
+
+SIZE = (12, 20)
+MEAN_COLOR = [123, 117, 104]
+
+
+@pytest.fixture
+def gta5(tmp_path) -> list[Sample]:
+    return list_samples("gta5", str(write_gta5(tmp_path)), "train")[0]
+
+
+def take(samples, count, **options):
+    keywords = {"domain": "gta5", "size": SIZE, "batch_size": 2, "seed": 7} | options
+    return list(itertools.islice(train_batches(samples, **keywords), count))
+
+
+def assert_equal(batches, expected):
+    assert len(batches) == len(expected)
+    for one, other in zip(batches, expected):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert np.array_equal(one[key], other[key])
+
+
+def pillow_pair(sample: Sample, size=SIZE) -> tuple[np.ndarray, np.ndarray]:
+    image = Image.open(sample.image).resize(size[::-1], Image.Resampling.BICUBIC)
+    label = Image.open(sample.label).resize(size[::-1], Image.Resampling.NEAREST)
+    return np.asarray(image), label_id_to_train_id()[np.asarray(label)]
+
+
+def test_training_batches_hold_what_pillow_reads_in_the_documented_order(gta5):
+    for step, batch in enumerate(take(gta5, 6)):
+        assert {k: (v.dtype, v.shape) for k, v in batch.items()} == {
+            "image": (np.uint8, (2, *SIZE, 3)),
+            "label": (np.uint8, (2, *SIZE)),
+        }
+        for row in range(2):
+            sample = gta5[sample_at(2 * step + row, len(gta5), seed=7)]
+            image, label = pillow_pair(sample)
+            assert np.abs(batch["image"][row].astype(int) - image).max() <= 2
+            assert np.array_equal(batch["label"][row], label)
+
+
+def test_every_epoch_is_another_permutation():
+    epochs = [[sample_at(10 * e + i, 10, seed=3) for i in range(10)] for e in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert epochs[0] != [sample_at(i, 10, seed=4) for i in range(10)]
+
+
+AUGMENTED = {"scale_range": (0.5, 2.0), "crop": (14, 18)}
+
+
+@pytest.mark.parametrize("options", [{}, AUGMENTED], ids=["plain", "augmented"])
+def test_a_stream_opened_later_goes_on_bit_for_bit(gta5, options):
+    whole = take(gta5, 20, **options)
+    assert_equal(take(gta5, 13, start_step=7, **options), whole[7:])
+    assert_equal(take(gta5, 20, **options), whole)
+
+
+def checksums(samples) -> list[int]:
+    batches = take(samples, 4, **AUGMENTED)
+    return [zlib.crc32(b["image"].tobytes() + b["label"].tobytes()) for b in batches]
+
+
+def test_another_process_gives_the_same_and_starts_quietly(gta5):
+    code = (
+        "import sys; from tests.data.test_pipeline import checksums, list_samples;"
+        "print(*checksums(list_samples('gta5', sys.argv[1], 'train')[0]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(gta5[0].image).parents[1])],
+        env={key: value for key, value in os.environ.items() if not key.startswith("TF_")},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert list(map(int, done.stdout.split())) == checksums(gta5)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("options", [{}, AUGMENTED], ids=["plain", "augmented"])
+def test_shards_together_are_the_global_batch(gta5, options):
+    whole = take(gta5, 3, batch_size=4, **options)
+    shards = [
+        take(gta5, 3, batch_size=4, shard_index=i, shard_count=2, **options) for i in range(2)
+    ]
+    joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*shards)]
+    assert_equal(joined, whole)
+    with pytest.raises(ValueError, match="no shard 0 of 3 in batches of 4"):
+        take(gta5, 1, batch_size=4, shard_count=3)
+    with pytest.raises(ValueError, match="no shard 2 of 2"):
+        take(gta5, 1, batch_size=4, shard_index=2, shard_count=2)
+
+
+def test_a_set_smaller_than_a_batch(gta5):
+    (batch,) = take(gta5[:2], 1, batch_size=5)
+    order = [sample_at(i, 2, seed=7) for i in range(5)]
+    for row, index in enumerate(order):
+        assert np.array_equal(batch["label"][row], pillow_pair(gta5[index])[1])
+
+
+def test_a_target_without_labels(tmp_path):
+    root = write_cityscapes(tmp_path, 3, "train", labels=False)
+    samples, _ = list_samples("cityscapes", str(root), "train", require_labels=False)
+    (batch,) = take(samples, 1, domain="cityscapes", with_labels=False)
+    assert list(batch) == ["image"]
+    match = r"3 of 3 images have no label, .*aachen_000000_000019_leftImg8bit.png"
+    with pytest.raises(UserError, match=match):
+        take(samples, 1, domain="cityscapes")
+    with pytest.raises(UserError, match=match):
+        next(eval_batches(samples, domain="cityscapes", size=SIZE, batch_size=2))
+
+
+def test_fewer_classes_ignore_the_rest(gta5):
+    (batch,) = take(gta5, 1, num_classes=13)
+    expected = label_id_to_train_id(13)
+    for row in range(2):
+        label = Image.open(gta5[sample_at(row, len(gta5), seed=7)].label)
+        ids = np.asarray(label.resize(SIZE[::-1], Image.Resampling.NEAREST))
+        assert np.array_equal(batch["label"][row], expected[ids])
+
+
+def test_crop_without_scale_is_a_window_of_the_resized_sample(gta5):
+    offsets = set()
+    whole = take(gta5, 10, batch_size=1)
+    for cropped, resized in zip(take(gta5, 10, batch_size=1, crop=(5, 8)), whole):
+        windows = np.lib.stride_tricks.sliding_window_view(resized["label"][0], (5, 8))
+        ((top, left),) = np.argwhere((windows == cropped["label"][0]).all((2, 3)))
+        window = resized["image"][0, top : top + 5, left : left + 8]
+        assert np.array_equal(cropped["image"][0], window)
+        offsets.add((top, left))
+    assert len(offsets) > 5
+
+
+def test_small_samples_are_padded_below_and_right(gta5):
+    for batch in take(gta5, 3, scale_range=(0.5, 0.5), crop=(16, 32)):
+        assert batch["image"].shape == (2, 16, 32, 3)
+        inside = np.zeros((16, 32), bool)
+        inside[:6, :10] = True  # half of SIZE
+        for image, label in zip(batch["image"], batch["label"]):
+            assert (image[~inside] == MEAN_COLOR).all() and (label[~inside] == IGNORE).all()
+            assert not (image[inside] == MEAN_COLOR).all(-1).any()
+
+
+def test_scales_fill_their_range(gta5):
+    """The width that the picture takes on a large canvas tells the factor."""
+    batches = take(gta5, 40, batch_size=1, scale_range=(0.5, 2.0), crop=(24, 40))
+    widths = [(b["image"][0] != MEAN_COLOR).any((0, 2)).sum() / SIZE[1] for b in batches]
+    assert 0.5 <= min(widths) < 0.7 and 1.8 < max(widths) <= 2.0
+
+
+@pytest.mark.parametrize("label_size", ["network", "full"])
+def test_evaluation_pads_and_masks_the_last_batch(tmp_path, label_size):
+    samples, _ = list_samples("cityscapes", str(write_cityscapes(tmp_path)), "val")
+    options = {"domain": "cityscapes", "size": SIZE, "batch_size": 2, "label_size": label_size}
+    batches = list(eval_batches(samples, **options))
+    ids = [sample.id for sample in samples]
+    assert [b["id"] for b in batches] == [ids[:2], ids[2:4], [ids[4], ""]]
+    assert [b["valid"].tolist() for b in batches] == [[True, True], [True, True], [True, False]]
+    height, width = SIZE if label_size == "network" else (24, 48)
+    for batch in batches:
+        assert batch["image"].shape == (2, *SIZE, 3) and batch["image"].dtype == np.uint8
+        assert batch["label"].shape == (2, height, width) and batch["label"].dtype == np.uint8
+    assert (batches[2]["label"][1] == IGNORE).all() and (batches[2]["image"][1] == 0).all()
+    image, label = pillow_pair(samples[4])
+    if label_size == "full":
+        label = label_id_to_train_id()[np.asarray(Image.open(samples[4].label))]
+    assert np.array_equal(batches[2]["label"][0], label)
+    assert np.abs(batches[2]["image"][0].astype(int) - image).max() <= 2
+
+
+def test_full_size_labels_of_several_sizes_end_batches_early(gta5):
+    for sample, height in ((gta5[1], 26), (gta5[2], 26)):
+        Image.fromarray(natural_image(0, height, 40)).save(sample.image)
+        save_palette(random_ids(0, height, 40), Path(sample.label))
+    options = {"domain": "gta5", "size": SIZE, "batch_size": 2}
+    full = list(eval_batches(gta5, label_size="full", **options))
+    assert [b["id"] for b in full] == [["00001", ""], ["00002", "00003"], ["00004", "00005"]]
+    assert [b["label"].shape[1] for b in full] == [24, 26, 24]
+    assert sum(b["valid"].sum() for b in full) == 5
+    network = list(eval_batches(gta5, **options))
+    assert [b["id"] for b in network] == [["00001", "00002"], ["00003", "00004"], ["00005", ""]]
+    with pytest.raises(ValueError, match="label_size is 'own'"):
+        next(eval_batches(gta5, label_size="own", **options))
+
+
+def break_image(sample):
+    Path(sample.image).write_bytes(Path(sample.image).read_bytes()[:600])
+    return f"{sample.image} is no image that can be decoded"
+
+
+def break_label(sample):
+    Path(sample.label).write_text("no PNG")
+    return f"{sample.label} is no label image that can be decoded"
+
+
+def remove_image(sample):
+    Path(sample.image).unlink()
+    return f"{sample.image} cannot be read"
+
+
+def change_size(sample):
+    Image.fromarray(natural_image(0, 25, 40)).save(sample.image)
+    return f"{sample.image} is 40x25 and {sample.label} is 40x24"
+
+
+def change_ids(sample):
+    ids = random_ids(0, 24, 40)
+    ids[3, 5] = 35  # one pixel, and one that the resize to SIZE leaves out
+    save_palette(ids, Path(sample.label))
+    return f"{sample.label} holds the label ids 35, which gta5 does not define"
+
+
+@pytest.mark.parametrize("spoil", [break_image, break_label, remove_image, change_size, change_ids])
+def test_errors_name_the_file(gta5, spoil):
+    expected = spoil(gta5[3])
+    with pytest.raises(UserError) as caught:
+        take(gta5, 3, scale_range=None)
+    assert expected in str(caught.value)
+    batches = eval_batches(gta5, domain="gta5", size=SIZE, batch_size=1)
+    good = [next(batches)["id"] for _ in range(3)]
+    assert good == [["00001"], ["00002"], ["00003"]]
+    with pytest.raises(UserError) as caught:
+        next(batches)
+    assert expected in str(caught.value)
+
+
+def test_no_samples():
+    with pytest.raises(UserError, match="at least one sample"):
+        take([], 1)
+
+
+def prefetch_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "prefetch_to_device"]
+
+
+def test_prefetch_keeps_order_and_stays_ahead():
+    made = []
+
+    def put(item):
+        made.append(item)
+        return item * 10
+
+    stream = prefetch_to_device(iter(range(20)), put, depth=2)
+    assert next(stream) == 0
+    deadline = time.monotonic() + 5
+    while len(made) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert made == [0, 1, 2, 3]  # one taken, two waiting, one in hand: no further ahead
+    assert list(stream) == [10 * i for i in range(1, 20)]
+    assert not prefetch_threads()
+
+
+def test_prefetch_raises_errors_in_their_place():
+    def items():
+        yield 1
+        raise UserError("file.png is broken")
+
+    stream = prefetch_to_device(items(), lambda item: item)
+    assert next(stream) == 1
+    with pytest.raises(UserError, match=r"file\.png is broken"):
+        next(stream)
+    with pytest.raises(ZeroDivisionError):
+        next(prefetch_to_device(iter([0]), lambda item: 1 // item))
+    assert not prefetch_threads()
+
+
+def test_prefetch_stops_with_its_consumer(gta5):
+    stream = prefetch_to_device(
+        train_batches(gta5, domain="gta5", size=SIZE, batch_size=2, seed=0), lambda item: item
+    )
+    next(stream)
+    assert len(prefetch_threads()) == 1
+    stream.close()
+    assert not prefetch_threads()
