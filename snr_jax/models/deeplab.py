@@ -153,12 +153,23 @@ class DeepLab(nn.Module):
         return Output(main, aux, tuple(snr), tuple(restitution))
 
 
-def check_options(norm_restitution: str, head_branches: int, stride_in: str) -> None:
+ARCHITECTURE = (
+    "num_classes", "stage_sizes", "width", "norm_restitution", "head_branches", "stride_in",
+)
+
+
+def architecture(model: DeepLab) -> dict:
+    """The arguments that give the variables their shapes and meaning; checkpoints record them."""
+    return {name: getattr(model, name) for name in ARCHITECTURE}
+
+
+def check_architecture(arguments: dict) -> None:
     """Raises ValueError for an option value that does not exist, with those that do."""
-    for name, value, legal in (
-        ("norm_restitution", norm_restitution, NORM_RESTITUTIONS),
-        ("head_branches", head_branches, (2, 4)),
-        ("stride_in", stride_in, ("conv1", "conv2")),
+    for name, legal in (
+        ("norm_restitution", NORM_RESTITUTIONS),
+        ("head_branches", (2, 4)),
+        ("stride_in", ("conv1", "conv2")),
     ):
-        if value not in legal:
-            raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(str, legal))}")
+        if arguments[name] not in legal:
+            expected = ", ".join(map(str, legal))
+            raise ValueError(f"{name} is {arguments[name]!r}; expected one of {expected}")
