@@ -110,7 +110,8 @@ def _loop(run: _Run, state: TrainState, step_fn) -> dict:
                 since, started, first = time.monotonic(), step, False
             is_last = step == config.num_steps
             evaluating = step % config.eval_every_steps == 0 or is_last
-            saving = step % config.checkpoint_every_steps == 0 or evaluating or stop["now"]
+            stopping = stop["now"] or _preempted(run, step)
+            saving = step % config.checkpoint_every_steps == 0 or evaluating or stopping
             if step % config.log_every_steps == 0 or saving:
                 fetched = [jax.tree.map(float, m) for m in parallel.unreplicate(pending)]
                 rate = (step - started) / max(time.monotonic() - since, 1e-9)
@@ -120,12 +121,12 @@ def _loop(run: _Run, state: TrainState, step_fn) -> dict:
                 continue
             pause = time.monotonic()
             host_state = parallel.unreplicate(state)
+            if evaluating:  # before saving: a run killed meanwhile validates again
+                results = _validate(run, state, host_state)
             checkpoints.save_state(run.manager, host_state, _meta(run, host_state))
-            if stop["now"]:
+            if stopping and not is_last:
                 run.log(f"SIGTERM: saved step {step}; the same command goes on from there")
                 return {}
-            if evaluating:
-                results = _validate(run, state, host_state)
             since += time.monotonic() - pause
     finally:
         batches.close()
@@ -138,6 +139,11 @@ def _loop(run: _Run, state: TrainState, step_fn) -> dict:
     run.log(report.class_table({name: scores for name, scores in results.items()}))
     run.log(f"done: {checkpoints.folder(run.workdir, 'final')}")
     return results
+
+
+def _preempted(run: _Run, step: int) -> bool:
+    """With several processes JAX takes SIGTERM itself, and all stop at the same step."""
+    return jax.process_count() > 1 and run.manager.reached_preemption(step)
 
 
 def _stop_on_sigterm() -> dict[str, bool]:
