@@ -20,10 +20,10 @@ def get_config(recipe: str = "standard"):
     config.batch_size = 4
     config.optimizer.base_rate = 0.02
     config.optimizer.head_rate = 1.0  # no pretrained backbone: nothing is newer than the rest
-    config.num_steps = 600
-    config.optimizer.schedule_steps = 600
+    config.num_steps = 500
+    config.optimizer.schedule_steps = 500
     config.log_every_steps = 20
-    config.eval_every_steps = 300
+    config.eval_every_steps = 250
     config.checkpoint_every_steps = 200
     config.eval.batch_size = 10
     return config

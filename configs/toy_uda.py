@@ -12,7 +12,7 @@ def get_config(recipe: str = "standard"):
     config.loss.target = "maxsquare"
     config.loss.lambda_target = 0.1
     config.optimizer.base_rate = 0.005
-    config.num_steps = 300
-    config.optimizer.schedule_steps = 300
-    config.eval_every_steps = 300
+    config.num_steps = 150
+    config.optimizer.schedule_steps = 150
+    config.eval_every_steps = 50
     return config

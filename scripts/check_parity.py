@@ -13,7 +13,8 @@ are drawn again here from their names and a salt:
 
 A run's name tells what it is, e.g. dg_release, uda_iw_multi_plain: dg (source alone) or uda
 (adaptation), its target loss (maxsquare by default, iw its image-wise form), multi, and release
-(repeated updates) or plain. Exit code 0: all agrees, 1: something does not, 2: cannot compare.
+(repeated updates) or plain. A ResNet-101 takes about four minutes on two cores.
+Exit code 0: all agrees, 1: something does not, 2: the folder cannot be compared.
 """
 
 import argparse
@@ -255,7 +256,7 @@ def compare_metrics(arrays: Arrays) -> Iterator[Row]:
 
 
 def compare_forward(arrays: Arrays, networks, salt: str) -> Iterator[Row]:
-    for kind in dict.fromkeys(key.split("/")[0] for key in arrays):
+    for kind in dict.fromkeys(key.split("/")[0] for key in arrays if key.endswith("/main")):
         network = networks(kind)
         batch, _, *size = arrays[f"{kind}/eval/main"].shape
         image = draw_image("eval_input", size, salt, batch)
@@ -283,7 +284,8 @@ class Run(NamedTuple):
 
 def parse_run(name: str) -> Run | None:
     """dg_release → Run; None where the name has a word of no known meaning."""
-    domain, *words, update = name.split("_")
+    domain, *words = name.split("_")
+    update = words.pop() if words else ""
     plain = [word for word in words if word not in ("iw", "multi")] or ["maxsquare"]
     loss = ("iw_" if "iw" in words else "") + plain[0]
     if (domain not in ("dg", "uda") or update not in ("release", "plain") or len(plain) > 1
@@ -330,7 +332,7 @@ def compare_training(
         optimizer, step = make_step(run, network.model, args)
         # A copy: the step takes the memory of its state.
         state = create_state(jax.tree.map(jnp.copy, network.variables), optimizer)
-        loss_error = TRAINED if "iw" not in run.target_loss else IMAGE_WISE_TRAINED
+        tolerance = IMAGE_WISE_TRAINED if run.target_loss.startswith("iw_") else TRAINED
         for i in range(sum(bool(re.fullmatch(rf"{name}/step\d+/loss_source", k)) for k in keys)):
             batch = {
                 "source_image": draw_image(f"source/{i}", size, salt),
@@ -344,9 +346,9 @@ def compare_training(
                     for loss, value in values.items()}
             errors = {key: error(value, arrays[key]) if key in arrays else np.inf
                       for key, value in ours.items()}
-            yield Row(f"training/{name}/step{i}/losses", errors, loss_error)
+            yield Row(f"training/{name}/step{i}/losses", errors, tolerance if i else TRAINED)
         after = torch_names.to_torch({"params": state.params, "batch_stats": state.batch_stats})
-        yield from _compare_tensors(name, keys, arrays, network.state_dict, after, loss_error)
+        yield from _compare_tensors(name, keys, arrays, network.state_dict, after, tolerance)
 
 
 def _compare_tensors(name, keys, arrays, before, after, tolerance) -> Iterator[Row]:
@@ -483,9 +485,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    jax.config.update("jax_enable_x64", True)
     try:
-        return run(args)
+        with jax.enable_x64(True):
+            return run(args)
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2

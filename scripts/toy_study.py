@@ -33,7 +33,7 @@ from snr_jax.writer import write_text
 VARIANTS = {
     "plain": {"model.norm_restitution": "none"},
     "IN": {"model.norm_restitution": "in"},
-    "SNR": {"model.norm_restitution": "snr"},
+    "SNR": {"model.norm_restitution": "snr", "loss.restitution_weight": 0.0},
     "SNR + restitution loss": {"model.norm_restitution": "snr", "loss.restitution_weight": 0.01},
 }
 DATA_SEED = 1
@@ -124,14 +124,16 @@ def command(argv: Sequence[str] | None = None) -> None:
                     continue
                 print(f"\n=== {done}/{total}: {variant}, seed {seed}, {column}; "
                       f"{format_duration(time.monotonic() - start)} so far", flush=True)
+                quick = {"eval.num_pictures": 0, "eval_every_steps": 10**6}
                 if style:
                     uda = toy_uda.get_config("standard")
                     uda.init_from = str(checkpoints.folder(base, "final"))
-                    scores = run(uda, Path(f"{base}_{style}"), root, style, overrides, seed)
+                    scores = run(uda, Path(f"{base}_{style}"), root, style, overrides | quick,
+                                 seed)
                     row[column] = scores["target"]["miou"]
                 else:
                     dg = toy_dg.get_config("standard")
-                    scores = run(dg, base, root, args.styles[0], overrides, seed)
+                    scores = run(dg, base, root, args.styles[0], overrides | quick, seed)
                     row["source"] = scores["source"]["miou"]
                     row[args.styles[0]] = scores["target"]["miou"]
                     for other in args.styles[1:]:

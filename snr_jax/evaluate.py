@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ def evaluate(
     log: Callable[[str], None] = print,
 ) -> dict:
     """`metrics.report` over the samples. variables: on the devices, from `parallel.replicate`."""
-    step = parallel.compile(make_eval_step(model=model, flip=flip, axis_name=parallel.axis_name))
+    step = _compiled_step(model, flip, parallel)
     batches = pipeline.eval_batches(
         samples, domain=domain, size=size, batch_size=batch_size,
         num_classes=model.num_classes, label_size=protocol,
@@ -65,6 +66,17 @@ def evaluate(
     return metrics.report(total)
 
 
+@lru_cache(maxsize=8)
+def _compiled_step(model: DeepLab, flip: bool, parallel: Parallel) -> Callable:
+    return parallel.compile(make_eval_step(model=model, flip=flip, axis_name=parallel.axis_name))
+
+
+@lru_cache(maxsize=8)
+def _compiled_prediction(model: DeepLab, size: tuple[int, int]) -> Callable:
+    probabilities = make_predict_step(model=model)
+    return jax.jit(lambda v, x: probabilities(v, x, size).argmax(-1).astype(jnp.uint8))
+
+
 def pictures(
     model: DeepLab,
     variables: dict,
@@ -74,8 +86,7 @@ def pictures(
     size: tuple[int, int],
 ) -> list[dict[str, np.ndarray]]:
     """{"input", "label", "prediction"}, uint8 RGB [h,w,3] each, per sample. variables: numpy."""
-    probabilities = make_predict_step(model=model)
-    predict = jax.jit(lambda v, x: probabilities(v, x, size).argmax(-1).astype(jnp.uint8))
+    predict = _compiled_prediction(model, tuple(size))
     return [
         {
             "input": batch["image"][0],
