@@ -256,23 +256,22 @@ def compare_metrics(arrays: Arrays) -> Iterator[Row]:
 
 
 def compare_forward(arrays: Arrays, networks, salt: str) -> Iterator[Row]:
-    for kind in dict.fromkeys(key.split("/")[0] for key in arrays if key.endswith("/main")):
+    for main in (key for key in arrays if re.fullmatch("[^/]+/(eval|train)/main", key)):
+        kind, mode, _ = main.split("/")
         network = networks(kind)
-        batch, _, *size = arrays[f"{kind}/eval/main"].shape
+        batch, _, *size = arrays[main].shape
         image = draw_image("eval_input", size, salt, batch)
-        for mode in ("eval", "train"):
-            forward = partial(network.model.apply, train=mode == "train", mutable=["batch_stats"])
-            output, updated = jax.jit(forward)(network.variables, image)
-            for head in ("main", "aux"):
-                key = f"{kind}/{mode}/{head}"
-                if key in arrays:
-                    ours = nchw(getattr(output, head))
-                    yield Row(f"forward/{key}", {key: error(ours, arrays[key])}, ROUNDED)
-            moved = torch_names.to_torch({"params": {}, **updated})
-            keys = {f"{kind}/{mode}/{name}": value for name, value in moved.items()}
-            errors = {key: error(keys[key], arrays[key]) for key in arrays if key in keys}
-            if errors:
-                yield Row(f"forward/{kind}/{mode}/running statistics", errors, FLOAT64)
+        forward = partial(network.model.apply, train=mode == "train", mutable=["batch_stats"])
+        output, updated = jax.jit(forward)(network.variables, image)
+        for head in ("main", "aux"):
+            key = f"{kind}/{mode}/{head}"
+            errors = {key: error(nchw(getattr(output, head)), arrays[key])}
+            yield Row(f"forward/{key}", errors, ROUNDED)
+        moved = torch_names.to_torch({"params": {}, **updated})
+        keys = {f"{kind}/{mode}/{name}": value for name, value in moved.items()}
+        errors = {key: error(keys[key], arrays[key]) for key in arrays if key in keys}
+        if errors:
+            yield Row(f"forward/{kind}/{mode}/running statistics", errors, FLOAT64)
 
 
 class Run(NamedTuple):

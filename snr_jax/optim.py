@@ -112,7 +112,7 @@ def sgd(
                 updates[path] = jnp.zeros_like(start)
                 continue
             p, g, v = start, gradients[path], old_velocity[path]
-            rate = (base_rate * group.rate).astype(p.dtype)
+            rate = jnp.asarray(base_rate * group.rate, p.dtype)
             for _ in range(group.repeats):
                 g = g + weight_decay * p
                 v = momentum * v + g
