@@ -53,45 +53,45 @@ def get_config(recipe: str = "paper") -> ConfigDict:
     config.data.crop = (0, 0)  # height, width in pixels of a random crop; (0, 0): none
 
     config.source = ConfigDict()
-    config.source.domain = "gta5"
+    config.source.domain = "gta5"  # which layout on disk; the labelled side
     config.source.dir = "GTA5"  # below data.root
-    config.source.train_split = "train"
-    config.source.val_split = "val"
+    config.source.train_split = "train"  # "train", "val", "test" or "all"
+    config.source.val_split = "val"  # chooses best_source
     config.source.size = (720, 1280)  # height, width in pixels that the network sees
 
     config.target = ConfigDict()
-    config.target.domain = "cityscapes"
-    config.target.dir = "Cityscapes"
+    config.target.domain = "cityscapes"  # the side whose labels only evaluation reads
+    config.target.dir = "Cityscapes"  # below data.root
     config.target.train_split = "train"  # read for adaptation, without its labels
-    config.target.val_split = "val"
-    config.target.size = (512, 1024)
+    config.target.val_split = "val"  # scored; chooses oracle_target
+    config.target.size = (512, 1024)  # height, width in pixels that the network sees
 
     config.batch_size = 1  # images per domain and step, over all devices
     config.sync_batch_norm = True  # over the devices; False: each its own statistics
     config.freeze_bn = False  # True: the whole network in evaluation mode, no statistics move
 
     config.optimizer = ConfigDict()
-    config.optimizer.base_rate = 2.5e-4
+    config.optimizer.base_rate = 2.5e-4  # at step 0, of the backbone
     config.optimizer.schedule_steps = 200_000  # of the poly schedule, power 0.9
-    config.optimizer.momentum = 0.9
-    config.optimizer.weight_decay = 5e-4
+    config.optimizer.momentum = 0.9  # share of the velocity that a step keeps
+    config.optimizer.weight_decay = 5e-4  # times the parameter, added to its gradient
     config.optimizer.head_rate = 10.0  # times base_rate
     config.optimizer.snr_rate = 1.0  # times base_rate, for SNR and the restitution classifiers
-    config.optimizer.train_snr = switches["train_snr"]
+    config.optimizer.train_snr = switches["train_snr"]  # False: SNR stays as initialised
     config.optimizer.repeated_updates = switches["repeated_updates"]  # the release's 1, 3, 4 times
 
     config.loss = ConfigDict()
     config.loss.restitution_weight = switches["restitution_weight"]  # per SNR block; 0: off
     config.loss.lambda_seg = 0.0  # auxiliary head and multi-level guidance ("multi"); published 0.1
     config.loss.target = ""  # "", maxsquare, iw_maxsquare, entropy, iw_entropy or hard
-    config.loss.lambda_target = 0.1
+    config.loss.lambda_target = 0.1  # weight of the target loss
     config.loss.threshold = 0.95  # probability, of "hard" and of the multi-level guidance
     config.loss.iw_ratio = 0.2  # of the image-wise weights
 
-    config.num_steps = 80_000
-    config.log_every_steps = 50
-    config.eval_every_steps = 5_000
-    config.checkpoint_every_steps = 1_000
+    config.num_steps = 80_000  # steps; a run ends there
+    config.log_every_steps = 50  # steps between lines of progress and of metrics.jsonl
+    config.eval_every_steps = 5_000  # steps between validations; one more at the end
+    config.checkpoint_every_steps = 1_000  # steps that an interruption can cost at most
     config.keep_checkpoints = 2  # newest states; final and best are kept besides
 
     config.eval = ConfigDict()

@@ -10,6 +10,7 @@ states of a run also hold `training` (step and optimiser). So whatever reads var
     WORKDIR/checkpoints/oracle_target/   chosen with target labels
 """
 
+import errno
 import os
 import shutil
 import zlib
@@ -41,9 +42,10 @@ def _verify(path: Path, items: dict[str, Any], meta: dict) -> None:
     for name, tree in items.items():
         want, have = meta["checksums"][name], _checksums(tree)
         if want != have:
-            wrong = sorted(k for k in want.keys() | have.keys() if want.get(k) != have.get(k))
+            keys = want.keys() | have.keys()
+            wrong = sorted(key for key in keys if want.get(key) != have.get(key))
             raise UserError(
-                f"{path} is damaged: {len(wrong)} of {len(want)} tensors of {name!r} differ from "
+                f"{path} is damaged: {len(wrong)} of {len(keys)} tensors of {name!r} differ from "
                 f"their checksums, {wrong[0]} the first. Use another checkpoint"
             )
 
@@ -67,7 +69,9 @@ def _saving(what: str, save: Callable[[], Any], survivor: str) -> None:
 def _reason(error: BaseException) -> str:
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
-    return str(error).split("\n")[0][:300]
+    text = str(error)
+    full = os.strerror(errno.ENOSPC)  # TensorStore says it at the end of a long line
+    return full if full in text else text.split("\n")[0][:300]
 
 
 # ---------------------------------------------------------------- variables
@@ -85,7 +89,17 @@ def save_variables(path: str | os.PathLike, variables: dict, meta: dict) -> None
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(new, _composite({"variables": variables}, meta), force=True)
 
-    _saving(f"the checkpoint {path}", save, "An earlier one under that name is untouched.")
+    def discard():
+        if jax.process_index() == 0:
+            for part in path.parent.glob(f"{new.name}*"):
+                shutil.rmtree(part, ignore_errors=True)
+
+    discard()  # what a killed process left
+    try:
+        _saving(f"the checkpoint {path}", save, "An earlier one under that name is untouched.")
+    except UserError:
+        discard()
+        raise
     if jax.process_index() == 0:
         shutil.rmtree(old, ignore_errors=True)
         if path.exists():

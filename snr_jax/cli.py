@@ -3,12 +3,15 @@
 import contextlib
 import io
 import re
+import sys
 from collections.abc import Callable, Sequence
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from snr_jax.errors import UserError, run_command
+
+flags.disclaim_key_flags()  # --config is listed by --help of the command that defines it
 
 
 def define_config(**options):
@@ -23,6 +26,7 @@ def run(argv: Sequence[str], description: str, command: Callable[[], int | None]
     """Parses the flags, runs the command, exits. A user's mistake is one line and code 2."""
 
     def parsed() -> int | None:
+        _quiet_libraries()
         if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
             print(f"{description.strip()}\n\nflags:\n{flags.FLAGS.main_module_help()}")
             return 0
@@ -30,6 +34,19 @@ def run(argv: Sequence[str], description: str, command: Callable[[], int | None]
         return command()
 
     run_command(parsed)
+
+
+def _quiet_libraries() -> None:
+    """Orbax and TensorStore raise their errors, and print the tracebacks besides."""
+    logging.set_verbosity(logging.FATAL)
+    default = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        # Writes that end after one of them has failed find their event loop gone.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            default(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _parse(argv: Sequence[str]) -> None:
@@ -44,7 +61,9 @@ def _parse(argv: Sequence[str]) -> None:
         raise UserError(
             f"the configuration has no key {missing!r}. {hint}configs/default.py lists every key"
         ) from None
-    except (flags.Error, OSError, TypeError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"--config cannot be read: {str(error).splitlines()[-1].strip()}") from None
+    except (flags.Error, TypeError, ValueError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         head = lines[0].removesuffix(": Error whilst parsing config file:")
         raise UserError(f"{head}: {lines[-1].strip()}" if len(lines) > 1 else head) from None
@@ -56,6 +75,9 @@ def require(flag, name: str, example: str):
     """The value of a flag that must be given."""
     if not flag.value:
         raise UserError(f"--{name} is missing; for instance {example}")
+    if name == "config" and not isinstance(flag.value, ConfigDict):
+        path = config_flags.get_config_filename(flags.FLAGS[name])
+        raise UserError(f"--config: there is no file {path}; for instance {example}")
     return flag.value
 
 

@@ -10,7 +10,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from snr_jax import cli, losses, network, optim
+from snr_jax import cli, labels, losses, network, optim
 from snr_jax.data import domains, pipeline
 from snr_jax.errors import UserError
 from snr_jax.models.deeplab import DeepLab
@@ -21,6 +21,12 @@ from snr_jax.writer import write_text
 Log = Callable[[str], None]
 # Keys that may change when a run goes on: they do not change what it computes.
 FREE_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval", "data.root")
+
+# Keys that hold several numbers: how many, and the least of each.
+LISTS = (
+    ("source.size", 2, 33), ("target.size", 2, 33), ("data.crop", 2, 0),
+    ("data.scale_range", 2, 0.1), ("model.stage_sizes", 4, 1),
+)
 
 
 class Split(NamedTuple):
@@ -34,6 +40,19 @@ class Split(NamedTuple):
 
 def check(config: ConfigDict) -> None:
     """Raises UserError for values that cannot be meant."""
+    try:
+        labels.classes(config.num_classes)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    for key, length, least in LISTS:
+        group, name = key.split(".")
+        value = config[group][name]
+        numbers = all(isinstance(v, int | float) and v >= least for v in value)
+        if len(value) != length or not numbers:
+            raise UserError(
+                f"{key} is {tuple(value)}; expected {length} numbers of at least {least}, as "
+                f"'--config.{key}=({','.join([str(least)] * length)})'"
+            )
     target = config.loss.target
     if target and target not in losses.TARGET_LOSSES:
         raise UserError(
@@ -66,10 +85,13 @@ def _flat(tree: dict, prefix: str = "") -> dict:
 
 
 def claim(config: ConfigDict, workdir: str) -> None:
-    """Records the configuration, or compares it with the one the folder's run was made with."""
+    """Records the configuration, or compares it with the one the folder's run was made with.
+
+    A folder without a checkpoint holds no run yet: the start may have failed over a mistake.
+    """
     path = Path(workdir) / "config.json"
     mine = cli.to_dict(config)
-    if not path.exists():
+    if not path.exists() or not any((path.parent / "checkpoints" / "latest").glob("[0-9]*")):
         if jax.process_index() == 0:
             write_text(path, json.dumps(mine, indent=1))
         return

@@ -1,5 +1,6 @@
 """From a configuration or a checkpoint to a network with its variables."""
 
+import shlex
 from collections.abc import Callable
 
 import jax
@@ -44,8 +45,9 @@ def refuse_mismatch(path: str, have: dict, want: dict, allowed: tuple[str, ...] 
     differing = [k for k in ARCHITECTURE if have[k] != want[k] and k not in allowed]
     if differing:
         pairs = "; ".join(f"{k} {have[k]} there, {want[k]} here" for k in differing)
-        keys = " ".join(
-            f"--config.{'' if k == 'num_classes' else 'model.'}{k}={have[k]}" for k in differing
+        keys = " ".join(  # quoted, since a shell chokes on the parentheses of stage_sizes
+            shlex.quote(f"--config.{'' if k == 'num_classes' else 'model.'}{k}={have[k]}")
+            for k in differing
         )
         raise UserError(
             f"the checkpoint {path} is of another network than the configuration: {pairs}. "

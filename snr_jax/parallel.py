@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import jax_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "replica"
@@ -57,6 +56,13 @@ def create_parallel(devices: Sequence[jax.Device] | None = None) -> Parallel:
         pieces = jax.tree.map(lambda x: x.reshape(len(local), -1, *x.shape[1:]), batch)
         return jax.device_put(pieces, over_devices)
 
+    def replicate(tree):
+        # Laid out as pmap's own results: another sharding would compile the step a second time.
+        def copies(x):
+            return jax.device_put(np.broadcast_to(x, (len(local), *np.shape(x))), over_devices)
+
+        return jax.tree.map(copies, tree)
+
     return Parallel(
         axis_name=AXIS,
         num_devices=len(devices),
@@ -64,7 +70,7 @@ def create_parallel(devices: Sequence[jax.Device] | None = None) -> Parallel:
         compile=lambda function, donate=(): jax.pmap(
             function, axis_name=AXIS, donate_argnums=donate, devices=devices
         ),
-        replicate=lambda tree: jax_utils.replicate(tree, local),
+        replicate=replicate,
         unreplicate=lambda tree: jax.tree.map(_first_replica, tree),
         shard=shard,
         must_wait=devices[0].platform == "cpu",

@@ -32,6 +32,8 @@ def read_image(path: Path) -> Image.Image:
     """An RGB image. Raises UserError, naming the file, if it is none."""
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
+                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise UserError(

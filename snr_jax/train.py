@@ -163,8 +163,9 @@ def _log_losses(run: _Run, step: int, fetched: list[dict], rate: float) -> None:
         bad = [name for name, value in losses_of_step.items() if not np.isfinite(value)]
         if bad:
             at = first + offset
-            last = run.manager.latest_step()
-            good = f"{run.manager.directory}/{last}" if last is not None else "none yet"
+            # The state of the step before is what gave this loss.
+            good = [s for s in run.manager.all_steps() if s < at - 1]
+            good = f"{run.manager.directory}/{max(good)}" if good else "none yet"
             raise UserError(
                 f"{bad[0]} is {losses_of_step[bad[0]]} at step {at}, at the rate "
                 f"{float(run.schedule(at - 1)):.3g}. The last good checkpoint: {good}. Start anew "

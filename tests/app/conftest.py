@@ -1,0 +1,191 @@
+"""Tiny data sets, a tiny network, and the command lines on them."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import pytest
+from absl import flags
+from jax.experimental.compilation_cache import compilation_cache
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "data"))  # tiny_sets.py
+# A network of seconds: one block per layer, four channels, images of 33x65.
+TINY = {
+    "model.stage_sizes": (1, 1, 1, 1),
+    "model.width": 4,
+    "source.size": (33, 65),
+    "target.size": (33, 65),
+    "batch_size": 2,
+    "optimizer.base_rate": 0.01,
+    "optimizer.schedule_steps": 20,
+    "num_steps": 20,
+    "log_every_steps": 1,
+    "eval_every_steps": 10,
+    "checkpoint_every_steps": 7,
+    "eval.batch_size": 2,
+    "eval.num_pictures": 1,
+}
+GENERALISE, ADAPT = "configs/gta5_dg.py", "configs/gta2city_uda.py"
+# Compiling dominates these tests: half of it without optimisation, most of it from a cache.
+FAST = {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0.0}
+
+
+@pytest.fixture(scope="package", autouse=True)
+def cache(tmp_path_factory):
+    """The folder of compiled programs: one for the processes, and for the workers of xdist."""
+    base = tmp_path_factory.getbasetemp()
+    folder = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled")
+    settings = {**FAST, "jax_compilation_cache_dir": folder}
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(capfd, monkeypatch):
+    """command("main", "--flag=value", ...) → Result, in this process. An exception passes through.
+
+    So a mistake that would end in a traceback fails the test that makes it.
+    """
+
+    def run(module: str, *arguments: str) -> Result:
+        before = set(flags.FLAGS)
+        handler = signal.getsignal(signal.SIGTERM)
+        monkeypatch.chdir(ROOT)
+        monkeypatch.delitem(sys.modules, f"snr_jax.{module}", raising=False)
+        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            with pytest.raises(SystemExit) as exit:
+                runpy.run_module(f"snr_jax.{module}", run_name="__main__", alter_sys=True)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+            for name in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, name)
+        return Result(exit.value.code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refused(command):
+    """As `command`, for one that must refuse: the error, one line, after exit with code 2."""
+
+    def run(module: str, *arguments: str) -> str:
+        result = command(module, *arguments)
+        assert result.code == 2, result
+        errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and result.err.rstrip().endswith(errors[0]), result.err
+        return errors[0]
+
+    return run
+
+
+@pytest.fixture
+def process(cache):
+    """Starts a command in a process of its own, that does not outlive the test."""
+    started = []
+
+    def start(module: str, *arguments: str, **options) -> subprocess.Popen:
+        names = {"PYTHONPATH": str(ROOT)} | {k.upper(): str(v) for k, v in FAST.items()}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", f"snr_jax.{module}", *map(str, arguments)],
+                cwd=ROOT, env={**os.environ, **names}, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()
+        one.communicate()
+
+
+def config_flags(overrides: dict) -> list[str]:
+    return [f"--config.{key}={value}" for key, value in overrides.items()]
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory) -> Path:
+    """Six labelled source images and two more, six bare target images and three labelled ones."""
+    from tiny_sets import write_cityscapes, write_gta5
+
+    root = tmp_path_factory.mktemp("sets")
+    gta5 = write_gta5(root, ids=range(1, 9), height=40, width=72)
+    (gta5 / "train.txt").write_text("".join(f"{i}\n" for i in range(1, 7)))
+    (gta5 / "val.txt").write_text("7\n8\n")
+    write_cityscapes(root, count=6, split="train", height=40, width=80, labels=False)
+    write_cityscapes(root, count=3, split="val", height=40, width=80)
+    return root
+
+
+@pytest.fixture
+def train_flags(data_root, cache):
+    """train_flags(config, workdir, {key: value}) → the arguments of snr_jax.main."""
+
+    def make(config: str, workdir: Path, overrides: dict | None = None) -> list[str]:
+        tiny = {**TINY, "data.root": data_root, **(overrides or {})}
+        return [
+            "--config", config, "--workdir", str(workdir), "--compilation_cache", cache,
+            *config_flags(tiny),
+        ]  # fmt: skip
+
+    return make
+
+
+class Run(NamedTuple):
+    workdir: Path
+    arguments: list[str]
+    out: str
+    err: str
+
+    def arguments_in(self, workdir: Path) -> list[str]:
+        """The same command in another folder."""
+        return [a if a != str(self.workdir) else str(workdir) for a in self.arguments]
+
+
+@pytest.fixture
+def generalised(shared_runs, command, train_flags, tmp_path_factory) -> Run:
+    """The run of 20 steps on the source, made once."""
+    return _once(shared_runs, "dg", command, train_flags, tmp_path_factory, GENERALISE, {})
+
+
+@pytest.fixture
+def adapted(shared_runs, command, train_flags, tmp_path_factory, generalised) -> Run:
+    """The run of 20 steps on both domains from `generalised`, with random scales besides."""
+    overrides = {"init_from": generalised.workdir, "data.scale_range": (0.75, 1.5)}
+    return _once(shared_runs, "uda", command, train_flags, tmp_path_factory, ADAPT, overrides)
+
+
+@pytest.fixture(scope="session")
+def shared_runs() -> dict:
+    return {}
+
+
+def _once(runs, name, command, train_flags, tmp_path_factory, config, overrides) -> Run:
+    if name not in runs:
+        workdir = tmp_path_factory.mktemp("runs") / name
+        arguments = train_flags(config, workdir, overrides)
+        result = command("main", *arguments)
+        assert result.code == 0, result
+        runs[name] = Run(workdir, arguments, result.out, result.err)
+    return runs[name]

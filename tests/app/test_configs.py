@@ -1,0 +1,142 @@
+"""Every configuration and recipe: values, mistakes in them, and that their steps can be built."""
+
+import importlib
+import inspect
+import io
+import tokenize
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import default
+from snr_jax import experiment
+from snr_jax.errors import UserError
+from snr_jax.parallel import create_parallel
+from snr_jax.state import create_state, variable_shapes
+
+FOLDER = Path(default.__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+SWITCHES = {  # method: the recipes by name
+    #           SNR trained, restitution loss, repeated updates, head branches
+    "paper": (True, 0.01, True, 2),
+    "release": (False, 0.0, True, 2),
+    "standard": (True, 0.01, False, 4),
+}
+
+
+def get_config(name, *recipe):
+    return importlib.import_module(f"configs.{name}").get_config(*recipe)
+
+
+@pytest.mark.parametrize("recipe", SWITCHES)
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes(name, recipe):
+    config = get_config(name, recipe)
+    experiment.check(config)
+    assert config.recipe == recipe
+    *switches, head_branches = SWITCHES[recipe]
+    assert switches == [
+        config.optimizer.train_snr, config.loss.restitution_weight,
+        config.optimizer.repeated_updates,
+    ]  # fmt: skip
+    # The toy maps are smaller than the outer dilations.
+    assert config.model.head_branches == (2 if name.startswith("toy") else head_branches)
+
+
+def test_published_values():
+    config = get_config("gta5_dg")
+    assert config.recipe == "paper"
+    optimizer = config.optimizer
+    assert (optimizer.base_rate, optimizer.momentum, optimizer.weight_decay) == (2.5e-4, 0.9, 5e-4)
+    assert (optimizer.head_rate, optimizer.schedule_steps) == (10, 200_000)
+    assert (config.num_steps, config.eval_every_steps, config.batch_size) == (80_000, 5_000, 1)
+    assert config.model.stage_sizes == (3, 4, 23, 3) and config.model.width == 64
+    assert config.source.size == (720, 1280) and config.target.size == (512, 1024)
+    assert config.data.scale_range == (1, 1) and config.data.crop == (0, 0)
+    assert config.loss.target == "" and config.loss.lambda_seg == 0
+    config = get_config("gta2city_uda")
+    assert config.num_steps == config.optimizer.schedule_steps == 29_760
+    assert (config.loss.target, config.loss.lambda_target) == ("maxsquare", 0.1)
+    assert (config.loss.threshold, config.loss.iw_ratio) == (0.95, 0.2)
+
+
+def test_every_key_of_the_default_is_commented():
+    source = inspect.getsource(default.get_config)
+    comments = {
+        token.start[0]
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT and len(token.string) > 8
+    }
+    keys = {
+        number: line.split("=")[0].strip()
+        for number, line in enumerate(source.splitlines(), start=1)
+        if line.strip().startswith("config.") and "ConfigDict()" not in line
+    }
+    assert len(keys) > 50
+    assert [key for number, key in keys.items() if number not in comments] == []
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "default"])
+def test_docstring_is_the_command(name):
+    text = importlib.import_module(f"configs.{name}").__doc__
+    assert f"python -m snr_jax.main --config configs/{name}.py --workdir" in text
+    if get_config(name).loss.target:
+        assert "--config.init_from=" in text
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("loss.target", "maxsquares", "maxsquare, iw_maxsquare, entropy, iw_entropy, hard"),
+        ("num_steps", 200_001, "--config.optimizer.schedule_steps"),
+        ("batch_size", 0, "--config.batch_size=1"),
+        ("log_every_steps", 0, "at least 1"),
+        ("model.dtype", "float16", "float32, bfloat16"),
+        ("model.norm_restitution", "ibn", "none, in, snr"),
+        ("model.head_branches", 3, "2, 4"),
+        ("model.atrous", "fft", "native or space_to_batch"),
+        ("num_classes", 20, "19, 16 or 13"),
+        ("source.size", (720,), "2 numbers of at least 33, as '--config.source.size=(33,33)'"),
+        ("target.size", (16, 32), "2 numbers of at least 33"),
+        ("model.stage_sizes", (3, 4, 23), "4 numbers of at least 1"),
+        ("data.crop", (64,), "2 numbers"),
+        ("data.scale_range", (0.0, 1.0), "2 numbers"),
+    ],
+)
+def test_values_that_do_not_exist(key, value, words):
+    config = get_config("gta5_dg")
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError) as error:
+        experiment.check(config)
+        experiment.create_model(config, create_parallel())
+    assert key in str(error.value) and words in str(error.value)
+
+
+@pytest.mark.parametrize("name, recipe", [("gta5_dg", "paper"), ("gta2city_uda", "release")])
+def test_full_size_step_can_be_built(name, recipe):
+    """The ResNet-101 of the configuration at a small image, shapes alone."""
+    config = get_config(name, recipe)
+    parallel = create_parallel()
+    model = experiment.create_model(config, parallel)
+    optimizer, _ = experiment.create_optimizer(config)
+    state = jax.eval_shape(lambda v: create_state(v, optimizer), variable_shapes(model))
+    exported = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+                if "restitution" not in jax.tree_util.keystr(path)]
+    assert sum(leaf.size for leaf in exported) == 44_779_080
+    images = jax.ShapeDtypeStruct((1, 65, 129, 3), jnp.uint8)
+    batch = {
+        "source_image": images,
+        "source_label": jax.ShapeDtypeStruct((1, 65, 129), jnp.uint8),
+        "target_image": jax.ShapeDtypeStruct((1, 33, 65, 3), jnp.uint8),
+    }
+    step = experiment.create_step(config, model, optimizer, parallel)
+    new_state, metrics = jax.eval_shape(step, state, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    losses = {"loss_source"}
+    losses |= {"loss_restitution"} if config.loss.restitution_weight else set()
+    losses |= {"loss_target"} if config.loss.target else set()
+    assert metrics.keys() == losses

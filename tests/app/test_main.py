@@ -1,0 +1,131 @@
+"""The training command and mistakes in it: one line that says how to mend it, and code 2."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from snr_jax import checkpoints
+from snr_jax.models.deeplab import DeepLab, architecture
+from snr_jax.state import initial_variables
+
+DG, UDA = "configs/gta5_dg.py", "configs/gta2city_uda.py"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ((), "--config is missing; for instance --config configs/gta5_dg.py"),
+        (("--config", DG), "--workdir is missing"),
+        (("--config", "configs/none.py"), "there is no file configs/none.py"),
+        (("--config", "configs/none.py", "--config.seed=1"), "'configs/none.py'"),
+        (("--config", f"{DG}:papre"), "'papre'; there are paper, release, standard"),
+        (("--config", DG, "--config.optimizer.base_rat=1"), "Did you mean 'base_rate'?"),
+        (("--config", DG, "--config.nun_steps=1"), "Did you mean 'num_steps'?"),
+        (("--config", DG, "--config.model.widht=1"), "no key 'widht'"),
+        (("--config", DG, "--config.batch_size=two"), "batch_size"),
+        (("--config", DG, "--workdir=W", "--config.source.size=720"), "source.size is (720,)"),
+        (("--config", DG, "--config.freeze_bn=perhaps"), "freeze_bn"),
+        (("--config", DG, "--workdri=x"), "workdri"),
+        (("--config", DG, "runs/x"), "unexpected argument 'runs/x'"),
+        (("--config", DG, "--workdir=W", "--config.loss.target=maxsquar"), "iw_maxsquare, "),
+        (("--config", DG, "--workdir=W", "--config.num_classes=20"), "19, 16 or 13"),
+        (("--config", DG, "--workdir=W", "--config.num_steps=0"), "num_steps is 0"),
+    ],
+)
+def test_mistaken_flags(arguments, words, refused, tmp_path):
+    arguments = [a.replace("--workdir=W", f"--workdir={tmp_path}/w") for a in arguments]
+    assert words in refused("main", *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_data(refused, train_flags, tmp_path):
+    error = refused("main", *train_flags(DG, tmp_path / "w", {"data.root": tmp_path}))
+    assert f"there is no directory {tmp_path}/GTA5" in error
+    assert "Set config.data.root to the folder that holds GTA5/" in error
+
+
+def test_empty_split(refused, train_flags, data_root, tmp_path):
+    shutil.copytree(data_root, tmp_path / "sets")
+    shutil.rmtree(tmp_path / "sets/Cityscapes/leftImg8bit/val")
+    shutil.rmtree(tmp_path / "sets/Cityscapes/gtFine/val")
+    flags = {"data.root": tmp_path / "sets"}
+    error = refused("main", *train_flags(DG, tmp_path / "w", flags))
+    assert "the split 'val'" in error and "Cityscapes is empty" in error
+    assert "leftImg8bit/<split>/<city>" in error
+    (tmp_path / "sets/GTA5/train.txt").write_text("")
+    assert "the split 'train'" in refused("main", *train_flags(DG, tmp_path / "w", flags))
+
+
+def test_source_without_labels(refused, train_flags, data_root, tmp_path):
+    shutil.copytree(data_root, tmp_path / "sets")
+    (tmp_path / "sets/GTA5/labels/00002.png").unlink()
+    error = refused("main", *train_flags(DG, tmp_path / "w", {"data.root": tmp_path / "sets"}))
+    assert "1 of 6 labels are missing" in error and "labels/00002.png" in error
+
+
+def out_of_range(root):
+    path = root / "GTA5/labels/00003.png"
+    ids = np.array(Image.open(path))
+    ids[5, 6] = 99
+    Image.fromarray(ids).save(path)
+    return f"{path} holds the label ids 99, which gta5 does not define"
+
+
+def no_image(root):
+    path = root / "GTA5/images/00004.png"
+    path.write_text("not found")
+    return f"{path} is no image that can be decoded"
+
+
+def other_size(root):
+    path = root / "GTA5/images/00005.png"
+    Image.open(path).resize((70, 40)).save(path)
+    return f"{path} is 70x40 and {root}/GTA5/labels/00005.png is 72x40"
+
+
+@pytest.mark.parametrize("spoil", [out_of_range, no_image, other_size])
+def test_broken_files_are_named(spoil, refused, train_flags, data_root, tmp_path):
+    shutil.copytree(data_root, tmp_path / "sets")
+    words = spoil(tmp_path / "sets")
+    # All six training images are in the first batch: the error comes before anything is compiled.
+    flags = {"data.root": tmp_path / "sets", "batch_size": 6}
+    assert words in refused("main", *train_flags(DG, tmp_path / "w", flags))
+    assert not checkpoints.folder(tmp_path / "w", "final").exists()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"num_classes": 16}, "num_classes 16 there, 19 here"),
+        ({"stage_sizes": (1, 2, 1, 1)}, "stage_sizes (1, 2, 1, 1) there, (1, 1, 1, 1) here"),
+    ],
+)
+def test_initial_values_of_another_network(change, words, refused, train_flags, tmp_path):
+    model = DeepLab(**{"stage_sizes": (1, 1, 1, 1), "width": 4, **change})
+    meta = {"model": architecture(model), "source": {}}
+    checkpoints.save_variables(tmp_path / "other", initial_variables(model, 0), meta)
+    flags = train_flags(UDA, tmp_path / "w", {"init_from": tmp_path / "other"})
+    error = refused("main", *flags)
+    assert words in error and str(tmp_path / "other") in error
+
+
+def test_initial_values_from_nowhere(refused, train_flags, tmp_path):
+    flags = train_flags(UDA, tmp_path / "w", {"init_from": tmp_path / "nothing"})
+    assert f"{tmp_path}/nothing holds no checkpoint" in refused("main", *flags)
+
+
+def test_workdir_that_cannot_be_written(refused, train_flags, tmp_path):
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        error = refused("main", *train_flags(DG, workdir))
+        assert f"{workdir}: " in error and "Choose another folder" in error
+
+
+def test_in_a_process_of_its_own(process, train_flags, tmp_path):
+    """The exit code and the two streams as a shell sees them."""
+    running = process("main", *train_flags(DG, tmp_path / "w", {"data.root": tmp_path}))
+    out, err = running.communicate(timeout=300)
+    assert running.returncode == 2 and out == ""
+    assert err.startswith("error: gta5: there is no directory") and err.count("\n") == 1

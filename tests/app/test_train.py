@@ -1,0 +1,295 @@
+"""The loop: what a run leaves behind, and that stopping and going on leave no trace."""
+
+import io
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
+
+from snr_jax import checkpoints
+from snr_jax.labels import class_names
+from snr_jax.optim import SGDState
+from snr_jax.state import TrainState
+
+
+def lines_of(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_of(workdir: Path) -> list[tuple]:
+    """Step and losses of every line of training."""
+    return [
+        (line["step"], *(line[key] for key in sorted(line) if key.startswith("train/loss")))
+        for line in lines_of(workdir) if "train/loss_source" in line
+    ]
+
+
+def state_of(workdir: Path, step: int) -> dict:
+    """Every array of the state of a step, by its path."""
+    import orbax.checkpoint as ocp
+
+    items = {name: ocp.args.StandardRestore() for name in ("variables", "training")}
+    path = checkpoints.folder(workdir, "latest") / str(step)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(path, ocp.args.Composite(**items))
+    leaves = jax.tree_util.tree_leaves_with_path({name: restored[name] for name in items})
+    return {jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in leaves}
+
+
+def assert_same_state(one: Path, other: Path, step: int = 20) -> None:
+    first, second = state_of(one, step), state_of(other, step)
+    assert first.keys() == second.keys() and len(first) > 200
+    different = [key for key in first if first[key].tobytes() != second[key].tobytes()]
+    assert not different
+
+
+def wait_for(condition, process, seconds=300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.002)
+
+
+# ---------------------------------------------------------------- stopping and going on
+
+
+def test_killed_twice_and_started_again_equals_no_interruption(
+    adapted, process, command, train_flags, tmp_path
+):
+    """SIGKILL after the checkpoint of step 7, then while that of step 14 is written."""
+    workdir = tmp_path / "killed"
+    arguments = adapted.arguments_in(workdir)
+    latest = checkpoints.folder(workdir, "latest")
+    for done in (
+        lambda: (latest / "7").exists(),
+        lambda: any(path.name.startswith("14") for path in latest.glob("*")),
+    ):
+        running = process("main", *arguments)
+        wait_for(done, running)
+        running.kill()
+        running.communicate()
+        assert running.returncode == -signal.SIGKILL
+    assert not checkpoints.folder(workdir, "final").exists()
+    result = command("main", *arguments)
+    assert result.code == 0, result
+    assert "going on from the checkpoint of step" in result.out
+    assert_same_state(adapted.workdir, workdir)
+    assert losses_of(workdir) == losses_of(adapted.workdir)
+    assert [step for step, *_ in losses_of(workdir)] == list(range(1, 21))
+    evaluated = [line["step"] for line in lines_of(workdir) if "train/loss_source" not in line]
+    assert evaluated == [10, 10, 20, 20]
+    for name in checkpoints.NAMES:
+        ours, theirs = (checkpoints.load_meta(checkpoints.folder(w, name))
+                        for w in (workdir, adapted.workdir))
+        assert ours["miou"] == theirs["miou"] and ours["checksums"] == theirs["checksums"]
+    assert {path.name for path in latest.parent.iterdir()} == {"latest", *checkpoints.NAMES}
+    assert {path.name for path in latest.iterdir()} == {"14", "20"}
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(generalised, process, command, tmp_path):
+    workdir = tmp_path / "stopped"
+    arguments = generalised.arguments_in(workdir)
+    running = process("main", *arguments)
+    metrics = workdir / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2, running)
+    running.terminate()
+    out, err = running.communicate(timeout=300)
+    assert running.returncode == 0, err
+    assert "Traceback" not in err
+    step = losses_of(workdir)[-1][0]
+    assert 2 <= step < 20
+    assert f"SIGTERM: saved step {step}; the same command goes on" in out
+    result = command("main", *arguments)
+    assert f"going on from the checkpoint of step {step} " in result.out
+    assert f"steps             {step} → 20" in result.out
+    assert_same_state(generalised.workdir, workdir)
+    assert losses_of(workdir) == losses_of(generalised.workdir)
+
+
+def test_complete_run_is_left_as_it_is(generalised, command, tmp_path):
+    workdir = tmp_path / "again"
+    shutil.copytree(generalised.workdir, workdir)
+    arguments = generalised.arguments_in(workdir)
+    result = command("main", *arguments)
+    assert result.code == 0 and "steps             20 → 20" in result.out
+    assert_same_state(generalised.workdir, workdir)
+    assert losses_of(workdir) == losses_of(generalised.workdir)
+
+
+def test_keys_that_compute_nothing_may_change(generalised, command, tmp_path):
+    workdir = tmp_path / "free"
+    shutil.copytree(generalised.workdir, workdir)
+    arguments = generalised.arguments_in(workdir)
+    changed = {"log_every_steps": 5, "keep_checkpoints": 1, "eval.num_pictures": 0}
+    arguments += [f"--config.{key}={value}" for key, value in changed.items()]
+    assert command("main", *arguments).code == 0
+
+
+def test_workdir_of_another_configuration(generalised, refused):
+    error = refused("main", *generalised.arguments, "--config.seed=4", "--config.batch_size=1")
+    assert str(generalised.workdir) in error and "another --workdir" in error
+    assert "seed: 0 there, 4 now" in error and "batch_size: 2 there, 1 now" in error
+
+
+def test_workdir_of_a_mistaken_start_can_be_used(refused, train_flags, tmp_path):
+    """No step was made there, so there is nothing that the next configuration could differ from."""
+    wrong = {"data.root": tmp_path / "nowhere"}
+    for seed in (0, 1):
+        error = refused("main", *train_flags("configs/gta5_dg.py", tmp_path / "run",
+                                             {**wrong, "seed": seed}))
+        assert "there is no directory" in error
+
+
+def test_run_with_its_only_checkpoints_damaged(generalised, refused, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(generalised.workdir, workdir)
+    for path in checkpoints.folder(workdir, "latest").iterdir():
+        shutil.rmtree(path / "variables")
+    error = refused("main", *generalised.arguments_in(workdir))
+    assert "none of the 2 checkpoints" in error and "choose another --workdir" in error
+
+
+def test_loss_that_is_not_finite_stops_the_run(generalised, refused, tmp_path):
+    """The state of step 15 is broken: step 16 shows it, and the good one is that of step 14."""
+    workdir = tmp_path / "broken"
+    shutil.copytree(generalised.workdir, workdir)
+    latest = checkpoints.folder(workdir, "latest")
+    variables, meta = checkpoints.load_variables(latest / "14")
+    shutil.rmtree(latest / "20")
+    with checkpoints.open_manager(workdir, 3) as manager:
+        state = _restore(manager, latest / "14")
+        broken = {**variables["params"], "conv1": {"kernel": np.full((7, 7, 3, 4), np.nan, "f4")}}
+        state = state.replace(step=np.int32(15), params=broken)
+        checkpoints.save_state(manager, state, meta)
+    before = (latest / "14" / "meta" / "metadata").read_bytes()
+    arguments = generalised.arguments_in(workdir)
+    error = refused("main", *arguments)
+    rate = 0.01 * (1 - 15 / 20) ** 0.9
+    assert "is nan at step 16" in error and f"at the rate {rate:.3g}" in error
+    assert f"The last good checkpoint: {latest / '14'}" in error
+    assert "optimizer.base_rate" in error
+    assert (latest / "14" / "meta" / "metadata").read_bytes() == before
+    assert [line["step"] for line in lines_of(workdir)][-1] < 16
+
+
+def _restore(manager, path: Path) -> TrainState:
+    import orbax.checkpoint as ocp
+
+    trees = {name: ocp.args.StandardRestore() for name in ("variables", "training")}
+    found = manager.restore(int(path.name), args=ocp.args.Composite(**trees))
+    training = jax.tree.map(np.asarray, found["training"])
+    variables = jax.tree.map(np.asarray, found["variables"])
+    return TrainState(training["step"], **variables, opt_state=SGDState(**training["opt_state"]))
+
+
+# ---------------------------------------------------------------- what a run tells and leaves
+
+
+def test_start_says_what_will_run(generalised, adapted, data_root):
+    out = generalised.out
+    assert f"gta5/train: 6 images in {data_root}/GTA5; split 'train' from train.txt" in out
+    assert "cityscapes/val: 3 images" in out and "cityscapes/train" not in out
+    assert "167,676 parameters" in out and "recipe            paper: generalisation" in out
+    assert "devices           1 x cpu" in out and "steps             0 → 20, batch 2" in out
+    assert f"results           {generalised.workdir}" in out
+    assert "step 20/20" in out and " left  loss " in out and "restitution " in out
+    assert "adaptation (maxsquare)" in adapted.out and "cityscapes/train: 6 images" in adapted.out
+    assert "6 of 6 images have no label" in adapted.out  # and need none
+    assert f"initial values from {generalised.workdir}/checkpoints/final" in adapted.out
+
+
+def test_the_terminal_is_quiet(generalised, adapted):
+    assert generalised.err == adapted.err == ""
+    assert "WARNING" not in generalised.out + adapted.out
+
+
+def test_metrics_for_scripts(adapted):
+    lines = lines_of(adapted.workdir)
+    training = [line for line in lines if "train/loss_source" in line]
+    assert [line["step"] for line in training] == list(range(1, 21))
+    for line in training:
+        for name in ("loss_target", "loss_restitution", "steps_per_second"):
+            assert np.isfinite(line[f"train/{name}"])
+    rates = [line["train/learning_rate"] for line in training]
+    np.testing.assert_allclose(rates, 0.01 * (1 - np.arange(20) / 20) ** 0.9, rtol=1e-6)
+    names = class_names(19)
+    for domain in ("gta5", "cityscapes"):
+        prefix = f"eval/{domain}/network"
+        scored = [line for line in lines if f"{prefix}/miou" in line]
+        assert [line["step"] for line in scored] == [10, 20]
+        for line in scored:
+            per_class = [line[f"{prefix}/iou/{name}"] for name in names]
+            known = [value for value in per_class if value is not None]
+            assert line[f"{prefix}/miou"] == pytest.approx(np.mean(known))
+            assert 0 <= line[f"{prefix}/pixel_accuracy"] <= 1
+
+
+def test_events_for_tensorboard(adapted):
+    events = EventAccumulator(str(adapted.workdir), size_guidance={"tensors": 0})
+    events.Reload()
+    for tag in ("train/loss_source", "train/loss_target", "train/learning_rate"):
+        assert [event.step for event in events.Tensors(tag)] == list(range(1, 21))
+    written = [line for line in lines_of(adapted.workdir) if "eval/cityscapes/network/miou" in line]
+    shown = events.Tensors("eval/cityscapes/network/miou")
+    np.testing.assert_allclose(
+        [float(tensor_util.make_ndarray(e.tensor_proto)) for e in shown],
+        [line["eval/cityscapes/network/miou"] for line in written], rtol=1e-6,
+    )  # fmt: skip
+    for domain in ("gta5", "cityscapes"):
+        images = events.Tensors(f"eval/{domain}")
+        assert [event.step for event in images] == [10, 20]
+        picture = tensor_util.make_ndarray(images[0].tensor_proto)[2]
+        width, height = Image.open(io.BytesIO(picture)).size
+        assert width == 3 * 65 + 2 * 4 and height > 33  # input, label, prediction
+    hparams = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"optimizer.base_rate" in hparams
+
+
+def test_checkpoints_say_what_they_are(adapted):
+    lines = lines_of(adapted.workdir)
+
+    def scores(domain):
+        key = f"eval/{domain}/network/miou"
+        return {line["step"]: line[key] for line in lines if key in line}
+
+    for name, domain in (("best_source", "gta5"), ("oracle_target", "cityscapes")):
+        meta = checkpoints.load_meta(checkpoints.folder(adapted.workdir, name))
+        by_step = scores(domain)
+        assert meta["miou"][domain] == max(by_step.values()) == by_step[meta["source"]["step"]]
+    variables, meta = checkpoints.load_variables(adapted.workdir)
+    assert meta["source"]["step"] == 20 and meta["source"]["recipe"] == "paper"
+    assert meta["source"]["input_size"] == [33, 65]
+    assert meta["miou"] == {d: scores(d)[20] for d in ("gta5", "cityscapes")}
+    assert meta["model"] == {
+        "num_classes": 19, "stage_sizes": (1, 1, 1, 1), "width": 4, "norm_restitution": "snr",
+        "head_branches": 2, "stride_in": "conv1",
+    }  # fmt: skip
+    newest = state_of(adapted.workdir, 20)
+    assert (newest["['variables']['params']['conv1']['kernel']"]
+            == variables["params"]["conv1"]["kernel"]).all()
+    kept = {path.name for path in checkpoints.folder(adapted.workdir, "latest").iterdir()}
+    assert kept == {"14", "20"}
+    recorded = json.loads((adapted.workdir / "config.json").read_text())
+    assert recorded["loss"]["target"] == "maxsquare" and recorded["model"]["width"] == 4
+    assert recorded["recipe"] == "paper" and recorded["data"]["scale_range"] == [0.75, 1.5]
+
+
+def test_adaptation_starts_from_the_run_and_moves(generalised, adapted):
+    start, _ = checkpoints.load_variables(generalised.workdir)
+    end, _ = checkpoints.load_variables(adapted.workdir)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), start, end)
+    assert moved["params"]["layer1_0"]["conv1"]["kernel"] > 0
+    assert moved["batch_stats"]["bn1"]["mean"] > 0
+    assert moved["params"]["bn1"] == {"scale": 0, "bias": 0}  # never trained
+    assert max(jax.tree.leaves(moved["params"]["layer5"])) == 0  # no loss reaches it
+    first = losses_of(adapted.workdir)[0][1]
+    assert first < losses_of(generalised.workdir)[0][1]

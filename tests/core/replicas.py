@@ -1,0 +1,144 @@
+"""The steps on one device and on two, written to the npz file named on the command line.
+
+A program of its own: the number of devices is fixed before JAX starts. Double precision, so that
+what differs differs by mistake and not by the order of a sum.
+"""
+
+import os
+import sys
+from functools import partial
+
+os.environ["XLA_FLAGS"] = ("--xla_force_host_platform_device_count=2 "
+                           "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_ENABLE_X64"] = "1"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict
+
+from snr_jax import losses
+from snr_jax.parallel import create_parallel
+from snr_jax.state import create_state
+from snr_jax.steps import make_adaptation_step, make_eval_step, make_source_step
+from tests.core.tiny import NUM_CLASSES, Probe, batch, network, variables
+
+ONE, TWO = create_parallel(jax.devices()[:1]), create_parallel()
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)  # the momentum after one step is the gradient
+PASSES = 2
+found: dict[str, np.ndarray] = {}
+
+
+def record(name, tree):
+    found.update({f"{name}/{k}": np.asarray(v) for k, v in flatten_dict(tree, sep="/").items()})
+
+
+def data():
+    """Four samples; the second half has a tenth of the valid pixels of the first."""
+    values = batch(4)
+    rare = np.random.default_rng(9).random((2, 33, 49)) < 0.9
+    values["source_label"][2:][rare] = 255
+    return values
+
+
+def train(name, parallel, factory, *, sync_bn=True, **options):
+    axis = parallel.axis_name
+    wide = jax.tree.map(np.float64, variables(Probe()))
+    model = Probe(dtype=jnp.float64, bn_axis_name=axis if sync_bn else None)
+    step = parallel.compile(factory(model=model, optimizer=OPTIMIZER, lambda_seg=0.3,
+                                    restitution_weight=0.05, axis_name=axis, **options))
+    state = parallel.replicate(create_state(wide, OPTIMIZER))
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    for i in range(PASSES):
+        state, metrics = step(state, parallel.shard(data()))
+        jax.block_until_ready((state, metrics))
+        record(f"{name}/metrics{i}", parallel.unreplicate(metrics))
+    same = jax.tree.map(lambda x: x.sharding, state) == layout
+    assert same, "the second step is compiled anew"
+    final = parallel.unreplicate(state)
+    record(name, {**final.variables, "momentum": final.opt_state[0].trace})
+    found[f"{name}/step"] = np.asarray(final.step)
+    if parallel is TWO:
+        for leaf in jax.tree.leaves(state):
+            first, second = (np.asarray(shard.data) for shard in leaf.addressable_shards)
+            assert first.tobytes() == second.tobytes(), "the replicas have drifted apart"
+
+
+def forward(name, parallel):
+    """The real network in training mode: every batch norm is synchronised."""
+    model = network(dtype=jnp.float64, bn_axis_name=parallel.axis_name)
+
+    def run(variables, samples):
+        return model.apply(variables, samples["image"], train=True, mutable=["batch_stats"])
+
+    wide = jax.tree.map(np.float64, variables(network()))
+    samples = parallel.shard({"image": np.float64(data()["source_image"])})
+    output, moved = jax.block_until_ready(parallel.compile(run)(parallel.replicate(wide), samples))
+    record(name, parallel.unreplicate(moved)["batch_stats"])
+    found[f"{name}/main"] = np.asarray(output.main).reshape(4, 33, 49, NUM_CLASSES)
+
+
+def evaluate(name, parallel):
+    values = jax.tree.map(np.float64, variables(Probe()))
+    step = parallel.compile(make_eval_step(model=Probe(dtype=jnp.float64), flip=True,
+                                           axis_name=parallel.axis_name))
+    samples = {"image": data()["source_image"], "label": data()["source_label"],
+               "valid": np.array([True, True, True, False])}
+    confusion = step(parallel.replicate(values), parallel.shard(samples))
+    found[f"{name}/confusion"] = np.asarray(parallel.unreplicate(confusion))
+
+
+def loss_shares(name, parallel):
+    """Every loss, and its gradient by the logits, of the same eight images."""
+    random = np.random.default_rng(7)
+    arrays = {key: 3 * random.normal(size=(8, 3, 4, 5)) for key in "abc"}
+    label = random.integers(0, 5, (8, 3, 4))
+    label[random.random(label.shape) < 0.3] = 255
+    label[:4, 1:] = 255
+    axis = parallel.axis_name
+    options = {"hard": {"threshold": 0.6}}
+    functions = {
+        key: lambda x, f=f, key=key: f(x["a"], axis_name=axis, **options.get(key, {}))
+        for key, f in losses.TARGET_LOSSES.items()
+    }
+    functions["cross_entropy"] = lambda x: losses.cross_entropy(
+        x["a"], x["label"], axis_name=axis)
+    functions["guidance"] = lambda x: losses.guidance(
+        x["b"], x["a"], threshold=0.6, axis_name=axis)
+    functions["dual_restitution"] = lambda x: losses.dual_restitution(
+        x["a"], x["b"], x["c"], axis_name=axis)
+
+    def run(_, x):
+        def both(f):
+            value, gradient = jax.value_and_grad(lambda a: f({**x, "a": a}))(x["a"])
+            value = jax.lax.psum(value, axis) if axis else value
+            return value, jax.lax.all_gather(gradient, axis, tiled=True) if axis else gradient
+
+        return {key: both(f) for key, f in functions.items()}
+
+    values = parallel.compile(run)(
+        parallel.replicate(np.zeros(1)), parallel.shard({**arrays, "label": label}))
+    for key, (value, gradient) in parallel.unreplicate(values).items():
+        found[f"{name}/{key}/value"], found[f"{name}/{key}/gradient"] = value, gradient
+
+
+for devices, parallel in (("one", ONE), ("two", TWO)):
+    train(f"{devices}/source", parallel, make_source_step)
+    train(f"{devices}/iw_maxsquare", parallel, make_adaptation_step,
+          target_loss=losses.iw_maxsquare, guidance_threshold=0.6)
+    train(f"{devices}/hard", parallel, make_adaptation_step,
+          target_loss=partial(losses.hard, threshold=0.6), guidance_threshold=0.6)
+    forward(f"{devices}/forward", parallel)
+    evaluate(f"{devices}/evaluation", parallel)
+    loss_shares(f"{devices}/losses", parallel)
+train("alone/source", TWO, make_source_step, sync_bn=False)
+tree = {"a": np.arange(6.0).reshape(2, 3), "b": {"c": np.int32(4)}}
+for devices, parallel in (("one", ONE), ("two", TWO)):
+    record(f"{devices}/round", parallel.unreplicate(parallel.replicate(tree)))
+    shards = parallel.shard({"x": np.arange(8).reshape(4, 2)})["x"]
+    found[f"{devices}/round/shard"] = np.asarray(shards).reshape(4, 2)
+    found[f"{devices}/round/counts"] = np.array(
+        [parallel.num_devices, parallel.num_local_devices, parallel.must_wait])
+np.savez(sys.argv[1], **found)

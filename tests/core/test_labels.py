@@ -1,0 +1,75 @@
+"""The label tables against the numbers of the data sets, written out."""
+
+import numpy as np
+import pytest
+
+from snr_jax import labels
+
+NAMES = ["road", "sidewalk", "building", "wall", "fence", "pole", "light", "sign", "vegetation",
+         "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle",
+         "bicycle"]
+CITYSCAPES = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11,
+              25: 12, 26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
+SYNTHIA = {1: 10, 2: 2, 3: 0, 4: 1, 5: 4, 6: 8, 7: 5, 8: 13, 9: 7, 10: 11, 11: 18, 12: 17, 15: 6,
+           16: 9, 17: 12, 18: 14, 19: 15, 20: 16, 21: 3}
+
+
+def test_the_three_protocols_drop_the_right_classes():
+    assert list(labels.class_names(19)) == NAMES
+    sixteen = [n for n in NAMES if n not in ("terrain", "truck", "train")]
+    assert list(labels.class_names(16)) == sixteen
+    thirteen = [n for n in sixteen if n not in ("wall", "fence", "pole")]
+    assert list(labels.class_names(13)) == thirteen
+    with pytest.raises(ValueError, match=r"17.*19, 16 or 13"):
+        labels.classes(17)
+
+
+def test_positions_of_the_13_among_the_16():
+    assert list(labels.positions_13_in_16()) == [0, 1, 2, *range(6, 16)]
+
+
+@pytest.mark.parametrize(("table", "expected", "defined"),
+                         [(labels.label_id_to_train_id, CITYSCAPES, range(35)),
+                          (labels.synthia_to_train_id, SYNTHIA, range(23))])
+def test_ids_of_the_files(table, expected, defined):
+    found = table(19)
+    assert found.dtype == np.uint8 and found.shape == (256,)
+    for file_id in range(256):
+        if file_id in expected:
+            assert found[file_id] == expected[file_id]
+        elif file_id in defined or file_id == 255:
+            assert found[file_id] == labels.IGNORE == 255  # defined, but not evaluated
+        else:
+            assert found[file_id] == labels.UNKNOWN == 254
+
+
+@pytest.mark.parametrize("num_classes", [16, 13])
+@pytest.mark.parametrize("table", [labels.label_id_to_train_id, labels.synthia_to_train_id])
+def test_fewer_classes_are_the_19_renumbered(table, num_classes):
+    full, fewer = table(19), table(num_classes)
+    names = labels.class_names(num_classes)
+    for file_id in range(256):
+        name = NAMES[full[file_id]] if full[file_id] < 19 else None
+        expected = names.index(name) if name in names else labels.IGNORE if name else full[file_id]
+        assert fewer[file_id] == expected
+
+
+def test_official_colours():
+    palette = labels.palette()
+    assert palette.dtype == np.uint8 and palette.shape == (256, 3)
+    assert tuple(palette[0]) == (128, 64, 128)  # road
+    assert tuple(palette[8]) == (107, 142, 35)  # vegetation
+    assert tuple(palette[10]) == (70, 130, 180)  # sky
+    assert tuple(palette[13]) == (0, 0, 142)  # car
+    assert tuple(palette[18]) == (119, 11, 32)  # bicycle
+    assert len({tuple(color) for color in palette[:19]}) == 19
+    assert not palette[19:].any()
+    assert tuple(labels.palette(13)[6]) == (70, 130, 180)  # sky among the 13
+
+
+@pytest.mark.parametrize("num_classes", [19, 16, 13])
+def test_label_ids_for_the_server_are_the_inverse(num_classes):
+    back = labels.train_id_to_label_id(num_classes)
+    there = labels.label_id_to_train_id(num_classes)
+    assert list(there[back[:num_classes]]) == list(range(num_classes))
+    assert not back[num_classes:].any()

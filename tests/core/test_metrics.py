@@ -1,0 +1,50 @@
+"""Scores of confusion matrices small enough to divide by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from snr_jax import metrics
+
+
+def test_confusion_rows_are_labels_and_ignored_pixels_are_left_out():
+    label = jnp.array([[[0, 0, 1, 255], [2, 1, 254, 3]]], jnp.uint8)
+    prediction = jnp.array([[[0, 1, 1, 2], [0, 1, 1, 1]]], jnp.int32)
+    found = metrics.confusion_matrix(label, prediction, 3)
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, [[1, 1, 0], [0, 2, 0], [1, 0, 0]])
+
+
+def test_scores_by_hand():
+    # Class 0: 3 pixels, 2 hit. Class 1: 3 pixels, all hit, predicted 4 times. Class 2: nowhere.
+    found = metrics.scores(np.array([[2, 1, 0], [0, 3, 0], [0, 0, 0]]))
+    assert found["pixel_accuracy"] == pytest.approx(5 / 6)
+    assert found["class_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found["iou"][:2] == pytest.approx([2 / 3, 3 / 4])  # 2 / (3 + 2 - 2), 3 / (3 + 4 - 3)
+    assert np.isnan(found["iou"][2])
+    assert found["miou"] == pytest.approx((2 / 3 + 3 / 4) / 2)
+    assert found["fwiou"] == pytest.approx((3 * 2 / 3 + 3 * 3 / 4) / 6)
+    assert found["precision"] == pytest.approx((1 + 3 / 4) / 2)
+
+
+def test_a_class_that_is_only_predicted_counts_as_zero_iou():
+    found = metrics.scores(np.array([[2, 0, 1], [0, 3, 0], [0, 0, 0]]))
+    assert found["iou"] == pytest.approx([2 / 3, 1, 0])
+    assert found["miou"] == pytest.approx(5 / 9)
+    assert found["class_accuracy"] == pytest.approx(5 / 6)  # 0/0 for class 2
+    assert found["precision"] == pytest.approx(2 / 3)  # 1, 1, 0
+
+
+def test_no_pixels_is_nan_without_warning():
+    found = metrics.scores(np.zeros((2, 2), np.int64))
+    assert all(np.isnan(value) for value in found.values() if isinstance(value, float))
+
+
+def test_counts_beyond_32_bits():
+    found = metrics.scores(np.array([[3 * 2**31, 2**31], [0, 2**40]], np.int64))
+    assert found["iou"][0] == pytest.approx(3 / 4)
+
+
+def test_report_names_the_classes():
+    found = metrics.report(np.eye(13, dtype=np.int64))
+    assert found["miou"] == 1 and found["iou"]["bicycle"] == 1 and len(found["iou"]) == 13

@@ -1,0 +1,141 @@
+"""Schedule, groups and repeated updates, by hand."""
+
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from snr_jax import optim
+from snr_jax.models.deeplab import DeepLab
+from snr_jax.optim import LEFT_ALONE, Group
+from snr_jax.state import variable_shapes
+from tests.core.tiny import network, quick_jit, variables
+
+
+def test_poly_schedule():
+    schedule = optim.poly_schedule(2.5e-4, 200_000)
+    assert float(schedule(0)) == pytest.approx(2.5e-4)
+    assert float(schedule(100_000)) == pytest.approx(2.5e-4 * 0.535887, rel=1e-5)  # 0.5^0.9
+    assert float(schedule(80_000)) == pytest.approx(2.5e-4 * 0.631450, rel=1e-5)  # 0.6^0.9
+    assert float(schedule(200_000)) == 0
+
+
+# p = 1, g = 0.5, rate 0.1, decay 0.1, momentum 0.9. The gradient keeps growing by 0.1 p:
+# 1: g = 0.5 + 0.1       v = 0.6                          p = 1 - 0.06
+# 2: g = 0.6 + 0.094     v = 0.54 + 0.694 = 1.234         p = 0.94 - 0.1234
+# 3: g = 0.694 + 0.08166 v = 1.1106 + 0.77566 = 1.88626   p = 0.8166 - 0.188626
+# 4: g = 0.77566 + 0.0627974                              p = 0.627974 - 0.25360914
+#                        v = 1.697634 + 0.8384574 = 2.5360914
+REPEATED = {1: (0.94, 0.6), 2: (0.8166, 1.234), 3: (0.627974, 1.88626),
+            4: (0.37436486, 2.5360914)}
+
+
+def scalar_sgd(repeats, rate=1.0):
+    return optim.sgd(optax.constant_schedule(0.1), ((r"p/x", Group(rate, repeats)),),
+                     weight_decay=0.1)
+
+
+@pytest.mark.parametrize("repeats", REPEATED)
+def test_repeated_updates_by_hand(repeats):
+    params = {"p": {"x": jnp.array(1.0)}}
+    optimizer = scalar_sgd(repeats)
+    updates, state = optimizer.update({"p": {"x": jnp.array(0.5)}}, optimizer.init(params), params)
+    p, velocity = REPEATED[repeats]
+    assert float(optax.apply_updates(params, updates)["p"]["x"]) == pytest.approx(p, rel=1e-6)
+    assert float(state.velocity["p"]["x"]) == pytest.approx(velocity, rel=1e-6)
+    assert int(state.count) == 1
+
+
+def test_the_next_iteration_forgets_the_decay_and_keeps_the_momentum():
+    optimizer = scalar_sgd(1)
+    params = {"p": {"x": jnp.array(1.0)}}
+    state = optimizer.init(params)
+    for expected in (0.94, 0.8266):  # g = 0.5 + 0.094, v = 0.54 + 0.594, p = 0.94 - 0.1134
+        updates, state = optimizer.update({"p": {"x": jnp.array(0.5)}}, state, params)
+        params = optax.apply_updates(params, updates)
+        assert float(params["p"]["x"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_rate_of_a_group_multiplies_the_schedule():
+    params = {"p": {"x": jnp.array(1.0)}}
+    optimizer = scalar_sgd(1, rate=10.0)
+    updates, _ = optimizer.update({"p": {"x": jnp.array(0.5)}}, optimizer.init(params), params)
+    assert float(updates["p"]["x"]) == pytest.approx(-10 * 0.1 * 0.6, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def resnet101():
+    return variable_shapes(DeepLab())["params"]
+
+
+def groups(**changes):
+    return optim.param_groups(**{"repeated_updates": True, "train_snr": True, "multi_level": True,
+                                 **changes})
+
+
+def test_groups_of_the_release(resnet101):
+    found = optim.assign_groups(resnet101, groups(train_snr=False, multi_level=False))
+    assert len(found) == len(flatten_dict(resnet101))
+    # 12 shortcut tensors, 297 others in the blocks, one stem convolution, 2 used branches.
+    # Left alone: stem BN 2, SNR 18, auxiliary head 8, branches 18 and 24 of the main head 4.
+    assert Counter(found.values()) == {
+        Group(1.0, 4): 12, Group(1.0, 3): 297, Group(1.0, 1): 1, Group(10.0, 1): 4,
+        LEFT_ALONE: 2 + 18 + 8 + 4}
+    assert found["conv1/kernel"] == Group(1.0, 1)
+    assert {p for p, g in found.items() if g.repeats == 4} == {
+        f"layer{k}_0/downsample_{leaf}" for k in (1, 2, 3, 4)
+        for leaf in ("conv/kernel", "bn/scale", "bn/bias")}
+    assert {p for p, g in found.items() if g.rate == 10} == {
+        f"layer6/conv2d_list_{i}/{leaf}" for i in (0, 1) for leaf in ("kernel", "bias")}
+    assert found["bn1/scale"] == found["bn1/bias"] == LEFT_ALONE
+
+
+def test_groups_of_the_standard_recipe(resnet101):
+    found = optim.assign_groups(resnet101, groups(repeated_updates=False, head_branches=4))
+    # The backbone's 310 and the 18 of SNR at the base rate, both heads entirely at ten times that.
+    assert Counter(found.values()) == {
+        Group(1.0, 1): 310 + 18, Group(10.0, 1): 16, LEFT_ALONE: 2}
+
+
+def test_rates_of_snr_and_of_its_classifiers():
+    shapes = variable_shapes(network(restitution_heads=True))["params"]
+    found = optim.assign_groups(shapes, groups(snr_rate=3.0, head_rate=5.0))
+    assert Counter(found.values())[Group(3.0, 1)] == 18 + 6
+    assert found["layer5/conv2d_list_1/bias"] == Group(5.0, 1)
+
+
+def test_an_uncovered_parameter_is_an_error():
+    params = {"conv1": {"kernel": jnp.ones(1)}, "extra": {"kernel": jnp.ones(1)}}
+    with pytest.raises(ValueError, match="no parameter group covers extra/kernel"):
+        optim.sgd(optax.constant_schedule(0.1), groups()).init(params)
+    with pytest.raises(ValueError, match="covers layer1_0/conv1/kernel2"):  # the whole path counts
+        optim.assign_groups({"layer1_0": {"conv1": {"kernel2": jnp.ones(1)}}},
+                            ((r"layer1_0/conv1/kernel", LEFT_ALONE),))
+
+
+def test_what_is_left_alone_stays_bit_for_bit_and_has_no_momentum():
+    params = variables(network())["params"]
+    arranged = groups(train_snr=False, multi_level=False)
+    optimizer = optim.sgd(optim.poly_schedule(0.1, 10), arranged)
+    state = optimizer.init(params)
+    gradients = jax.tree.map(jnp.ones_like, params)
+
+    @quick_jit
+    def step(params, state):
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    after, state = step(*step(params, state))
+    velocity = flatten_dict(state.velocity, sep="/")
+    after = flatten_dict(after, sep="/")
+    before = flatten_dict(params, sep="/")
+    for path, group in optim.assign_groups(params, arranged).items():
+        assert (path in velocity) == (group != LEFT_ALONE), path
+        if group == LEFT_ALONE:
+            np.testing.assert_array_equal(after[path], before[path], err_msg=path)
+        else:
+            assert (np.asarray(after[path]) != before[path]).all(), path

@@ -1,0 +1,83 @@
+"""One device equals many. The work is in replicas.py, which needs a JAX of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    path = tmp_path_factory.mktemp("replicas") / "found.npz"
+    run = subprocess.run([sys.executable, "-m", "tests.core.replicas", path], cwd=ROOT,
+                         capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return dict(np.load(path))
+
+
+def group(found, prefix):
+    values = {key.removeprefix(prefix): v for key, v in found.items() if key.startswith(prefix)}
+    assert values
+    return values
+
+
+def assert_equal(found, name, rtol, atol):
+    one, two = group(found, f"one/{name}/"), group(found, f"two/{name}/")
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        np.testing.assert_allclose(two[key], value, rtol=rtol, atol=atol, err_msg=key)
+
+
+@pytest.mark.parametrize("step", ["source", "iw_maxsquare", "hard"])
+def test_a_training_step_on_two_devices_equals_one(found, step):
+    """Parameters, momentum, statistics and losses, augmentation included."""
+    assert int(found[f"two/{step}/step"]) == 2
+    assert_equal(found, step, rtol=1e-6, atol=1e-8)
+
+
+def test_every_batch_norm_of_the_network_sees_the_whole_batch(found):
+    assert_equal(found, "forward", rtol=1e-6, atol=1e-8)
+
+
+def test_the_steps_had_something_to_agree_on(found):
+    metrics = group(found, "two/iw_maxsquare/metrics1/")
+    assert metrics.keys() == {"loss_source", "loss_source_aux", "loss_restitution", "loss_target",
+                              "loss_target_aux"}
+    assert all(value != 0 for value in metrics.values())
+    momentum = group(found, "two/iw_maxsquare/momentum/")
+    assert max(np.abs(value).max() for value in momentum.values()) > 1e-3
+
+
+def test_losses_of_replicas_add_up(found):
+    """Also with half of the batch nearly without valid pixels, gradients included."""
+    assert len(group(found, "one/losses/")) == 2 * 8
+    assert all(np.asarray(v).any() for v in group(found, "one/losses/").values())
+    assert_equal(found, "losses", rtol=1e-10, atol=1e-14)
+
+
+def test_evaluation_counts_the_same_pixels(found):
+    assert found["one/evaluation/confusion"].sum() > 1500
+    assert_equal(found, "evaluation", rtol=0, atol=0)
+
+
+def test_batch_norm_of_each_replica_alone(found):
+    """Without synchronisation the replicas still agree on one state, but another one."""
+    alone, together = group(found, "alone/source/"), group(found, "two/source/")
+    assert all(np.isfinite(value).all() for value in alone.values())
+    # The mean of the replicas' means is the mean; that of their variances lacks what lies between.
+    key = "batch_stats/bn/"
+    np.testing.assert_allclose(alone[key + "mean"], together[key + "mean"], rtol=1e-9)
+    assert (alone[key + "var"] != together[key + "var"]).all()
+
+
+@pytest.mark.parametrize("devices", ["one", "two"])
+def test_values_come_back_from_the_devices_as_they_went(found, devices):
+    np.testing.assert_array_equal(found[f"{devices}/round/a"], np.arange(6.0).reshape(2, 3))
+    assert found[f"{devices}/round/b/c"] == 4 and found[f"{devices}/round/b/c"].shape == ()
+    np.testing.assert_array_equal(found[f"{devices}/round/shard"], np.arange(8).reshape(4, 2))
+    expected = {"one": [1, 1, False], "two": [2, 2, True]}
+    assert list(found[f"{devices}/round/counts"]) == expected[devices]
