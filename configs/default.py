@@ -63,7 +63,7 @@ def get_config(recipe: str = "paper") -> ConfigDict:
     config.target.domain = "cityscapes"  # the side whose labels only evaluation reads
     config.target.dir = "Cityscapes"  # below data.root
     config.target.train_split = "train"  # read for adaptation, without its labels
-    config.target.val_split = "val"  # scored; chooses oracle_target
+    config.target.val_split = "val"  # scored; chooses oracle_target; "": no labels
     config.target.size = (512, 1024)  # height, width in pixels that the network sees
 
     config.batch_size = 1  # images per domain and step, over all devices

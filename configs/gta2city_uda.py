@@ -11,6 +11,7 @@ from configs import default
 
 def get_config(recipe: str = "paper"):
     config = default.get_config(recipe)
+    config.init_from = "runs/gta5_dg"
     config.loss.target = "maxsquare"
     config.num_steps = 29_760
     config.optimizer.schedule_steps = 29_760

@@ -1,7 +1,7 @@
 """Toy domains, generalisation: a small SNR network, minutes on two CPU cores.
 
     python scripts/make_toy_domains.py --out runs/toy/data --style dusk
-    python -m snr_jax.main --config configs/toy_dg.py --workdir runs/toy/snr
+    python -m snr_jax.main --config configs/toy_dg.py --workdir runs/toy_dg
 """
 
 from configs import default

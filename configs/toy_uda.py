@@ -1,7 +1,7 @@
 """Toy domains, adaptation: SNR-MaxSquare from the network of toy_dg.py.
 
-    python -m snr_jax.main --config configs/toy_uda.py --workdir runs/toy/snr_maxsquare \
-        --config.init_from=runs/toy/snr
+    python -m snr_jax.main --config configs/toy_uda.py --workdir runs/toy_uda \
+        --config.init_from=runs/toy_dg
 """
 
 from configs import toy_dg
@@ -9,6 +9,7 @@ from configs import toy_dg
 
 def get_config(recipe: str = "standard"):
     config = toy_dg.get_config(recipe)
+    config.init_from = "runs/toy_dg"
     config.loss.target = "maxsquare"
     config.loss.lambda_target = 0.1
     config.optimizer.base_rate = 0.005

@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -81,8 +83,11 @@ def require(flag, name: str, example: str):
     return flag.value
 
 
+def config_name() -> str:
+    """The name of the configuration file, without folder and .py."""
+    return Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+
+
 def to_dict(config: ConfigDict) -> dict:
     """Plain nested dict, lists for tuples: what JSON gives back."""
-    import json
-
     return json.loads(config.to_json())

@@ -20,7 +20,7 @@ from snr_jax.writer import write_text
 
 Log = Callable[[str], None]
 # Keys that may change when a run goes on: they do not change what it computes.
-FREE_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval", "data.root")
+FREE_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval.", "data.root")
 
 # Keys that hold several numbers: how many, and the least of each.
 LISTS = (
@@ -32,7 +32,7 @@ LISTS = (
 class Split(NamedTuple):
     """The samples of one domain's split, with what the pipeline needs to read them."""
 
-    name: str  # "gta5/train"
+    name: str  # of its scores: the domain, with the role where both domains are of one kind
     domain: str
     size: tuple[int, int]
     samples: list[domains.Sample]
@@ -109,22 +109,27 @@ def claim(config: ConfigDict, workdir: str) -> None:
 
 
 def open_splits(config: ConfigDict, log: Log) -> dict[str, Split]:
-    """source, source_val, target_val and, for adaptation, target."""
+    """source, source_val and, if configured, target (for adaptation) and target_val."""
 
     def open_split(place, split, role, **options) -> Split:
         directory = os.path.join(config.data.root, place.dir)
         samples, notes = domains.list_samples(place.domain, directory, split, **options)
         log(f"{role:<17} {place.domain}/{split}: {len(samples)} images in {directory}"
             + "".join(f"; {note}" for note in notes))
-        return Split(f"{place.domain}/{split}", place.domain, tuple(place.size), samples)
+        name = f"{place.domain}_{role.split()[0]}" if same_kind else place.domain
+        return Split(name, place.domain, tuple(place.size), samples)
 
     source, target, limit = config.source, config.target, config.eval.max_images or None
+    same_kind = source.domain == target.domain
     splits = {"source": open_split(source, source.train_split, "source")}
     if config.loss.target:
         splits["target"] = open_split(
             target, target.train_split, "target", require_labels=False
         )
     for role, place in (("source_val", source), ("target_val", target)):
+        if role == "target_val" and not place.val_split:
+            log("target validation none: target.val_split is empty")
+            continue
         split = open_split(place, place.val_split, f"{role.replace('_', ' ')}idation"[:17])
         splits[role] = split._replace(samples=split.samples[:limit])
     return splits

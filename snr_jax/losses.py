@@ -44,7 +44,7 @@ def cross_entropy(
 def maxsquare(logits: jax.Array, *, axis_name: str | None = None) -> jax.Array:
     """- sum p^2 / (2 N C H W): the mean runs over the classes too, as in the published code."""
     p = jnp.exp(_log_probs(logits))
-    return -jnp.square(p).sum() / (2 * _whole(p.size, axis_name))
+    return -jnp.square(p).sum() / float(2 * _whole(p.size, axis_name))  # beyond 32 bits
 
 
 def _image_weights(p: jax.Array, ratio: float) -> jax.Array:
@@ -73,7 +73,7 @@ def iw_maxsquare(
 def entropy(logits: jax.Array, *, axis_name: str | None = None) -> jax.Array:
     """- sum p log p / (N C H W); the gradient runs through both factors."""
     log_p = _log_probs(logits)
-    return -(jnp.exp(log_p) * log_p).sum() / _whole(log_p.size, axis_name)
+    return -(jnp.exp(log_p) * log_p).sum() / float(_whole(log_p.size, axis_name))
 
 
 def iw_entropy(logits: jax.Array, *, ratio: float = 0.2, axis_name: str | None = None) -> jax.Array:
@@ -108,7 +108,7 @@ def guidance(
 def mean_entropy(logits: jax.Array, *, axis_name: str | None = None) -> jax.Array:
     """Entropy of softmax, averaged over all pixels of the batch. [N,h,w,C] → []."""
     log_p = _log_probs(logits)
-    pixels = _whole(log_p.size // log_p.shape[-1], axis_name)
+    pixels = float(_whole(log_p.size // log_p.shape[-1], axis_name))
     return _whole(-(jnp.exp(log_p) * log_p).sum(), axis_name) / pixels
 
 

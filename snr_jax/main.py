@@ -1,12 +1,11 @@
 """Train a network and evaluate it.
 
-    python -m snr_jax.main --config configs/gta5_dg.py --workdir runs/gta5_dg
-    python -m snr_jax.main --config configs/gta2city_uda.py --workdir runs/gta2city_uda \\
-        --config.init_from=runs/gta5_dg
+    python -m snr_jax.main --config configs/gta5_dg.py
+    python -m snr_jax.main --config configs/gta2city_uda.py --config.init_from=runs/gta5_dg
 
-Any key of the configuration can be set: --config.batch_size=2. The same command goes on with an
-interrupted run. configs/default.py lists every key; the recipe follows a colon
-(configs/gta5_dg.py:release).
+Results go to --workdir, by default runs/gta5_dg and runs/gta2city_uda. The same command goes on
+with an interrupted run. Any key of the configuration can be set: --config.batch_size=2;
+configs/default.py lists every key. The recipe follows a colon (configs/gta5_dg.py:release).
 """
 
 import os
@@ -21,7 +20,7 @@ from snr_jax.train import train
 
 def command() -> None:
     config = cli.require(CONFIG, "config", "--config configs/gta5_dg.py")
-    workdir = cli.require(WORKDIR, "workdir", "--workdir runs/gta5_dg")
+    workdir = WORKDIR.value or f"runs/{cli.config_name()}"
     if CACHE.value:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE.value))
     if COORDINATOR.value:
@@ -31,7 +30,9 @@ def command() -> None:
 
 if __name__ == "__main__":
     CONFIG = cli.define_config()
-    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics.")
+    WORKDIR = flags.DEFINE_string(
+        "workdir", None, "Folder of the run; runs/NAME for configs/NAME.py if none."
+    )
     CACHE = flags.DEFINE_string(
         "compilation_cache", "~/.cache/snr_jax", "Compiled programs are kept here; empty: nowhere."
     )

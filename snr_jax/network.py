@@ -64,6 +64,8 @@ def initialize(
     """
     initial = initial_variables(model, seed)
     if not init_from:
+        log("initial values    random. The published numbers start from ImageNet+COCO weights: "
+            "scripts/convert_torch_ckpt.py, then --config.init_from")
         return initial
     loaded, meta = checkpoints.load_variables(init_from)
     want = architecture(model)

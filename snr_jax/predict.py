@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from snr_jax import checkpoints, cli, network, report
 from snr_jax.errors import UserError
@@ -34,7 +34,7 @@ def read_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
                 image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise UserError(
             f"{path} is no image that can be read ({error}); expected one of "

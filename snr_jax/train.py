@@ -136,7 +136,7 @@ def _loop(run: _Run, state: TrainState, step_fn) -> dict:
     checkpoints.save_variables(
         checkpoints.folder(run.workdir, "final"), final.variables, _meta(run, final, results)
     )
-    run.log(report.class_table({name: scores for name, scores in results.items()}))
+    run.log(report.class_table(results))
     run.log(f"done: {checkpoints.folder(run.workdir, 'final')}")
     return results
 
@@ -191,7 +191,7 @@ def _meta(run: _Run, state: TrainState, results: dict | None = None) -> dict:
         "workdir": str(Path(run.workdir).absolute()),
         "step": int(state.step),
         "recipe": run.config.recipe,
-        "input_size": run.splits["target_val"].size,
+        "input_size": tuple(run.config.target.size),
     }
     scores = {name: scores["miou"] for name, scores in (results or {}).items()}
     return {"model": architecture(run.model), "source": source, "miou": scores}
@@ -204,37 +204,39 @@ def _validate(run: _Run, state: TrainState, host_state: TrainState) -> dict:
     results, images = {}, {}
     # A module without restitution classifiers and axis: evaluation needs neither.
     model = run.model.clone(restitution_heads=False, bn_axis_name=None)
-    for role in ("source_val", "target_val"):
+    roles = [role for role in ("source_val", "target_val") if role in run.splits]
+    for role in roles:
         split = run.splits[role]
         common = {"domain": split.domain, "size": split.size}
-        results[split.domain] = scores = evaluate(
+        results[split.name] = scores = evaluate(
             model, state.variables, split.samples, parallel=run.parallel,
             batch_size=run.config.eval.batch_size, flip=run.config.eval.flip, log=run.log, **common,
         )
-        prefix = f"eval/{split.domain}/network"
+        prefix = f"eval/{split.name}/network"
         scalars = {f"{prefix}/iou/{name}": value for name, value in scores["iou"].items()}
         scalars |= {f"{prefix}/{k}": v for k, v in scores.items() if k != "iou"}
         run.writer.write_scalars(step, scalars)
         if run.config.eval.num_pictures and jax.process_index() == 0:
             chosen = split.samples[: run.config.eval.num_pictures]
             rows = pictures(model, host_state.variables, chosen, **common)
-            images[f"eval/{split.domain}"] = report.panel(rows)
+            images[f"eval/{split.name}"] = report.panel(rows)
     run.writer.write_images(step, images)
     run.writer.flush()
-    for name, role in (("best_source", "source_val"), ("oracle_target", "target_val")):
-        _keep_best(run, name, run.splits[role].domain, host_state, results)
+    for role in roles:
+        name = {"source_val": "best_source", "target_val": "oracle_target"}[role]
+        _keep_best(run, name, run.splits[role].name, host_state, results)
     table = ", ".join(f"{name} mIoU {report.percent(s['miou'])}" for name, s in results.items())
     run.log(f"step {step}: {table} ({report.format_duration(time.monotonic() - start)})")
     return results
 
 
-def _keep_best(run: _Run, name: str, domain: str, state: TrainState, results: dict) -> None:
+def _keep_best(run: _Run, name: str, scored: str, state: TrainState, results: dict) -> None:
     path = checkpoints.folder(run.workdir, name)
     meta = _meta(run, state, results)
-    score = meta["miou"][domain]
+    score = meta["miou"][scored]
     if path.exists():
         best = checkpoints.load_meta(path)
-        if best["source"]["step"] < meta["source"]["step"] and best["miou"][domain] >= score:
+        if best["source"]["step"] < meta["source"]["step"] and best["miou"][scored] >= score:
             return
     checkpoints.save_variables(path, state.variables, meta)
 

@@ -17,7 +17,6 @@ DG, UDA = "configs/gta5_dg.py", "configs/gta2city_uda.py"
     "arguments, words",
     [
         ((), "--config is missing; for instance --config configs/gta5_dg.py"),
-        (("--config", DG), "--workdir is missing"),
         (("--config", "configs/none.py"), "there is no file configs/none.py"),
         (("--config", "configs/none.py", "--config.seed=1"), "'configs/none.py'"),
         (("--config", f"{DG}:papre"), "'papre'; there are paper, release, standard"),

@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +17,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from snr_jax import checkpoints
+from configs import gta5_dg
+from snr_jax import checkpoints, experiment
 from snr_jax.labels import class_names
 from snr_jax.optim import SGDState
 from snr_jax.state import TrainState
@@ -293,3 +297,32 @@ def test_adaptation_starts_from_the_run_and_moves(generalised, adapted):
     assert max(jax.tree.leaves(moved["params"]["layer5"])) == 0  # no loss reaches it
     first = losses_of(adapted.workdir)[0][1]
     assert first < losses_of(generalised.workdir)[0][1]
+
+
+def test_a_target_without_any_labels(command, train_flags, tmp_path):
+    steps = {"num_steps": 1, "target.val_split": ""}
+    assert command("main", *train_flags("configs/gta5_dg.py", tmp_path / "run", steps)).code == 0
+    names = {name for line in lines_of(tmp_path / "run") for name in line}
+    assert "eval/gta5/network/miou" in names
+    assert not any("cityscapes" in name for name in names)
+    kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {"latest", "final", "best_source"}
+
+
+def test_two_domains_of_one_layout_have_scores_of_their_own(data_root):
+    config = gta5_dg.get_config()
+    config.data.root = str(data_root)
+    config.source.update({"domain": "cityscapes", "dir": "Cityscapes", "train_split": "val"})
+    splits = experiment.open_splits(config, lambda line: None)
+    assert splits["source_val"].name == "cityscapes_source"
+    assert splits["target_val"].name == "cityscapes_target"
+
+
+def test_the_folder_of_a_run_is_named_after_its_configuration(tmp_path):
+    root = Path.cwd()
+    result = subprocess.run(
+        [sys.executable, "-m", "snr_jax.main", "--config", root / "configs" / "gta5_dg.py"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True,
+    )
+    assert result.returncode == 2 and "config.data.root" in result.stderr
+    assert (tmp_path / "runs" / "gta5_dg" / "config.json").exists()

@@ -194,3 +194,9 @@ def test_half_precision_logits_give_float32_losses(name):
     half = losses.TARGET_LOSSES[name](logits.astype(jnp.bfloat16))
     assert half.dtype == jnp.float32
     assert half == pytest.approx(float(losses.TARGET_LOSSES[name](logits)), abs=5e-3)
+
+
+@pytest.mark.parametrize("name", ONE_ARGUMENT)
+def test_batches_with_more_than_2_to_the_31_numbers(name):
+    logits = jax.ShapeDtypeStruct((128, 720, 1280, 19), jnp.float32)
+    assert jax.eval_shape(ONE_ARGUMENT[name], logits).shape == ()
