@@ -66,16 +66,10 @@ def conv3x3(x: jax.Array, kernel: jax.Array, dilation: int = 1, *, atrous: str) 
 def max_pool(x: jax.Array) -> jax.Array:
     """3x3 max pool, stride 2, padding 1, ceil mode: the maximum of nine strided slices.
 
-    x [N,H,W,C] → [N, H//2 + 1, W//2 + 1, C]. Ceil mode may add a last window, which PyTorch
-    keeps only if it begins inside the input or its left padding.
+    x [N,H,W,C] → [N, H//2 + 1, W//2 + 1, C]: ceil mode pads the far side of an even size twice.
     """
 
-    def windows(n: int) -> tuple[int, int]:
-        out = -(-(n - 1) // 2) + 1  # ceil((n + 2 - 3) / 2) + 1
-        out -= (out - 1) * 2 >= n + 1
-        return out, max((out - 1) * 2 + 3 - n - 1, 0)
-
-    (out_h, pad_h), (out_w, pad_w) = windows(x.shape[1]), windows(x.shape[2])
+    (out_h, out_w), (pad_h, pad_w) = zip(*((n // 2 + 1, 2 - n % 2) for n in x.shape[1:3]))
     low = jnp.array(-jnp.inf, x.dtype)
     x = lax.pad(x, low, ((0, 0, 0), (1, pad_h, 0), (1, pad_w, 0), (0, 0, 0)))
     rows = [x[:, i : i + 2 * out_h - 1 : 2] for i in range(3)]
