@@ -29,8 +29,11 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Terms = dict[str, tuple[float, jax.Array]]
 
 
-def _first_sample(batch_size: int, axis_name: str | None):
-    return lax.axis_index(axis_name) * batch_size if axis_name else 0
+def _prepared(prepare, seed, step, domain: int, image, label, axis_name):
+    """A batch as the network sees it: a function of (seed, step, domain) and its place alone."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), domain)
+    first = lax.axis_index(axis_name) * image.shape[0] if axis_name else 0
+    return prepare(key, image, label, first_sample=first)
 
 
 def _domain_gradients(model, params, batch_stats, image, terms: Callable[[Output], Terms], train):
@@ -86,16 +89,12 @@ def make_source_step(
 
     lambda_seg: weight of the auxiliary head's cross-entropy ("multi"), 0 leaves it out.
     restitution_weight: per SNR block; the model then needs `restitution_heads`.
-    prepare: (key, image, label, first_sample=) → what the network sees.
+    prepare: (key, image, label or None, first_sample=) → image and label as the network sees them.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        first = _first_sample(batch["source_image"].shape[0], axis_name)
-        image, label = prepare(
-            jax.random.fold_in(key, 0), batch["source_image"], batch["source_label"],
-            first_sample=first,
-        )
+        source = batch["source_image"], batch["source_label"]
+        image, label = _prepared(prepare, seed, state.step, 0, *source, axis_name)
 
         def terms(output):
             return _source_terms(output, label, lambda_seg, restitution_weight, axis_name)
@@ -131,16 +130,9 @@ def make_adaptation_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        first = _first_sample(batch["source_image"].shape[0], axis_name)
-        source_image, label = prepare(
-            jax.random.fold_in(key, 0), batch["source_image"], batch["source_label"],
-            first_sample=first,
-        )
-        first = _first_sample(batch["target_image"].shape[0], axis_name)
-        target_image, _ = prepare(
-            jax.random.fold_in(key, 1), batch["target_image"], first_sample=first
-        )
+        source, target = (batch["source_image"], batch["source_label"]), batch["target_image"]
+        source_image, label = _prepared(prepare, seed, state.step, 0, *source, axis_name)
+        target_image, _ = _prepared(prepare, seed, state.step, 1, target, None, axis_name)
 
         def source_terms(output):
             return _source_terms(output, label, lambda_seg, restitution_weight, axis_name)
