@@ -20,8 +20,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
-import torch
+
+try:
+    import safetensors.torch
+    import torch
+except ImportError as missing:
+    print(f"error: reading PyTorch files needs {missing.name}: pip install torch safetensors",
+          file=sys.stderr)
+    sys.exit(2)
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

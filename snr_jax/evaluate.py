@@ -87,6 +87,7 @@ def pictures(
 ) -> list[dict[str, np.ndarray]]:
     """{"input", "label", "prediction"}, uint8 RGB [h,w,3] each, per sample. variables: numpy."""
     predict = _compiled_prediction(model, tuple(size))
+    variables = jax.device_put(variables)
     return [
         {
             "input": batch["image"][0],
