@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,15 @@ def pictures(
     ]
 
 
+def _default_out(checkpoint: Path, domain: str) -> str:
+    """RUN/evaluation/final/target; outside of a run, a folder beside the checkpoint."""
+    for parent in checkpoint.parents:
+        if parent.name == "checkpoints":
+            inside = checkpoint.relative_to(parent)
+            return str(parent.parent / "evaluation" / inside / domain)
+    return str(checkpoint.with_name(f"{checkpoint.name}_evaluation") / domain)
+
+
 def command() -> None:
     config = cli.require(CONFIG, "config", "--config configs/gta5_dg.py")
     checkpoint = cli.require(CHECKPOINT, "checkpoint", "--checkpoint runs/gta5_dg")
@@ -114,7 +124,7 @@ def command() -> None:
     directory = os.path.join(config.data.root, place.dir)
     samples, notes = domains.list_samples(place.domain, directory, split)
     samples = samples[: MAX_IMAGES.value or None]
-    out = OUT.value or os.path.join(checkpoints.find(checkpoint), "evaluation", DOMAIN.value)
+    out = OUT.value or _default_out(checkpoints.find(checkpoint), DOMAIN.value)
     parallel = create_parallel()
     print(f"{checkpoints.find(checkpoint)} on {place.domain}/{split}: {len(samples)} images "
           f"({'; '.join(notes) or directory}); results go to {out}", flush=True)
@@ -146,7 +156,7 @@ def command() -> None:
 if __name__ == "__main__":
     CONFIG = cli.define_config()
     CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's folder, or a checkpoint.")
-    OUT = flags.DEFINE_string("out", None, "Folder of the results; beside the checkpoint if none.")
+    OUT = flags.DEFINE_string("out", None, "Folder of the results; RUN/evaluation if none.")
     DOMAIN = flags.DEFINE_enum("domain", "target", ["target", "source"], "Whose images.")
     SPLIT = flags.DEFINE_string("split", None, "The configured val_split if none.")
     PROTOCOL = flags.DEFINE_enum("protocol", "both", [*PROTOCOLS, "both"], "Size of the scoring.")
