@@ -116,7 +116,7 @@ def test_table_and_pictures(evaluated):
 
 
 def test_choices(evaluate_flags, command, generalised):
-    """The other domain, one protocol, fewer images, another checkpoint; results in the run's folder."""
+    """The other domain, one protocol, fewer images, another checkpoint; where results go."""
     best = checkpoints.folder(generalised.workdir, "best_source")
     result = command(
         "evaluate", *evaluate_flags, "--checkpoint", best, "--domain=source", "--split=train",
