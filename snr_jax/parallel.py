@@ -16,12 +16,11 @@ class Parallel(NamedTuple):
     axis_name: for the step factories; None on one device.
     compile(function, donate=()): jit or pmap; the first argument is state, the second a batch.
     replicate, unreplicate: state to the devices, and back to the host as numpy.
-    shard: a host batch (arrays [B,...]) to the devices; B is divisible by num_local_devices.
+    shard: a host batch (arrays [B,...]) to the devices; B a multiple of this host's.
     """
 
     axis_name: str | None
     num_devices: int
-    num_local_devices: int
     compile: Callable[..., Callable]
     replicate: Callable[[Any], Any]
     unreplicate: Callable[[Any], Any]
@@ -42,7 +41,6 @@ def create_parallel(devices: Sequence[jax.Device] | None = None) -> Parallel:
         return Parallel(
             axis_name=None,
             num_devices=1,
-            num_local_devices=1,
             compile=lambda function, donate=(): jax.jit(function, donate_argnums=donate),
             replicate=lambda tree: jax.device_put(tree, devices[0]),
             unreplicate=jax.device_get,
@@ -66,7 +64,6 @@ def create_parallel(devices: Sequence[jax.Device] | None = None) -> Parallel:
     return Parallel(
         axis_name=AXIS,
         num_devices=len(devices),
-        num_local_devices=len(local),
         compile=lambda function, donate=(): jax.pmap(
             function, axis_name=AXIS, donate_argnums=donate, devices=devices
         ),

@@ -140,5 +140,5 @@ for devices, parallel in (("one", ONE), ("two", TWO)):
     shards = parallel.shard({"x": np.arange(8).reshape(4, 2)})["x"]
     found[f"{devices}/round/shard"] = np.asarray(shards).reshape(4, 2)
     found[f"{devices}/round/counts"] = np.array(
-        [parallel.num_devices, parallel.num_local_devices, parallel.must_wait])
+        [parallel.num_devices, parallel.must_wait])
 np.savez(sys.argv[1], **found)

@@ -79,5 +79,5 @@ def test_values_come_back_from_the_devices_as_they_went(found, devices):
     np.testing.assert_array_equal(found[f"{devices}/round/a"], np.arange(6.0).reshape(2, 3))
     assert found[f"{devices}/round/b/c"] == 4 and found[f"{devices}/round/b/c"].shape == ()
     np.testing.assert_array_equal(found[f"{devices}/round/shard"], np.arange(8).reshape(4, 2))
-    expected = {"one": [1, 1, False], "two": [2, 2, True]}
+    expected = {"one": [1, False], "two": [2, True]}
     assert list(found[f"{devices}/round/counts"]) == expected[devices]
