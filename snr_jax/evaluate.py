@@ -49,6 +49,7 @@ def evaluate(
         samples, domain=domain, size=size, batch_size=batch_size,
         num_classes=model.num_classes, label_size=protocol,
     )
+
     def put(batch):
         arrays = {key: batch[key] for key in ("image", "label", "valid")}
         return int(batch["valid"].sum()), parallel.shard(arrays)

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,14 +16,13 @@ from snr_jax.errors import UserError
 from snr_jax.evaluate import evaluate, pictures
 from snr_jax.models.deeplab import DeepLab, architecture
 from snr_jax.parallel import Parallel, create_parallel
-from snr_jax.state import TrainState, create_state
+from snr_jax.state import TrainState, create_state, variable_shapes
 from snr_jax.writer import create_writer
 
 
 def train(config: ConfigDict, workdir: str) -> dict:
     """Runs the experiment, or goes on with it, and returns {domain: metrics} of the last step."""
-    log = print if jax.process_index() == 0 else (lambda *_, **__: None)
-    log = _flushed(log)
+    log = partial(print, flush=True) if jax.process_index() == 0 else (lambda line: None)
     experiment.check(config)
     experiment.claim(config, workdir)
     parallel = create_parallel()
@@ -31,7 +31,7 @@ def train(config: ConfigDict, workdir: str) -> dict:
     tx, schedule = experiment.create_optimizer(config)
     with checkpoints.open_manager(workdir, config.keep_checkpoints) as manager:
         state, resumed = _initial_state(config, model, tx, manager, log)
-        _announce(config, workdir, model, state, splits, parallel, log)
+        _announce(config, workdir, model, state, parallel, log)
         with create_writer(workdir, resume_step=int(state.step) if resumed else 0) as writer:
             if not resumed:
                 writer.write_hparams(cli.to_dict(config))
@@ -53,17 +53,11 @@ class _Run(NamedTuple):
     log: object
 
 
-def _flushed(log):
-    return lambda line: log(line, flush=True)
-
-
 # ---------------------------------------------------------------- before the first step
 
 
 def _initial_state(config, model, tx, manager, log) -> tuple[TrainState, bool]:
-    shapes = jax.eval_shape(
-        lambda: create_state(network.initial_variables(model, config.seed), tx)
-    )
+    shapes = jax.eval_shape(lambda v: create_state(v, tx), variable_shapes(model))
     state = checkpoints.restore_state(manager, shapes, log)
     if state is not None:
         log(f"going on from the checkpoint of step {int(state.step)} in {manager.directory}")
@@ -72,7 +66,7 @@ def _initial_state(config, model, tx, manager, log) -> tuple[TrainState, bool]:
     return jax.device_get(create_state(variables, tx)), False
 
 
-def _announce(config, workdir, model, state, splits, parallel, log) -> None:
+def _announce(config, workdir, model, state, parallel, log) -> None:
     params = sum(np.size(leaf) for leaf in jax.tree.leaves(state.params))
     device = jax.devices()[0]
     task = f"adaptation ({config.loss.target})" if config.loss.target else "generalisation"
@@ -130,9 +124,9 @@ def _loop(run: _Run, state: TrainState, step_fn) -> dict:
             since += time.monotonic() - pause
     finally:
         batches.close()
-    if not results:  # the run was complete already
-        results = _validate(run, state, parallel.unreplicate(state))
     final = parallel.unreplicate(state)
+    if not results:  # the run was complete already
+        results = _validate(run, state, final)
     checkpoints.save_variables(
         checkpoints.folder(run.workdir, "final"), final.variables, _meta(run, final, results)
     )
