@@ -35,11 +35,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from snr_jax import losses, metrics, optim, steps, torch_names
-from snr_jax.errors import UserError
-from snr_jax.labels import IGNORE
-from snr_jax.models.deeplab import DeepLab
-from snr_jax.state import create_state, variable_shapes
+from snr_jax.core import losses, metrics, optim, steps, torch_names
+from snr_jax.core.errors import UserError
+from snr_jax.core.labels import IGNORE
+from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.core.state import create_state, variable_shapes
 
 FILES = ("losses", "metrics", "forward", "training")
 TARGET_IS_SMALLER_BY = (16, 32)  # rows and columns, so that the domains differ in size
@@ -50,7 +50,7 @@ TRAINED = 1e-6  # after several steps in float64
 # and training amplifies the difference.
 IMAGE_WISE, IMAGE_WISE_TRAINED = 1e-6, 1e-3
 RATIO = 1e-12  # scores: quotients and means of the same integers
-SCORES = {  # name in the folder → name in snr_jax.metrics
+SCORES = {  # name in the folder → name in snr_jax.core.metrics
     "iou": "iou", "pixel_accuracy": "pixel_accuracy", "mean_accuracy": "class_accuracy",
     "mean_iou": "miou", "fw_iou": "fwiou", "mean_precision": "precision",
 }

@@ -31,11 +31,11 @@ except ImportError as missing:
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from snr_jax import torch_names
-from snr_jax.checkpoints import load_variables, save_variables
-from snr_jax.errors import UserError, run_command
-from snr_jax.models.deeplab import DeepLab
-from snr_jax.state import initial_variables
+from snr_jax.core import torch_names
+from snr_jax.runs.checkpoints import load_variables, save_variables
+from snr_jax.core.errors import UserError, run_command
+from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.core.state import initial_variables
 
 # All that a training checkpoint of the lineage holds besides tensors: numpy scalars. The pair is
 # the name under which numpy before 2.0 pickled them.

@@ -20,12 +20,13 @@ import jax
 from toy_study import VARIANTS, draw_data, run
 
 from configs import toy_dg, toy_uda
-from snr_jax import checkpoints, network, report
+from snr_jax import report
+from snr_jax.runs import checkpoints, network
 from snr_jax.data import domains
-from snr_jax.errors import run_command
+from snr_jax.core.errors import run_command
 from snr_jax.evaluate import pictures
-from snr_jax.report_html import write_html
-from snr_jax.writer import read_scalars
+from snr_jax.report.html import write_html
+from snr_jax.runs.writer import read_scalars
 
 NAMES = {"plain": "plain", "SNR": "snr", "SNR-MaxSquare": "snr_maxsquare"}  # run → its folder
 NUM_PICTURES = 6
@@ -99,7 +100,7 @@ def _write_report(out: Path, root: Path, style: str, results: dict, seconds: flo
             f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
             "time": report.format_duration(seconds),
             "data": f"{toy_dg.NUM_TRAIN} training and {toy_dg.NUM_VAL} validation images per "
-            "domain, drawn by snr_jax/data/toy_domains.py, 96x192 for the network",
+            "domain, drawn by snr_jax/toy/writer.py, 96x192 for the network",
         },
     )
 

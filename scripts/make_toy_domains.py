@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from snr_jax.data import toy_domains
-from snr_jax.errors import UserError
+from snr_jax.toy import writer as toy_domains
+from snr_jax.core.errors import UserError
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,14 +20,15 @@ import jax
 import numpy as np
 
 from configs import toy_dg, toy_uda
-from snr_jax import checkpoints, network
-from snr_jax.data import domains, toy_domains
-from snr_jax.errors import run_command
+from snr_jax.runs import checkpoints, network
+from snr_jax.data import domains
+from snr_jax.toy import writer as toy_domains
+from snr_jax.core.errors import run_command
 from snr_jax.evaluate import evaluate
-from snr_jax.parallel import create_parallel
+from snr_jax.core.parallel import create_parallel
 from snr_jax.report import format_duration, percent
-from snr_jax.train import train
-from snr_jax.writer import write_text
+from snr_jax.runs.train import train
+from snr_jax.runs.writer import write_text
 
 VARIANTS = {
     "plain": {"model.norm_restitution": "none"},

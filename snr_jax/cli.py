@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from snr_jax.errors import UserError, run_command
+from snr_jax.core.errors import UserError, run_command
 
 flags.disclaim_key_flags()  # --config is listed by --help of the command that defines it
 

@@ -20,12 +20,14 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from snr_jax import checkpoints, cli, metrics, network, report
+from snr_jax import cli, report
+from snr_jax.core import metrics
+from snr_jax.runs import checkpoints, network
 from snr_jax.data import domains, pipeline
-from snr_jax.models.deeplab import DeepLab, architecture
-from snr_jax.parallel import Parallel, create_parallel
-from snr_jax.steps import make_eval_step, make_predict_step
-from snr_jax.writer import write_text
+from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.parallel import Parallel, create_parallel
+from snr_jax.core.steps import make_eval_step, make_predict_step
+from snr_jax.runs.writer import write_text
 
 PROTOCOLS = ("network", "full")
 

@@ -15,7 +15,7 @@ import jax
 from absl import flags
 
 from snr_jax import cli
-from snr_jax.train import train
+from snr_jax.runs.train import train
 
 
 def command() -> None:

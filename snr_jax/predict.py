@@ -20,10 +20,11 @@ import numpy as np
 from absl import flags
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from snr_jax import checkpoints, cli, network, report
-from snr_jax.errors import UserError
-from snr_jax.labels import train_id_to_label_id
-from snr_jax.steps import make_predict_step
+from snr_jax import cli, report
+from snr_jax.runs import checkpoints, network
+from snr_jax.core.errors import UserError
+from snr_jax.core.labels import train_id_to_label_id
+from snr_jax.core.steps import make_predict_step
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 

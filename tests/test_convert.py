@@ -15,11 +15,11 @@ import torch
 from torch.nn import functional as F
 
 from scripts import convert_torch_ckpt
-from snr_jax.checkpoints import load_variables, save_variables
-from snr_jax.errors import run_command
-from snr_jax.models.deeplab import DeepLab
-from snr_jax.state import initial_variables
-from snr_jax.torch_names import from_torch, to_torch
+from snr_jax.runs.checkpoints import load_variables, save_variables
+from snr_jax.core.errors import run_command
+from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.core.state import initial_variables
+from snr_jax.core.torch_names import from_torch, to_torch
 from tests import torch_twin
 
 TINY = {"stage_sizes": (1, 1, 1, 1), "width": 4, "num_classes": 5}

@@ -18,8 +18,8 @@ import numpy as np
 
 from snr_jax.data import decode
 from snr_jax.data.domains import DOMAINS, Sample, list_samples
-from snr_jax.errors import UserError
-from snr_jax.labels import IGNORE, UNKNOWN, class_names
+from snr_jax.core.errors import UserError
+from snr_jax.core.labels import IGNORE, UNKNOWN, class_names
 
 
 @dataclass(frozen=True)

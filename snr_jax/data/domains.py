@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 
-from snr_jax.errors import UserError
-from snr_jax.labels import label_id_to_train_id
+from snr_jax.core.errors import UserError
+from snr_jax.core.labels import label_id_to_train_id
 
 # Frames of GTA5 that are entirely black.
 GTA5_BLANK = frozenset(

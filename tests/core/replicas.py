@@ -19,10 +19,10 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
 
-from snr_jax import losses
-from snr_jax.parallel import create_parallel
-from snr_jax.state import create_state
-from snr_jax.steps import make_adaptation_step, make_eval_step, make_source_step
+from snr_jax.core import losses
+from snr_jax.core.parallel import create_parallel
+from snr_jax.core.state import create_state
+from snr_jax.core.steps import make_adaptation_step, make_eval_step, make_source_step
 from tests.core.tiny import NUM_CLASSES, Probe, batch, network, variables
 
 ONE, TWO = create_parallel(jax.devices()[:1]), create_parallel()

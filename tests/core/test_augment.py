@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from snr_jax import augment
+from snr_jax.core import augment
 from tests.core.tiny import quick_jit
 
 MEAN_BGR = np.array([104.00698793, 116.66876762, 122.67891434], np.float32)

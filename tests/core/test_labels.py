@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from snr_jax import labels
+from snr_jax.core import labels
 
 NAMES = ["road", "sidewalk", "building", "wall", "fence", "pole", "light", "sign", "vegetation",
          "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle",

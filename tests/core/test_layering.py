@@ -53,8 +53,8 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 for name in {CORE!r}:
     importlib.import_module("snr_jax." + name)
-from snr_jax.models.deeplab import DeepLab
-from snr_jax.state import variable_shapes
+from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.core.state import variable_shapes
 variable_shapes(DeepLab(stage_sizes=(1, 1, 1, 1), width=4))
 assert not set({ABSENT!r}) & set(sys.modules)
 """

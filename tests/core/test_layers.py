@@ -7,8 +7,8 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from snr_jax.models import layers, resnet
-from snr_jax.models.deeplab import HEAD_DILATIONS, AtrousHead
+from snr_jax.core.models import layers, resnet
+from snr_jax.core.models.deeplab import HEAD_DILATIONS, AtrousHead
 from tests.core.tiny import assert_trees_close, quick_jit
 
 

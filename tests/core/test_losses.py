@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from snr_jax import losses
+from snr_jax.core import losses
 
 LN2 = math.log(2)
 H_34 = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)  # entropy of (3/4, 1/4): 0.562335

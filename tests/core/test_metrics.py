@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from snr_jax import metrics
+from snr_jax.core import metrics
 
 
 def test_confusion_rows_are_labels_and_ignored_pixels_are_left_out():

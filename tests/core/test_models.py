@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from snr_jax.models.deeplab import DeepLab, architecture, check_architecture
-from snr_jax.models.snr import SNR
-from snr_jax.state import variable_shapes
+from snr_jax.core.models.deeplab import DeepLab, architecture, check_architecture
+from snr_jax.core.models.snr import SNR
+from snr_jax.core.state import variable_shapes
 from tests.core.tiny import assert_trees_close, network, quick_jit, variables
 
 IMAGE = np.random.default_rng(0).normal(0, 50, (2, 33, 49, 3)).astype(np.float32)

@@ -9,10 +9,10 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from snr_jax import optim
-from snr_jax.models.deeplab import DeepLab
-from snr_jax.optim import LEFT_ALONE, Group
-from snr_jax.state import variable_shapes
+from snr_jax.core import optim
+from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.core.optim import LEFT_ALONE, Group
+from snr_jax.core.state import variable_shapes
 from tests.core.tiny import network, quick_jit, variables
 
 

@@ -6,7 +6,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from snr_jax.state import create_state, initial_variables, variable_shapes
+from snr_jax.core.state import create_state, initial_variables, variable_shapes
 from tests.core.tiny import network
 
 MODEL = network(width=16, restitution_heads=True)

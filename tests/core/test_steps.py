@@ -7,11 +7,11 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from snr_jax import losses, optim
-from snr_jax.augment import to_network_input
-from snr_jax.models.deeplab import DeepLab
-from snr_jax.state import TrainState, create_state, initial_variables
-from snr_jax.steps import (
+from snr_jax.core import losses, optim
+from snr_jax.core.augment import to_network_input
+from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.core.state import TrainState, create_state, initial_variables
+from snr_jax.core.steps import (
     make_adaptation_step,
     make_eval_step,
     make_predict_step,

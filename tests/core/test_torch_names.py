@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from snr_jax import torch_names
-from snr_jax.errors import UserError
-from snr_jax.models.deeplab import DeepLab
-from snr_jax.state import initial_variables, variable_shapes
+from snr_jax.core import torch_names
+from snr_jax.core.errors import UserError
+from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.core.state import initial_variables, variable_shapes
 
 TINY = {"stage_sizes": (1, 2, 1, 1), "width": 4, "num_classes": 5}
 RESNET101 = {"stage_sizes": (3, 4, 23, 3), "width": 64, "num_classes": 19}

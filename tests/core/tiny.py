@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from snr_jax.models.deeplab import DeepLab, Output
-from snr_jax.models.layers import BatchNorm, Conv
-from snr_jax.models.snr import SNR
-from snr_jax.state import initial_variables
+from snr_jax.core.models.deeplab import DeepLab, Output
+from snr_jax.core.models.layers import BatchNorm, Conv
+from snr_jax.core.models.snr import SNR
+from snr_jax.core.state import initial_variables
 
 NUM_CLASSES = 3
 # Compiling is nearly all of a test's time: a fifth of it without LLVM's optimisations.

@@ -3,8 +3,8 @@ import pytest
 import scipy.io
 
 from snr_jax.data.domains import DOMAINS, get_domain, list_samples
-from snr_jax.errors import UserError
-from snr_jax.labels import IGNORE, UNKNOWN
+from snr_jax.core.errors import UserError
+from snr_jax.core.labels import IGNORE, UNKNOWN
 from tests.data.tiny_sets import write_cityscapes, write_gta5
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from snr_jax.labels import CLASSES, palette
+from snr_jax.core.labels import CLASSES, palette
 
 LABEL_IDS = np.array([0, 4, *(c.label_id for c in CLASSES)], np.uint8)
 

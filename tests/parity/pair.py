@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from scripts.check_parity import draw_tensor, error
-from snr_jax import torch_names
-from snr_jax.models.deeplab import DeepLab
+from snr_jax.core import torch_names
+from snr_jax.core.models.deeplab import DeepLab
 from tests import torch_twin
 
 CLASSES = 5

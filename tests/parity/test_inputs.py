@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter, ImageOps
 
-from snr_jax.augment import MEAN_BGR, augment, blur, blur_weights, to_network_input
+from snr_jax.core.augment import MEAN_BGR, augment, blur, blur_weights, to_network_input
 
 RADII = np.arange(4096) / 4096  # all that `augment` draws from
 

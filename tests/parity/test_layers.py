@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from snr_jax.models.deeplab import AtrousHead
-from snr_jax.models.layers import conv3x3, max_pool, resize_align_corners
+from snr_jax.core.models.deeplab import AtrousHead
+from snr_jax.core.models.layers import conv3x3, max_pool, resize_align_corners
 from tests import torch_twin
 from tests.parity.pair import QUICK, assert_close, to_nhwc, to_torch
 

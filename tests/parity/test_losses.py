@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from snr_jax import losses, metrics
+from snr_jax.core import losses, metrics
 from tests import torch_twin
 from tests.parity.pair import CLASSES, IGNORE, assert_close, random_label, to_nhwc, to_torch
 

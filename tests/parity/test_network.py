@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from snr_jax import losses
-from snr_jax.models.deeplab import Output
+from snr_jax.core import losses
+from snr_jax.core.models.deeplab import Output
 from tests import torch_twin
 from tests.parity.pair import (
     QUICK,

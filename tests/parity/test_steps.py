@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from scripts.check_parity import take_as_is
-from snr_jax import losses, optim, steps
-from snr_jax.state import create_state
+from snr_jax.core import losses, optim, steps
+from snr_jax.core.state import create_state
 from tests import torch_twin
 from tests.parity.pair import (
     QUICK,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from snr_jax import labels
+from snr_jax.core import labels
 
 LABEL_IDS = {c.name: c.label_id for c in labels.CLASSES} | {"ego vehicle": 1, "static": 4}
 NEAR, SKY = 2.0, 400.0  # metres: where the ground begins, just behind the image; where sky stands

@@ -10,13 +10,15 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from snr_jax import cli, labels, losses, network, optim
+from snr_jax import cli
+from snr_jax.core import labels, losses, optim
+from snr_jax.runs import network
 from snr_jax.data import domains, pipeline
-from snr_jax.errors import UserError
-from snr_jax.models.deeplab import DeepLab
-from snr_jax.parallel import Parallel
-from snr_jax.steps import make_adaptation_step, make_source_step
-from snr_jax.writer import write_text
+from snr_jax.core.errors import UserError
+from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.core.parallel import Parallel
+from snr_jax.core.steps import make_adaptation_step, make_source_step
+from snr_jax.runs.writer import write_text
 
 Log = Callable[[str], None]
 # Keys that may change when a run goes on: they do not change what it computes.

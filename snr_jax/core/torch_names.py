@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from snr_jax.errors import UserError
+from snr_jax.core.errors import UserError
 
 StateDict = Mapping[str, np.ndarray]
 Variables = dict[str, dict]

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-from snr_jax import labels
-from snr_jax.data.toy_render import LABEL_IDS, Scene
-from snr_jax.data.toy_scenes import draw_scene
-from snr_jax.errors import UserError
+from snr_jax.core import labels
+from snr_jax.toy.render import LABEL_IDS, Scene
+from snr_jax.toy.scenes import draw_scene
+from snr_jax.core.errors import UserError
 
 DRAWING = 1  # raise it when the same arguments draw other pixels
 MARKER = "toy.json"  # in the root of every toy data set: the arguments that made it

@@ -16,10 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util import tensor_util
 
 from snr_jax import report
-from snr_jax.chart import line_chart
-from snr_jax.labels import CLASSES
-from snr_jax.report_html import write_html
-from snr_jax.writer import create_writer, read_scalars, write_text
+from snr_jax.report.chart import line_chart
+from snr_jax.core.labels import CLASSES
+from snr_jax.report.html import write_html
+from snr_jax.runs.writer import create_writer, read_scalars, write_text
 
 ROAD, SKY, PERSON = (128, 64, 128), (70, 130, 180), (220, 20, 60)
 RESULTS = {

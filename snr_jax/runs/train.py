@@ -10,14 +10,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from snr_jax import checkpoints, cli, experiment, network, report
+from snr_jax import cli, report
+from snr_jax.runs import checkpoints, experiment, network
 from snr_jax.data import pipeline
-from snr_jax.errors import UserError
+from snr_jax.core.errors import UserError
 from snr_jax.evaluate import evaluate, pictures
-from snr_jax.models.deeplab import DeepLab, architecture
-from snr_jax.parallel import Parallel, create_parallel
-from snr_jax.state import TrainState, create_state, variable_shapes
-from snr_jax.writer import create_writer
+from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.parallel import Parallel, create_parallel
+from snr_jax.core.state import TrainState, create_state, variable_shapes
+from snr_jax.runs.writer import create_writer
 
 
 def train(config: ConfigDict, workdir: str) -> dict:

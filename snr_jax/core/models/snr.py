@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from snr_jax.models.layers import Conv, at_least_float32
+from snr_jax.core.models.layers import Conv, at_least_float32
 
 
 class SNRFeatures(NamedTuple):

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from snr_jax.data import toy_things as things
-from snr_jax.data.toy_render import (
+from snr_jax.toy.render import (
     NEAR,
     SKY,
     Camera,

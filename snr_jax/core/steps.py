@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from snr_jax import losses
-from snr_jax.augment import augment, to_network_input
-from snr_jax.labels import IGNORE
-from snr_jax.metrics import confusion_matrix
-from snr_jax.models.deeplab import Output
-from snr_jax.state import TrainState
+from snr_jax.core import losses
+from snr_jax.core.augment import augment, to_network_input
+from snr_jax.core.labels import IGNORE
+from snr_jax.core.metrics import confusion_matrix
+from snr_jax.core.models.deeplab import Output
+from snr_jax.core.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]

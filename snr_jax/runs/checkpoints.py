@@ -22,8 +22,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from snr_jax.errors import UserError
-from snr_jax.state import TrainState
+from snr_jax.core.errors import UserError
+from snr_jax.core.state import TrainState
 
 NAMES = ("final", "best_source", "oracle_target")
 

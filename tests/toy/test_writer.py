@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snr_jax import labels
-from snr_jax.data import toy_domains
-from snr_jax.data.toy_domains import STYLES, apply_style, draw_pair, draw_scene
-from snr_jax.errors import UserError
+from snr_jax.core import labels
+from snr_jax.toy import writer as toy_domains
+from snr_jax.toy.writer import STYLES, apply_style, draw_pair, draw_scene
+from snr_jax.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = {"height": 32, "width": 64}
@@ -182,7 +182,7 @@ def test_interrupted_drawing_leaves_nothing_under_the_final_name(tmp_path):
 
 
 def test_drawing_needs_no_tensorflow():
-    code = "import sys, snr_jax.data.toy_domains; assert 'tensorflow' not in sys.modules"
+    code = "import sys, snr_jax.toy.writer; assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

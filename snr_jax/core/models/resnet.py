@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from snr_jax.models.layers import BatchNorm, Conv
+from snr_jax.core.models.layers import BatchNorm, Conv
 
 EXPANSION = 4
 STRIDES = (1, 2, 1, 1)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from snr_jax.models.layers import (
+from snr_jax.core.models.layers import (
     BatchNorm,
     Conv,
     at_least_float32,
@@ -15,8 +15,8 @@ from snr_jax.models.layers import (
     max_pool,
     resize_align_corners,
 )
-from snr_jax.models.resnet import DILATIONS, STRIDES, Bottleneck
-from snr_jax.models.snr import SNR, SNRFeatures
+from snr_jax.core.models.resnet import DILATIONS, STRIDES, Bottleneck
+from snr_jax.core.models.snr import SNR, SNRFeatures
 
 NORM_RESTITUTIONS = ("none", "in", "snr")
 HEAD_DILATIONS = (6, 12, 18, 24)

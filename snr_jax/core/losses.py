@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from snr_jax.labels import IGNORE
-from snr_jax.models.layers import at_least_float32
+from snr_jax.core.labels import IGNORE
+from snr_jax.core.models.layers import at_least_float32
 
 
 def _whole(count, axis_name: str | None):

@@ -8,7 +8,7 @@ and returns its faces in painting order, far to near.
 import math
 from functools import partial
 
-from snr_jax.data.toy_render import Face, box, disc, flank_of, pick, rect, shadow, times
+from snr_jax.toy.render import Face, box, disc, flank_of, pick, rect, shadow, times
 
 GLASS, RUBBER, METAL = (0.16, 0.2, 0.25), (0.07, 0.07, 0.08), (0.42, 0.43, 0.45)
 WHITE, RED, AMBER, DARK = (0.88, 0.88, 0.84), (0.8, 0.1, 0.08), (0.9, 0.6, 0.1), (0.05, 0.05, 0.05)

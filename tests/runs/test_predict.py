@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snr_jax import checkpoints, network, predict, report
-from snr_jax.labels import palette, train_id_to_label_id
-from snr_jax.models.deeplab import DeepLab, architecture
-from snr_jax.state import initial_variables
+from snr_jax import predict, report
+from snr_jax.runs import checkpoints, network
+from snr_jax.core.labels import palette, train_id_to_label_id
+from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.state import initial_variables
 
 SIZES = {  # name → height, width; few different ones, since each is compiled anew
     "photo.jpg": (40, 72), "drawing.png": (33, 65), "gray.png": (40, 72), "alpha.png": (33, 65),
