@@ -24,8 +24,8 @@ from PIL import Image, ImageFilter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from snr_jax.data.domains import DOMAINS, Sample, list_samples
 from snr_jax.core.labels import CLASSES, palette
+from snr_jax.data.domains import DOMAINS, Sample, list_samples
 
 WIDTH, HEIGHT = 1914, 1052
 MEAN_BGR = np.array((104.00698793, 116.66876762, 122.67891434), np.float32)

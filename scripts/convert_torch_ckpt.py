@@ -31,11 +31,12 @@ except ImportError as missing:
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from snr_jax.cli import run_command
 from snr_jax.core import torch_names
-from snr_jax.runs.checkpoints import load_variables, save_variables
-from snr_jax.core.errors import UserError, run_command
+from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import initial_variables
+from snr_jax.runs.checkpoints import load_variables, save_variables
 
 # All that a training checkpoint of the lineage holds besides tensors: numpy scalars. The pair is
 # the name under which numpy before 2.0 pickled them.
@@ -362,4 +363,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(run_command(main))

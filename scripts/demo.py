@@ -20,12 +20,12 @@ import jax
 from toy_study import VARIANTS, draw_data, run
 
 from configs import toy_dg, toy_uda
-from snr_jax import report
-from snr_jax.runs import checkpoints, network
+from snr_jax.cli import run_command
 from snr_jax.data import domains
-from snr_jax.core.errors import run_command
-from snr_jax.evaluate import pictures
+from snr_jax.report import tables
 from snr_jax.report.html import write_html
+from snr_jax.runs import checkpoints, network
+from snr_jax.runs.evaluation import pictures
 from snr_jax.runs.writer import read_scalars
 
 NAMES = {"plain": "plain", "SNR": "snr", "SNR-MaxSquare": "snr_maxsquare"}  # run → its folder
@@ -45,7 +45,7 @@ def command(argv: Sequence[str] | None = None) -> None:
     draw_data(root, [style], toy_dg.NUM_TRAIN, toy_dg.NUM_VAL)
     results = {}
     for number, (name, folder) in enumerate(NAMES.items(), start=1):
-        print(f"\n=== {number}/3 {name}, {report.format_duration(time.monotonic() - start)} so far",
+        print(f"\n=== {number}/3 {name}, {tables.format_duration(time.monotonic() - start)} so far",
               flush=True)
         config, variant = toy_dg.get_config("standard"), name
         if name == "SNR-MaxSquare":
@@ -56,11 +56,11 @@ def command(argv: Sequence[str] | None = None) -> None:
     _write_report(out, root, style, results, seconds)
     print("\nmIoU            " + "".join(f"{name:>15}" for name in results))
     for role in ("source", "target"):
-        cells = (report.percent(r[role]["miou"]) for r in results.values())
+        cells = (tables.percent(r[role]["miou"]) for r in results.values())
         print(f"{role:<16}" + "".join(f"{cell:>15}" for cell in cells))
-    print("\non the target, by class\n" + report.class_table(
+    print("\non the target, by class\n" + tables.class_table(
         {name: r["target"] for name, r in results.items()}))
-    print(f"\nopen {out / 'report.html'} ({report.format_duration(seconds)})")
+    print(f"\nopen {out / 'report.html'} ({tables.format_duration(seconds)})")
 
 
 def _write_report(out: Path, root: Path, style: str, results: dict, seconds: float) -> None:
@@ -98,7 +98,7 @@ def _write_report(out: Path, root: Path, style: str, results: dict, seconds: flo
             "commands": ["make demo"],
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, "
             f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
-            "time": report.format_duration(seconds),
+            "time": tables.format_duration(seconds),
             "data": f"{toy_dg.NUM_TRAIN} training and {toy_dg.NUM_VAL} validation images per "
             "domain, drawn by snr_jax/toy/writer.py, 96x192 for the network",
         },
@@ -106,4 +106,4 @@ def _write_report(out: Path, root: Path, style: str, results: dict, seconds: flo
 
 
 if __name__ == "__main__":
-    run_command(command)
+    sys.exit(run_command(command))

@@ -10,8 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from snr_jax.toy import writer as toy_domains
 from snr_jax.core.errors import UserError
+from snr_jax.toy import writer as toy_domains
+from snr_jax.toy.styles import STYLES
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -19,7 +20,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", required=True, type=Path, help="folder of the two data sets")
-    styles = ", ".join(toy_domains.STYLES)
+    styles = ", ".join(STYLES)
     parser.add_argument("--style", default="dusk", help=f"of the target: {styles}")
     parser.add_argument("--num-train", default=240, type=int, help="images per domain")
     parser.add_argument("--num-val", default=60, type=int, help="images per domain")

@@ -20,15 +20,16 @@ import jax
 import numpy as np
 
 from configs import toy_dg, toy_uda
-from snr_jax.runs import checkpoints, network
-from snr_jax.data import domains
-from snr_jax.toy import writer as toy_domains
-from snr_jax.core.errors import run_command
-from snr_jax.evaluate import evaluate
+from snr_jax.cli import run_command
 from snr_jax.core.parallel import create_parallel
-from snr_jax.report import format_duration, percent
+from snr_jax.data import domains
+from snr_jax.report.tables import format_duration, percent
+from snr_jax.runs import checkpoints, network
+from snr_jax.runs.evaluation import evaluate
 from snr_jax.runs.train import train
 from snr_jax.runs.writer import write_text
+from snr_jax.toy import writer as toy_domains
+from snr_jax.toy.styles import STYLES
 
 VARIANTS = {
     "plain": {"model.norm_restitution": "none"},
@@ -104,7 +105,7 @@ def command(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/toy_study"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--styles", nargs="+", default=["dusk", "haze"],
-                        choices=[s for s in toy_domains.STYLES if s != "source"])  # fmt: skip
+                        choices=[s for s in STYLES if s != "source"])  # fmt: skip
     args = parser.parse_args(argv)
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/snr_jax"))
     root, record = args.out / "data", args.out / "results.json"
@@ -145,4 +146,4 @@ def command(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(command)
+    sys.exit(run_command(command))

@@ -1,8 +1,8 @@
-"""Flags of the command lines, and mistakes in them told in one line."""
+"""Command lines: parse the flags, run the command, report a user's mistake in one line."""
 
 import contextlib
+import errno
 import io
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -11,31 +11,68 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from snr_jax.core.errors import UserError, run_command
+from snr_jax.core.errors import UserError
 
-flags.disclaim_key_flags()  # --config is listed by --help of the command that defines it
+# What the system says of a disk or a path that the user chose, not of a fault in the program.
+_OF_THE_SYSTEM = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
+    errno.EISDIR, errno.EEXIST,
+)
+
+_ARGV: list[str] = []  # the command line that is being parsed: config_flags looks its keys up here
 
 
-def define_config(**options):
+def define_config(flag_values: flags.FlagValues) -> None:
     """The flag --config FILE.py[:RECIPE] with --config.KEY=VALUE for every key of it."""
-    return config_flags.DEFINE_config_file(
+    config_flags.DEFINE_config_file(
         "config", None, "Experiment file, as configs/gta5_dg.py or configs/gta5_dg.py:release",
-        lock_config=True, **options,
+        flag_values=flag_values, lock_config=True, sys_argv=_ARGV,
     )
 
 
-def run(argv: Sequence[str], description: str, command: Callable[[], int | None]) -> None:
-    """Parses the flags, runs the command, exits. A user's mistake is one line and code 2."""
+def run(
+    argv: Sequence[str] | None,
+    flag_values: flags.FlagValues,
+    description: str,
+    command: Callable[[flags.FlagValues], int | None],
+) -> int:
+    """Parses `argv` (the process's own if None) and runs the command; the exit code.
+
+    A user's mistake is one line on stderr and code 2.
+    """
+    argv = list(sys.argv if argv is None else argv)
 
     def parsed() -> int | None:
-        _quiet_libraries()
         if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
-            print(f"{description.strip()}\n\nflags:\n{flags.FLAGS.main_module_help()}")
+            print(f"{description.strip()}\n\nflags:\n{flag_values.get_help()}")
             return 0
-        _parse(argv)
-        return command()
+        _parse(argv, flag_values)
+        return command(flag_values)
 
-    run_command(parsed)
+    return run_command(parsed)
+
+
+def run_command(command: Callable[[], int | None]) -> int:
+    """The exit code of a command: its own, 2 after a user's mistake, 130 after Ctrl-C."""
+    try:
+        _quiet_libraries()
+        return command() or 0
+    except UserError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = "Choose another folder, or mend this and start the same command again"
+        return _refuse(f"{where}{error.strerror}. {remedy}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return 2
 
 
 def _quiet_libraries() -> None:
@@ -51,10 +88,12 @@ def _quiet_libraries() -> None:
     sys.unraisablehook = hook
 
 
-def _parse(argv: Sequence[str]) -> None:
+def _parse(argv: list[str], flag_values: flags.FlagValues) -> None:
+    _reset(flag_values)
+    _ARGV[:] = argv
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # its tracebacks
-            rest = flags.FLAGS(list(argv))
+            rest = flag_values(argv)
     except (AttributeError, KeyError) as error:
         text = str(error).replace("\\n", " ").replace("\\", "")
         missing = re.findall(r"\w+", text)[0]
@@ -73,21 +112,26 @@ def _parse(argv: Sequence[str]) -> None:
         raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --, see --help")
 
 
-def require(flag, name: str, example: str):
+def _reset(flag_values: flags.FlagValues) -> None:
+    """Forgets what an earlier command line of this process set."""
+    for name in list(flag_values):
+        if "." in name:  # an override of an earlier configuration
+            delattr(flag_values, name)
+        else:
+            flag_values[name].unparse()
+
+
+def require(flag_values: flags.FlagValues, name: str, example: str):
     """The value of a flag that must be given."""
-    if not flag.value:
+    value = flag_values[name].value
+    if not value:
         raise UserError(f"--{name} is missing; for instance {example}")
-    if name == "config" and not isinstance(flag.value, ConfigDict):
-        path = config_flags.get_config_filename(flags.FLAGS[name])
+    if name == "config" and not isinstance(value, ConfigDict):
+        path = config_flags.get_config_filename(flag_values[name])
         raise UserError(f"--config: there is no file {path}; for instance {example}")
-    return flag.value
+    return value
 
 
-def config_name() -> str:
+def config_name(flag_values: flags.FlagValues) -> str:
     """The name of the configuration file, without folder and .py."""
-    return Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-
-
-def to_dict(config: ConfigDict) -> dict:
-    """Plain nested dict, lists for tuples: what JSON gives back."""
-    return json.loads(config.to_json())
+    return Path(config_flags.get_config_filename(flag_values["config"])).stem

@@ -10,6 +10,7 @@ configs/default.py lists every key. The recipe follows a colon (configs/gta5_dg.
 
 import os
 import sys
+from collections.abc import Sequence
 
 import jax
 from absl import flags
@@ -17,28 +18,37 @@ from absl import flags
 from snr_jax import cli
 from snr_jax.runs.train import train
 
+FLAGS = flags.FlagValues()
+cli.define_config(FLAGS)
+flags.DEFINE_string(
+    "workdir", None, "Folder of the run; runs/NAME for configs/NAME.py if none.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "compilation_cache", "~/.cache/snr_jax", "Compiled programs are kept here; empty: nowhere.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, in a run of several processes.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer("num_processes", None, "Of a run of several processes.", flag_values=FLAGS)
+flags.DEFINE_integer("process_id", None, "This process, from 0.", flag_values=FLAGS)
 
-def command() -> None:
-    config = cli.require(CONFIG, "config", "--config configs/gta5_dg.py")
-    workdir = WORKDIR.value or f"runs/{cli.config_name()}"
-    if CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE.value))
-    if COORDINATOR.value:
-        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+
+def command(args: flags.FlagValues) -> None:
+    config = cli.require(args, "config", "--config configs/gta5_dg.py")
+    workdir = args.workdir or f"runs/{cli.config_name(args)}"
+    if args.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(args.compilation_cache))
+    if args.coordinator:
+        jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     train(config, workdir)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(argv, FLAGS, __doc__, command)
+
+
 if __name__ == "__main__":
-    CONFIG = cli.define_config()
-    WORKDIR = flags.DEFINE_string(
-        "workdir", None, "Folder of the run; runs/NAME for configs/NAME.py if none."
-    )
-    CACHE = flags.DEFINE_string(
-        "compilation_cache", "~/.cache/snr_jax", "Compiled programs are kept here; empty: nowhere."
-    )
-    COORDINATOR = flags.DEFINE_string(
-        "coordinator", None, "HOST:PORT of process 0, in a run of several processes."
-    )
-    NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of a run of several processes.")
-    PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0.")
-    cli.run(sys.argv, __doc__, command)
+    sys.exit(main())

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from snr_jax.data.domains import Sample, get_domain
 from snr_jax.core.labels import IGNORE, UNKNOWN
+from snr_jax.data.domains import Sample, get_domain
 
 
 def import_tensorflow():

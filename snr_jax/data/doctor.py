@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from snr_jax.data import decode
-from snr_jax.data.domains import DOMAINS, Sample, list_samples
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE, UNKNOWN, class_names
+from snr_jax.data import decode
+from snr_jax.data.domains import DOMAINS, Sample, list_samples
 
 
 @dataclass(frozen=True)

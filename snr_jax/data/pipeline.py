@@ -13,11 +13,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from snr_jax.core.errors import UserError
+from snr_jax.core.labels import IGNORE
 from snr_jax.data import decode
 from snr_jax.data.decode import tf
 from snr_jax.data.domains import Sample, get_domain
-from snr_jax.core.errors import UserError
-from snr_jax.core.labels import IGNORE
 
 RESIZE = {"image": decode.resize_image, "label": decode.resize_label}
 # Beyond the border: the mean that the network subtracts, rounded (RGB), and the id of no class.

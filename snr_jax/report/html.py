@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from snr_jax.report.chart import Curve, line_chart
 from snr_jax.core.labels import classes
-from snr_jax.report import Results, class_names, percent
+from snr_jax.report.chart import Curve, line_chart
+from snr_jax.report.tables import Results, class_names, percent
 from snr_jax.runs.writer import write_text
 
 

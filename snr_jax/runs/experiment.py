@@ -10,14 +10,13 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from snr_jax import cli
 from snr_jax.core import labels, losses, optim
-from snr_jax.runs import network
-from snr_jax.data import domains, pipeline
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.parallel import Parallel
 from snr_jax.core.steps import make_adaptation_step, make_source_step
+from snr_jax.data import domains, pipeline
+from snr_jax.runs import network
 from snr_jax.runs.writer import write_text
 
 Log = Callable[[str], None]
@@ -29,6 +28,11 @@ LISTS = (
     ("source.size", 2, 33), ("target.size", 2, 33), ("data.crop", 2, 0),
     ("data.scale_range", 2, 0.1), ("model.stage_sizes", 4, 1),
 )
+
+
+def to_dict(config: ConfigDict) -> dict:
+    """Plain nested dict, lists for tuples: what JSON gives back."""
+    return json.loads(config.to_json())
 
 
 class Split(NamedTuple):
@@ -92,7 +96,7 @@ def claim(config: ConfigDict, workdir: str) -> None:
     A folder without a checkpoint holds no run yet: the start may have failed over a mistake.
     """
     path = Path(workdir) / "config.json"
-    mine = cli.to_dict(config)
+    mine = to_dict(config)
     if not path.exists() or not any((path.parent / "checkpoints" / "latest").glob("[0-9]*")):
         if jax.process_index() == 0:
             write_text(path, json.dumps(mine, indent=1))

@@ -6,11 +6,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from snr_jax.runs import checkpoints
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import ARCHITECTURE, DeepLab, architecture, check_architecture
 from snr_jax.core.state import initial_variables
 from snr_jax.core.torch_names import merge
+from snr_jax.runs import checkpoints
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ATROUS = ("native", "space_to_batch")

@@ -10,14 +10,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from snr_jax import cli, report
-from snr_jax.runs import checkpoints, experiment, network
-from snr_jax.data import pipeline
 from snr_jax.core.errors import UserError
-from snr_jax.evaluate import evaluate, pictures
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.state import TrainState, create_state, variable_shapes
+from snr_jax.data import pipeline
+from snr_jax.report import tables
+from snr_jax.report.pictures import panel
+from snr_jax.runs import checkpoints, experiment, network
+from snr_jax.runs.evaluation import evaluate, pictures
 from snr_jax.runs.writer import create_writer
 
 
@@ -35,7 +36,7 @@ def train(config: ConfigDict, workdir: str) -> dict:
         _announce(config, workdir, model, state, parallel, log)
         with create_writer(workdir, resume_step=int(state.step) if resumed else 0) as writer:
             if not resumed:
-                writer.write_hparams(cli.to_dict(config))
+                writer.write_hparams(experiment.to_dict(config))
             run = _Run(config, workdir, model, schedule, splits, parallel, manager, writer, log)
             return _loop(run, state, experiment.create_step(config, model, tx, parallel))
 
@@ -101,7 +102,7 @@ def _loop(run: _Run, state: TrainState, step_fn) -> dict:
             if parallel.must_wait or first:
                 jax.block_until_ready(metrics)
             if first:
-                run.log(f"first step after {report.format_duration(time.monotonic() - since)}")
+                run.log(f"first step after {tables.format_duration(time.monotonic() - since)}")
                 since, started, first = time.monotonic(), step, False
             is_last = step == config.num_steps
             evaluating = step % config.eval_every_steps == 0 or is_last
@@ -131,7 +132,7 @@ def _loop(run: _Run, state: TrainState, step_fn) -> dict:
     checkpoints.save_variables(
         checkpoints.folder(run.workdir, "final"), final.variables, _meta(run, final, results)
     )
-    run.log(report.class_table(results))
+    run.log(tables.class_table(results))
     run.log(f"done: {checkpoints.folder(run.workdir, 'final')}")
     return results
 
@@ -172,7 +173,7 @@ def _log_losses(run: _Run, step: int, fetched: list[dict], rate: float) -> None:
     scalars["train/learning_rate"] = float(run.schedule(step - 1))
     scalars["train/steps_per_second"] = rate
     run.writer.write_scalars(step, scalars)
-    line = report.progress_line(step, run.config.num_steps, rate, means["loss_source"])
+    line = tables.progress_line(step, run.config.num_steps, rate, means["loss_source"])
     others = "".join(
         f"  {name.removeprefix('loss_')} {value:.4f}"
         for name, value in means.items() if name != "loss_source"
@@ -214,14 +215,14 @@ def _validate(run: _Run, state: TrainState, host_state: TrainState) -> dict:
         if run.config.eval.num_pictures and jax.process_index() == 0:
             chosen = split.samples[: run.config.eval.num_pictures]
             rows = pictures(model, host_state.variables, chosen, **common)
-            images[f"eval/{split.name}"] = report.panel(rows)
+            images[f"eval/{split.name}"] = panel(rows)
     run.writer.write_images(step, images)
     run.writer.flush()
     for role in roles:
         name = {"source_val": "best_source", "target_val": "oracle_target"}[role]
         _keep_best(run, name, run.splits[role].name, host_state, results)
-    table = ", ".join(f"{name} mIoU {report.percent(s['miou'])}" for name, s in results.items())
-    run.log(f"step {step}: {table} ({report.format_duration(time.monotonic() - start)})")
+    table = ", ".join(f"{name} mIoU {tables.percent(s['miou'])}" for name, s in results.items())
+    run.log(f"step {step}: {table} ({tables.format_duration(time.monotonic() - start)})")
     return results
 
 

@@ -1,13 +1,13 @@
 """The lay-out of procedural streets: what stands where, and in which order it is painted.
 
-Style is no part of a scene: see toy_domains.py.
+Style is no part of a scene: see styles.py.
 """
 
 import math
 
 import numpy as np
 
-from snr_jax.data import toy_things as things
+from snr_jax.toy import things
 from snr_jax.toy.render import (
     NEAR,
     SKY,

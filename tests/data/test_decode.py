@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from snr_jax.core.labels import IGNORE, label_id_to_train_id
 from snr_jax.data import decode
 from snr_jax.data.decode import tf
 from snr_jax.data.domains import Sample
-from snr_jax.core.labels import IGNORE, label_id_to_train_id
 from tests.data.tiny_sets import natural_image, random_ids, save_palette
 
 

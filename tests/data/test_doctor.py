@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snr_jax.data import doctor
 from snr_jax.core.labels import IGNORE, label_id_to_train_id
+from snr_jax.data import doctor
 from tests.data.tiny_sets import natural_image, random_ids, write_cityscapes, write_gta5
 
 

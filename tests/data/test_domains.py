@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import scipy.io
 
-from snr_jax.data.domains import DOMAINS, get_domain, list_samples
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE, UNKNOWN
+from snr_jax.data.domains import DOMAINS, get_domain, list_samples
 from tests.data.tiny_sets import write_cityscapes, write_gta5
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snr_jax.data.domains import Sample, list_samples
-from snr_jax.data.pipeline import eval_batches, prefetch_to_device, sample_at, train_batches
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE, label_id_to_train_id
+from snr_jax.data.domains import Sample, list_samples
+from snr_jax.data.pipeline import eval_batches, prefetch_to_device, sample_at, train_batches
 from tests.data.tiny_sets import (
     natural_image,
     random_ids,

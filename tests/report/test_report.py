@@ -15,9 +15,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from snr_jax import report
-from snr_jax.report.chart import line_chart
 from snr_jax.core.labels import CLASSES
+from snr_jax.report import pictures, tables
+from snr_jax.report.chart import line_chart
 from snr_jax.report.html import write_html
 from snr_jax.runs.writer import create_writer, read_scalars, write_text
 
@@ -133,18 +133,18 @@ def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
 def test_colors_are_the_official_ones():
     ids = np.array([[0, 10, 11], [18, 19, 255]], np.uint8)
     expected = [[ROAD, SKY, PERSON], [(119, 11, 32), (0, 0, 0), (0, 0, 0)]]
-    assert report.colorize(ids, 19).tolist() == np.array(expected).tolist()
+    assert pictures.colorize(ids, 19).tolist() == np.array(expected).tolist()
     # trainId 9 of 16 is the sky, since the 16 classes have no terrain.
-    assert tuple(report.colorize(np.array([[9]], np.uint8), 16)[0, 0]) == SKY
+    assert tuple(pictures.colorize(np.array([[9]], np.uint8), 16)[0, 0]) == SKY
 
 
 def test_overlay_mixes_and_leaves_ignored_pixels():
     image = np.full((1, 2, 3), 100, np.uint8)
-    mixed = report.overlay(image, np.array([[0, 255]], np.uint8), 19, alpha=0.25)
+    mixed = pictures.overlay(image, np.array([[0, 255]], np.uint8), 19, alpha=0.25)
     assert mixed.tolist() == [[[107, 91, 107], [100, 100, 100]]]
     assert mixed.dtype == np.uint8
     with pytest.raises(ValueError, match="differ in size"):
-        report.overlay(image, np.zeros((2, 2), np.uint8), 19)
+        pictures.overlay(image, np.zeros((2, 2), np.uint8), 19)
 
 
 def test_panel_puts_samples_in_rows_and_keys_in_columns():
@@ -152,7 +152,7 @@ def test_panel_puts_samples_in_rows_and_keys_in_columns():
         name: np.full((20, 60, 3), color, np.uint8)
         for name, color in {"a": ROAD, "b": SKY, "c": PERSON}.items()
     }
-    grid = report.panel([{"input": flat["a"], "label": flat["b"]}, {"input": flat["c"]}], gap=4)
+    grid = pictures.panel([{"input": flat["a"], "label": flat["b"]}, {"input": flat["c"]}], gap=4)
     strip = grid.shape[0] - 2 * 20 - 4
     assert grid.shape[1] == 2 * 60 + 4 and strip >= 10
     assert (grid[strip : strip + 20, :60] == ROAD).all()
@@ -166,7 +166,7 @@ def test_panel_puts_samples_in_rows_and_keys_in_columns():
 def test_panel_scales_to_the_first_picture():
     large = np.kron(np.array([[0, 200]], np.uint8), np.ones((40, 60), np.uint8))
     large = np.stack([large] * 3, -1)  # [40,120,3]
-    grid = report.panel([{"a": np.zeros((20, 60, 3), np.uint8), "b": large}])
+    grid = pictures.panel([{"a": np.zeros((20, 60, 3), np.uint8), "b": large}])
     assert (grid[-20:, 64:94] == 0).all() and (grid[-20:, 94:] == 200).all()
 
 
@@ -174,7 +174,7 @@ def test_panel_scales_to_the_first_picture():
 
 
 def test_class_table():
-    assert report.class_table(RESULTS).splitlines() == [
+    assert tables.class_table(RESULTS).splitlines() == [
         "class  plain   SNR",
         "------------------",
         "road    50.0  80.0",
@@ -186,7 +186,7 @@ def test_class_table():
 
 
 def test_class_table_in_markdown():
-    assert report.class_table(RESULTS, markdown=True).splitlines() == [
+    assert tables.class_table(RESULTS, markdown=True).splitlines() == [
         "| class | plain |  SNR |",
         "|-------|------:|-----:|",
         "| road  |  50.0 | 80.0 |",
@@ -197,7 +197,7 @@ def test_class_table_in_markdown():
 
 
 def test_a_class_that_one_run_lacks():
-    table = report.class_table({"a": {"miou": 1, "iou": {}}, "b": {"miou": 1, "iou": {"sky": 1}}})
+    table = tables.class_table({"a": {"miou": 1, "iou": {}}, "b": {"miou": 1, "iou": {"sky": 1}}})
     assert "sky        -  100.0" in table
 
 
@@ -207,15 +207,15 @@ def test_a_class_that_one_run_lacks():
      (3600, "1 h 00 min"), (11100, "3 h 05 min"), (math.inf, "?"), (math.nan, "?")],
 )  # fmt: skip
 def test_durations(seconds, text):
-    assert report.format_duration(seconds) == text
+    assert tables.format_duration(seconds) == text
 
 
 def test_progress_line():
-    line = report.progress_line(120, 800, 3.4, 0.4118, eta=130)
+    line = tables.progress_line(120, 800, 3.4, 0.4118, eta=130)
     assert line == "step 120/800  3.4 steps/s  2 min 10 s left  loss 0.412"
-    line = report.progress_line(8, 10, 0.25, 2)
+    line = tables.progress_line(8, 10, 0.25, 2)
     assert line == "step  8/10  4.0 s/step  8 s left  loss 2.000"
-    assert "? left" in report.progress_line(0, 10, 0.0, 2)
+    assert "? left" in tables.progress_line(0, 10, 0.0, 2)
 
 
 # ---------------------------------------------------------------- HTML
@@ -259,7 +259,7 @@ class Page(HTMLParser):
 def page(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     photo = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    label = report.colorize((np.arange(600) % 19).reshape(20, 30))
+    label = pictures.colorize((np.arange(600) % 19).reshape(20, 30))
     write_html(
         path,
         title="clear & dusk",
@@ -322,7 +322,7 @@ def test_html_pictures_keep_label_colors(page):
     kinds = [re.match(r"data:image/(\w+);base64,", uri).group(1) for uri in uris]
     assert kinds == ["jpeg", "png", "jpeg"]
     label = Image.open(io.BytesIO(base64.b64decode(uris[1].split(",")[1])))
-    expected = report.colorize((np.arange(600) % 19).reshape(20, 30))
+    expected = pictures.colorize((np.arange(600) % 19).reshape(20, 30))
     assert (np.asarray(label.convert("RGB")) == expected).all()
 
 

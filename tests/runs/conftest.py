@@ -1,7 +1,7 @@
 """Tiny data sets, a tiny network, and the command lines on them."""
 
+import importlib
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import pytest
-from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,20 +65,15 @@ def command(capfd, monkeypatch):
     """
 
     def run(module: str, *arguments: str) -> Result:
-        before = set(flags.FLAGS)
         handler = signal.getsignal(signal.SIGTERM)
         monkeypatch.chdir(ROOT)
-        monkeypatch.delitem(sys.modules, f"snr_jax.{module}", raising=False)
-        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
         capfd.readouterr()
         try:
-            with pytest.raises(SystemExit) as exit:
-                runpy.run_module(f"snr_jax.{module}", run_name="__main__", alter_sys=True)
+            main = importlib.import_module(f"snr_jax.{module}").main
+            code = main([module, *map(str, arguments)])
         finally:
             signal.signal(signal.SIGTERM, handler)
-            for name in set(flags.FLAGS) - before:
-                delattr(flags.FLAGS, name)
-        return Result(exit.value.code, *capfd.readouterr())
+        return Result(code, *capfd.readouterr())
 
     return run
 

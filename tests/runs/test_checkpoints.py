@@ -11,11 +11,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from snr_jax.runs import checkpoints, network
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.optim import param_groups, poly_schedule, sgd
 from snr_jax.core.state import create_state, initial_variables
+from snr_jax.runs import checkpoints, network
 
 MODEL = DeepLab(stage_sizes=(1, 1, 1, 1), width=4, head_branches=4)
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import pytest
 
 from configs import default
-from snr_jax.runs import experiment
 from snr_jax.core.errors import UserError
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.state import create_state, variable_shapes
+from snr_jax.runs import experiment
 
 FOLDER = Path(default.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")

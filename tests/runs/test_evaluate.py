@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snr_jax.runs import checkpoints, network
+from snr_jax.core.labels import class_names, label_id_to_train_id
 from snr_jax.data import domains
 from snr_jax.data.decode import resize_image
-from snr_jax.core.labels import class_names, label_id_to_train_id
+from snr_jax.runs import checkpoints, network
 
 RESULTS = ("network", "network+flip", "full", "full+flip")
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snr_jax import predict, report
-from snr_jax.runs import checkpoints, network
 from snr_jax.core.labels import palette, train_id_to_label_id
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.state import initial_variables
+from snr_jax.report import pictures
+from snr_jax.runs import checkpoints, network, prediction
 
 SIZES = {  # name → height, width; few different ones, since each is compiled anew
     "photo.jpg": (40, 72), "drawing.png": (33, 65), "gray.png": (40, 72), "alpha.png": (33, 65),
@@ -75,8 +75,8 @@ def test_results_agree_and_have_the_size_of_the_image(name, predicted):
         assert result(kind).size == (width, height) and result(kind).mode == mode
     assert (np.asarray(result("labelIds")) == train_id_to_label_id()[ids]).all()
     assert (np.asarray(result("color")) == palette()[ids]).all()
-    image = predict.read_image(predicted["images"] / name)
-    assert (np.asarray(result("overlay")) == report.overlay(np.asarray(image), ids)).all()
+    image = prediction.read_image(predicted["images"] / name)
+    assert (np.asarray(result("overlay")) == pictures.overlay(np.asarray(image), ids)).all()
     assert np.asarray(result("confidence")).min() >= 255 // 19
 
 
@@ -105,7 +105,7 @@ def test_prediction_is_the_network_s(predicted, checkpoint):
 def test_sixteen_bits_are_scaled(tmp_path):
     deep = np.array([[0, 257 * 100, 65535]], np.uint16)
     Image.fromarray(deep).save(tmp_path / "a.png")
-    image = np.asarray(predict.read_image(tmp_path / "a.png"))
+    image = np.asarray(prediction.read_image(tmp_path / "a.png"))
     assert image.tolist() == [[[0] * 3, [100] * 3, [255] * 3]]
 
 

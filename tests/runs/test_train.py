@@ -18,10 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util import tensor_util
 
 from configs import gta5_dg
-from snr_jax.runs import checkpoints, experiment
 from snr_jax.core.labels import class_names
 from snr_jax.core.optim import SGDState
 from snr_jax.core.state import TrainState
+from snr_jax.runs import checkpoints, experiment
 
 
 def lines_of(workdir: Path) -> list[dict]:

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from snr_jax.core import labels
-from snr_jax.toy import writer as toy_domains
-from snr_jax.toy.writer import STYLES, apply_style, draw_pair, draw_scene
 from snr_jax.core.errors import UserError
+from snr_jax.toy import writer as toy_domains
+from snr_jax.toy.scenes import draw_scene
+from snr_jax.toy.styles import STYLES, apply_style, draw_pair
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = {"height": 32, "width": 64}

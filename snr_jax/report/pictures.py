@@ -1,0 +1,54 @@
+"""Results for the eye: label maps in colour, overlays and captioned grids."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from snr_jax.core.labels import palette
+
+
+def colorize(train_ids: np.ndarray, num_classes: int = 19) -> np.ndarray:
+    """trainIds uint8 [H,W] in the official colours, uint8 [H,W,3] RGB; the rest is black."""
+    return palette(num_classes)[np.asarray(train_ids, np.uint8)]
+
+
+def overlay(
+    image: np.ndarray, train_ids: np.ndarray, num_classes: int = 19, alpha: float = 0.5
+) -> np.ndarray:
+    """The image uint8 [H,W,3] tinted by class, uint8 [H,W,3]; ignored pixels stay untouched.
+
+    `alpha` is the share of the class colour, 0 to 1. Raises ValueError if the sizes differ.
+    """
+    if image.shape != (*train_ids.shape, 3):
+        raise ValueError(f"image {image.shape} and trainIds {train_ids.shape} differ in size")
+    mixed = (1 - alpha) * image + alpha * colorize(train_ids, num_classes)
+    mixed = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    return np.where((train_ids < num_classes)[..., None], mixed, image)
+
+
+def panel(rows: Sequence[Mapping[str, np.ndarray]], gap: int = 4) -> np.ndarray:
+    """A grid of pictures under captions: a row per sample, a column per key; uint8 [H,W,3].
+
+    Cells have the size of the first picture; others are scaled to it. A key that a row lacks
+    leaves its cell blank.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    height, width = next(iter(rows[0].values())).shape[:2]
+    font = ImageFont.load_default(size=min(max(width // 14, 10), 24))
+    strip = sum(font.getmetrics()) + gap
+    canvas = Image.new(
+        "RGB",
+        (len(columns) * (width + gap) - gap, strip + len(rows) * (height + gap) - gap),
+        "white",
+    )
+    for x, key in enumerate(columns):
+        caption = Image.new("RGB", (width, strip), "white")  # its own, so that it cannot run over
+        ImageDraw.Draw(caption).text((2, 0), key, fill="black", font=font)
+        canvas.paste(caption, (x * (width + gap), 0))
+        for y, row in enumerate(rows):
+            if key in row:
+                # BOX averages where it shrinks and repeats pixels where it enlarges.
+                cell = Image.fromarray(row[key]).resize((width, height), Image.Resampling.BOX)
+                canvas.paste(cell, (x * (width + gap), strip + y * (height + gap)))
+    return np.asarray(canvas)

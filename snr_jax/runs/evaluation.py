@@ -1,0 +1,93 @@
+"""Scores of a network on a domain, and pictures of its predictions."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from snr_jax.core import metrics
+from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.core.parallel import Parallel
+from snr_jax.core.steps import make_eval_step, make_predict_step
+from snr_jax.data import domains, pipeline
+from snr_jax.report.pictures import colorize
+from snr_jax.report.tables import format_duration
+
+PROTOCOLS = ("network", "full")
+
+
+def evaluate(
+    model: DeepLab,
+    variables: dict,
+    samples: Sequence[domains.Sample],
+    *,
+    domain: str,
+    size: tuple[int, int],
+    parallel: Parallel,
+    batch_size: int = 1,
+    protocol: str = "network",
+    flip: bool = False,
+    log: Callable[[str], None] = print,
+) -> dict:
+    """`metrics.report` over the samples. variables: on the devices, from `parallel.replicate`."""
+    step = _compiled_step(model, flip, parallel)
+    batches = pipeline.eval_batches(
+        samples, domain=domain, size=size, batch_size=batch_size,
+        num_classes=model.num_classes, label_size=protocol,
+    )
+
+    def put(batch):
+        arrays = {key: batch[key] for key in ("image", "label", "valid")}
+        return int(batch["valid"].sum()), parallel.shard(arrays)
+
+    total = np.zeros((model.num_classes,) * 2, np.int64)
+    done, start = 0, time.monotonic()
+    last_line = start
+    for count, arrays in pipeline.prefetch_to_device(batches, put):
+        total += np.asarray(parallel.unreplicate(step(variables, arrays)))
+        done += count
+        if time.monotonic() - last_line > 10:
+            last_line = time.monotonic()
+            rate = done / (last_line - start)
+            left = format_duration((len(samples) - done) / rate)
+            log(f"{domain}, {protocol}: {done}/{len(samples)} images, {rate:.1f}/s, {left} left")
+    return metrics.report(total)
+
+
+@lru_cache(maxsize=8)
+def _compiled_step(model: DeepLab, flip: bool, parallel: Parallel) -> Callable:
+    return parallel.compile(make_eval_step(model=model, flip=flip, axis_name=parallel.axis_name))
+
+
+@lru_cache(maxsize=8)
+def _compiled_prediction(model: DeepLab, size: tuple[int, int]) -> Callable:
+    probabilities = make_predict_step(model=model)
+    return jax.jit(lambda v, x: probabilities(v, x, size).argmax(-1).astype(jnp.uint8))
+
+
+def pictures(
+    model: DeepLab,
+    variables: dict,
+    samples: Sequence[domains.Sample],
+    *,
+    domain: str,
+    size: tuple[int, int],
+) -> list[dict[str, np.ndarray]]:
+    """{"input", "label", "prediction"}, uint8 RGB [h,w,3] each, per sample. variables: numpy."""
+    predict = _compiled_prediction(model, tuple(size))
+    variables = jax.device_put(variables)
+    return [
+        {
+            "input": batch["image"][0],
+            "label": colorize(batch["label"][0], model.num_classes),
+            "prediction": colorize(
+                np.asarray(predict(variables, batch["image"]))[0], model.num_classes
+            ),
+        }
+        for batch in pipeline.eval_batches(
+            samples, domain=domain, size=size, batch_size=1, num_classes=model.num_classes
+        )
+    ]
