@@ -28,8 +28,8 @@ $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/.runs: $(VENV)/.venv requirements.txt constraints.txt
-	$(PIP) -r requirements.txt
+$(VENV)/.runs: $(VENV)/.venv pyproject.toml requirements.txt constraints.txt
+	$(PIP) -e .
 	touch $@
 
 $(VENV)/.tests: $(VENV)/.runs requirements-dev.txt

@@ -13,7 +13,6 @@ import os
 import platform
 import random
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,8 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from snr_jax.core.labels import CLASSES, palette
 from snr_jax.data.domains import DOMAINS, Sample, list_samples

@@ -33,8 +33,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from snr_jax.core import losses, metrics, optim, steps, torch_names
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE

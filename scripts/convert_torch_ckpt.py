@@ -17,7 +17,6 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 
@@ -28,8 +27,6 @@ except ImportError as missing:
     print(f"error: reading PyTorch files needs {missing.name}: pip install torch safetensors",
           file=sys.stderr)
     sys.exit(2)
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from snr_jax.cli import run_command
 from snr_jax.core import torch_names

@@ -14,10 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 import jax
-from toy_study import VARIANTS, draw_data, run
 
 from configs import toy_dg, toy_uda
 from snr_jax.cli import run_command
@@ -26,6 +23,7 @@ from snr_jax.report import tables
 from snr_jax.report.html import write_html
 from snr_jax.runs import checkpoints, network
 from snr_jax.runs.evaluation import pictures
+from snr_jax.runs.study import VARIANTS, draw_data, run
 from snr_jax.runs.writer import read_scalars
 
 NAMES = {"plain": "plain", "SNR": "snr", "SNR-MaxSquare": "snr_maxsquare"}  # run → its folder

@@ -8,8 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from snr_jax.core.errors import UserError
 from snr_jax.toy import writer as toy_domains
 from snr_jax.toy.styles import STYLES

@@ -18,17 +18,17 @@ MODULES = {  # command → what its help must speak of
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
 
 
-def help_of(command: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-
-
 @pytest.fixture(scope="module")
-def helps():
-    """The answers of all, asked side by side: starting takes seconds."""
+def helps(tmp_path_factory):
+    """The answers of all, asked from another folder, side by side: starting takes seconds."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+
+    def help_of(command: list[str]) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, *command, "--help"], cwd=elsewhere,
+                              capture_output=True, text=True, timeout=600)
+
     commands = {name: ["-m", name] for name in MODULES}
-    commands |= {name: [f"scripts/{name}"] for name in SCRIPTS}
+    commands |= {name: [str(ROOT / "scripts" / name)] for name in SCRIPTS}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(commands, pool.map(help_of, commands.values())))
 
@@ -48,7 +48,7 @@ def test_scripts_are_there():
 
 
 def test_the_study_reports_mean_and_deviation():
-    from scripts.toy_study import markdown
+    from snr_jax.runs.study import markdown
 
     runs = {"0": {"source": 0.40, "dusk": 0.1}, "1": {"source": 0.44, "dusk": 0.2}}
     table = markdown({"plain": runs, "SNR": {"0": {"source": 0.5}}}, ["dusk"]).splitlines()
