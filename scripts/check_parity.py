@@ -216,11 +216,12 @@ def loss_function(name: str, arrays: Arrays):
     plain, _, threshold = name.partition("_threshold_")
     options = {"threshold": float(threshold)} if threshold else {}
     if name == "cross_entropy":
-        return lambda logits, aux: losses.cross_entropy(logits, with_ignore(arrays["labels"]))
+        labels = with_ignore(arrays["labels"])
+        return lambda logits, aux: losses.mean(losses.cross_entropy(logits, labels))
     if plain == "self_guidance_aux":
-        return partial(losses.guidance, **options)
+        return lambda logits, aux: losses.mean(losses.guidance(logits, aux, **options))
     if plain in losses.TARGET_LOSSES:
-        return lambda logits, aux: losses.TARGET_LOSSES[plain](logits, **options)
+        return lambda logits, aux: losses.mean(losses.TARGET_LOSSES[plain](logits, **options))
     return None
 
 

@@ -3,9 +3,11 @@
 Logits are [N,H,W,C] floats, labels integers [N,H,W] in 0..C-1 or 255 (ignored). Everything is
 computed in at least float32 and is finite, with a zero gradient, where no pixel counts.
 
-Over several replicas (`axis_name`) each returns its share: the shares add up to the loss of the
-whole batch, so gradients are summed, never averaged.
+A loss returns a `Sum`, (total, normaliser): what it adds up over the batch and what to divide by.
+`mean` divides. Sums of parts of a batch can be added first; the loss is then that of all parts.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +17,14 @@ from snr_jax.core.labels import IGNORE
 from snr_jax.core.models.layers import at_least_float32
 
 
-def _whole(count, axis_name: str | None):
-    """A replica's count → that of the whole batch."""
-    return lax.psum(count, axis_name) if axis_name else count
+class Sum(NamedTuple):
+    total: jax.Array
+    normaliser: jax.Array | float  # a count of pixels goes beyond 32 bits where it is times C
+
+
+def mean(loss: Sum) -> jax.Array:
+    """total / normaliser; 0, with a zero gradient, where nothing counts."""
+    return loss.total / jnp.maximum(loss.normaliser, 1).astype(loss.total.dtype)
 
 
 def _log_probs(logits: jax.Array) -> jax.Array:
@@ -30,21 +37,18 @@ def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
     return jnp.where(hit, values, 0).sum(-1)
 
 
-def cross_entropy(
-    logits: jax.Array, label: jax.Array, *, axis_name: str | None = None
-) -> jax.Array:
-    """Mean of -log p[label] over the valid pixels; 0 if there are none."""
+def cross_entropy(logits: jax.Array, label: jax.Array) -> Sum:
+    """-log p[label], averaged over the valid pixels; 0 if there are none."""
     label = label.astype(jnp.int32)
     valid = label != IGNORE
-    count = _whole(valid.sum(), axis_name)
     nll = jnp.where(valid, -_pick(_log_probs(logits), label), 0)
-    return nll.sum() / jnp.maximum(count, 1).astype(nll.dtype)
+    return Sum(nll.sum(), valid.sum())
 
 
-def maxsquare(logits: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+def maxsquare(logits: jax.Array) -> Sum:
     """- sum p^2 / (2 N C H W): the mean runs over the classes too, as in the published code."""
     p = jnp.exp(_log_probs(logits))
-    return -jnp.square(p).sum() / float(2 * _whole(p.size, axis_name))  # beyond 32 bits
+    return Sum(-jnp.square(p).sum(), 2.0 * p.size)
 
 
 def _image_weights(p: jax.Array, ratio: float) -> jax.Array:
@@ -61,39 +65,35 @@ def _image_weights(p: jax.Array, ratio: float) -> jax.Array:
     return lax.stop_gradient(_pick(weights[:, None, None, :] * one_hot, predicted))
 
 
-def iw_maxsquare(
-    logits: jax.Array, *, ratio: float = 0.2, axis_name: str | None = None
-) -> jax.Array:
+def iw_maxsquare(logits: jax.Array, *, ratio: float = 0.2) -> Sum:
     """- sum_pixels w sum_c p_c^2 / (N C), with image-wise class weights w without gradient."""
     p = jnp.exp(_log_probs(logits))
-    count = _whole(p.shape[0], axis_name) * p.shape[-1]
-    return -(_image_weights(p, ratio) * jnp.square(p).sum(-1)).sum() / count
+    total = -(_image_weights(p, ratio) * jnp.square(p).sum(-1)).sum()
+    return Sum(total, float(p.shape[0] * p.shape[-1]))
 
 
-def entropy(logits: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+def entropy(logits: jax.Array) -> Sum:
     """- sum p log p / (N C H W); the gradient runs through both factors."""
     log_p = _log_probs(logits)
-    return -(jnp.exp(log_p) * log_p).sum() / float(_whole(log_p.size, axis_name))
+    return Sum(-(jnp.exp(log_p) * log_p).sum(), float(log_p.size))
 
 
-def iw_entropy(logits: jax.Array, *, ratio: float = 0.2, axis_name: str | None = None) -> jax.Array:
+def iw_entropy(logits: jax.Array, *, ratio: float = 0.2) -> Sum:
     """- sum_pixels w sum_c p_c log p_c / (N C), with image-wise class weights."""
     log_p = _log_probs(logits)
     p = jnp.exp(log_p)
-    count = _whole(p.shape[0], axis_name) * p.shape[-1]
-    return -(_image_weights(p, ratio) * (p * log_p).sum(-1)).sum() / count
+    total = -(_image_weights(p, ratio) * (p * log_p).sum(-1)).sum()
+    return Sum(total, float(p.shape[0] * p.shape[-1]))
 
 
-def hard(logits: jax.Array, *, threshold: float = 0.95, axis_name: str | None = None) -> jax.Array:
+def hard(logits: jax.Array, *, threshold: float = 0.95) -> Sum:
     """Cross-entropy against argmax p where max p > threshold."""
     p = jnp.exp(_log_probs(logits))
     label = jnp.where(p.max(-1) > threshold, jnp.argmax(p, -1), IGNORE)
-    return cross_entropy(logits, label, axis_name=axis_name)
+    return cross_entropy(logits, label)
 
 
-def guidance(
-    logits: jax.Array, aux: jax.Array, *, threshold: float = 0.95, axis_name: str | None = None
-) -> jax.Array:
+def guidance(logits: jax.Array, aux: jax.Array, *, threshold: float = 0.95) -> Sum:
     """Multi-level guidance: cross-entropy of the auxiliary logits against both heads' argmax.
 
     Targets are argmax (p + p_aux)/2 where max p > threshold or max p_aux > threshold. The gradient
@@ -102,32 +102,24 @@ def guidance(
     p, p_aux = jnp.exp(_log_probs(logits)), jnp.exp(_log_probs(aux))
     sure = (p.max(-1) > threshold) | (p_aux.max(-1) > threshold)
     label = jnp.where(sure, jnp.argmax((p + p_aux) / 2, -1), IGNORE)
-    return cross_entropy(aux, label, axis_name=axis_name)
+    return cross_entropy(aux, label)
 
 
-def mean_entropy(logits: jax.Array, *, axis_name: str | None = None) -> jax.Array:
-    """Entropy of softmax, averaged over all pixels of the batch. [N,h,w,C] → []."""
+def pixel_entropy(logits: jax.Array) -> Sum:
+    """Entropy of softmax, averaged over the pixels: H of `dual_restitution`. [N,h,w,C]."""
     log_p = _log_probs(logits)
-    pixels = float(_whole(log_p.size // log_p.shape[-1], axis_name))
-    return _whole(-(jnp.exp(log_p) * log_p).sum(), axis_name) / pixels
+    return Sum(-(jnp.exp(log_p) * log_p).sum(), float(log_p.size // log_p.shape[-1]))
 
 
 def dual_restitution(
-    restituted: jax.Array,
-    normalized: jax.Array,
-    contaminated: jax.Array,
-    *,
-    axis_name: str | None = None,
+    restituted: jax.Array, normalized: jax.Array, contaminated: jax.Array
 ) -> jax.Array:
     """softplus(H(F~+) - H(F~)) + softplus(H(F~) - H(F~-)), the mean inside the softplus.
 
-    The arguments are one SNR block's classifier logits of F~+, F~ and F~-; H is `mean_entropy`.
+    The arguments are scalars: the mean over all pixels of the batch of `pixel_entropy`, of one SNR
+    block's classifier logits of F~+, F~ and F~-.
     """
-    plus, middle, minus = (
-        mean_entropy(x, axis_name=axis_name) for x in (restituted, normalized, contaminated)
-    )
-    loss = jax.nn.softplus(plus - middle) + jax.nn.softplus(middle - minus)
-    return loss / _whole(1, axis_name)
+    return jax.nn.softplus(restituted - normalized) + jax.nn.softplus(normalized - contaminated)
 
 
 TARGET_LOSSES = {

@@ -64,7 +64,7 @@ def param_groups(
     )
 
 
-def assign_groups(params, groups: Groups) -> dict[str, Group]:
+def assign_groups(params: dict, groups: Groups) -> dict[str, Group]:
     """Path → Group. A parameter that no pattern covers is a ValueError."""
     assigned, uncovered = {}, []
     for path in flatten_dict(params, sep="/"):
@@ -91,7 +91,7 @@ def sgd(
     The gradient keeps the decay of the earlier repetitions, as that version did.
     """
 
-    def init(params) -> SGDState:
+    def init(params: dict) -> SGDState:
         assigned = assign_groups(params, groups)
         velocity = {
             path: jnp.zeros_like(p)
@@ -100,7 +100,7 @@ def sgd(
         }
         return SGDState(jnp.zeros([], jnp.int32), unflatten_dict(velocity, sep="/"))
 
-    def update(gradients, state: SGDState, params):
+    def update(gradients: dict, state: SGDState, params: dict) -> tuple[dict, SGDState]:
         assigned = assign_groups(params, groups)
         gradients = flatten_dict(gradients, sep="/")
         base_rate = schedule(state.count)

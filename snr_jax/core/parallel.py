@@ -28,7 +28,7 @@ class Parallel(NamedTuple):
     must_wait: bool  # steps in flight on several CPU devices deadlock in their collectives
 
 
-def _first_replica(x):
+def _first_replica(x: jax.Array | np.ndarray) -> np.ndarray:
     # Indexing the replicated array itself is a thousand times slower.
     return np.asarray(x.addressable_shards[0].data)[0] if hasattr(x, "addressable_shards") else x
 
@@ -50,13 +50,13 @@ def create_parallel(devices: Sequence[jax.Device] | None = None) -> Parallel:
 
     over_devices = NamedSharding(Mesh(np.array(local), (AXIS,)), PartitionSpec(AXIS))
 
-    def shard(batch):
+    def shard(batch: dict) -> dict:
         pieces = jax.tree.map(lambda x: x.reshape(len(local), -1, *x.shape[1:]), batch)
         return jax.device_put(pieces, over_devices)
 
-    def replicate(tree):
+    def replicate(tree: Any) -> Any:
         # Laid out as pmap's own results: another sharding would compile the step a second time.
-        def copies(x):
+        def copies(x: jax.Array | np.ndarray) -> jax.Array:
             return jax.device_put(np.broadcast_to(x, (len(local), *np.shape(x))), over_devices)
 
         return jax.tree.map(copies, tree)

@@ -1,5 +1,9 @@
 """The compiled steps. Each is written for one replica with an optional mapped axis.
 
+Every replica computes the losses of the whole batch from the sums of all replicas. The transpose
+of a sum over the axis is a sum over it again, so each replica's gradient is that of its own part
+times the number of replicas, and the gradient of the whole is their mean.
+
 Batches (numpy or device arrays):
   source_image uint8 [B,H,W,3] RGB, source_label uint8 [B,H,W] trainIds with 255 ignored,
   target_image uint8 [B,h,w,3]; domains may differ in size.
@@ -7,7 +11,7 @@ Batches (numpy or device arrays):
   valid bool [B], False for the padding of a short last batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -27,19 +31,39 @@ Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 # name → (weight in the objective, loss)
 Terms = dict[str, tuple[float, jax.Array]]
+Label = jax.Array | None
 
 
-def _prepared(prepare, seed, step, domain: int, image, label, axis_name):
+def whole_mean(loss: losses.Sum, axis_name: str | None) -> jax.Array:
+    """The loss of the whole batch, the same on every replica."""
+    return losses.mean(lax.psum(loss, axis_name) if axis_name else loss)
+
+
+def restitution_loss(
+    blocks: Sequence[tuple[jax.Array, jax.Array, jax.Array]], axis_name: str | None
+) -> jax.Array:
+    """Sum over the SNR blocks of the dual restitution loss of the whole batch."""
+    means = ([whole_mean(losses.pixel_entropy(x), axis_name) for x in block] for block in blocks)
+    return sum(losses.dual_restitution(*block) for block in means)
+
+
+def _prepared(
+    prepare: Callable, seed: int, step: jax.Array, domain: int, image: jax.Array, label: Label,
+    axis_name: str | None,
+) -> tuple[jax.Array, Label]:
     """A batch as the network sees it: a function of (seed, step, domain) and its place alone."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), domain)
     first = lax.axis_index(axis_name) * image.shape[0] if axis_name else 0
     return prepare(key, image, label, first_sample=first)
 
 
-def _domain_gradients(model, params, batch_stats, image, terms: Callable[[Output], Terms], train):
+def _domain_gradients(
+    model: nn.Module, params: dict, batch_stats: dict, image: jax.Array,
+    terms: Callable[[Output], Terms], train: bool,
+) -> tuple[dict, dict, Metrics]:
     """Forward in one domain, and the gradients of its weighted loss terms."""
 
-    def objective(params):
+    def objective(params: dict) -> tuple[jax.Array, tuple[dict, Metrics]]:
         output, updated = model.apply(
             {"params": params, "batch_stats": batch_stats}, image, train=train,
             mutable=["batch_stats"],
@@ -53,25 +77,30 @@ def _domain_gradients(model, params, batch_stats, image, terms: Callable[[Output
     return gradients, batch_stats, values
 
 
-def _source_terms(output: Output, label, lambda_seg, restitution_weight, axis_name) -> Terms:
-    terms = {"loss_source": (1.0, losses.cross_entropy(output.main, label, axis_name=axis_name))}
+def _source_terms(
+    output: Output, label: jax.Array, lambda_seg: float, restitution_weight: float,
+    axis_name: str | None,
+) -> Terms:
+    loss = whole_mean(losses.cross_entropy(output.main, label), axis_name)
+    terms = {"loss_source": (1.0, loss)}
     if lambda_seg:
-        aux = losses.cross_entropy(output.aux, label, axis_name=axis_name)
+        aux = whole_mean(losses.cross_entropy(output.aux, label), axis_name)
         terms["loss_source_aux"] = (lambda_seg, aux)
     if restitution_weight:
-        blocks = [losses.dual_restitution(*x, axis_name=axis_name) for x in output.restitution]
-        terms["loss_restitution"] = (restitution_weight, sum(blocks))
+        loss = restitution_loss(output.restitution, axis_name)
+        terms["loss_restitution"] = (restitution_weight, loss)
     return terms
 
 
-def _apply_update(state, optimizer, gradients, batch_stats, metrics, axis_name):
+def _apply_update(
+    state: TrainState, optimizer: optax.GradientTransformation, gradients: dict,
+    batch_stats: dict, axis_name: str | None,
+) -> TrainState:
     if axis_name:
-        # Losses are shares of the whole batch's: gradients and metrics add up.
-        gradients, metrics = lax.psum((gradients, metrics), axis_name)
-        batch_stats = lax.pmean(batch_stats, axis_name)
+        gradients, batch_stats = lax.pmean((gradients, batch_stats), axis_name)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+    return TrainState(state.step + 1, params, batch_stats, opt_state)
 
 
 def make_source_step(
@@ -96,13 +125,13 @@ def make_source_step(
         source = batch["source_image"], batch["source_label"]
         image, label = _prepared(prepare, seed, state.step, 0, *source, axis_name)
 
-        def terms(output):
+        def terms(output: Output) -> Terms:
             return _source_terms(output, label, lambda_seg, restitution_weight, axis_name)
 
         gradients, batch_stats, metrics = _domain_gradients(
             model, state.params, state.batch_stats, image, terms, not freeze_bn
         )
-        return _apply_update(state, optimizer, gradients, batch_stats, metrics, axis_name)
+        return _apply_update(state, optimizer, gradients, batch_stats, axis_name), metrics
 
     return step
 
@@ -111,7 +140,7 @@ def make_adaptation_step(
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    target_loss: Callable[..., jax.Array],
+    target_loss: Callable[[jax.Array], losses.Sum],
     lambda_target: float = 0.1,
     seed: int = 0,
     lambda_seg: float = 0.0,
@@ -134,17 +163,16 @@ def make_adaptation_step(
         source_image, label = _prepared(prepare, seed, state.step, 0, *source, axis_name)
         target_image, _ = _prepared(prepare, seed, state.step, 1, target, None, axis_name)
 
-        def source_terms(output):
+        def source_terms(output: Output) -> Terms:
             return _source_terms(output, label, lambda_seg, restitution_weight, axis_name)
 
-        def target_terms(output):
-            loss = target_loss(output.main, axis_name=axis_name)
+        def target_terms(output: Output) -> Terms:
+            loss = whole_mean(target_loss(output.main), axis_name)
             terms = {"loss_target": (lambda_target, loss)}
             if lambda_seg:
-                aux = losses.guidance(
-                    output.main, output.aux, threshold=guidance_threshold, axis_name=axis_name
-                )
-                terms["loss_target_aux"] = (lambda_seg * lambda_target, aux)
+                aux = losses.guidance(output.main, output.aux, threshold=guidance_threshold)
+                terms["loss_target_aux"] = (
+                    lambda_seg * lambda_target, whole_mean(aux, axis_name))
             return terms
 
         source_gradients, batch_stats, source_metrics = _domain_gradients(
@@ -154,8 +182,8 @@ def make_adaptation_step(
             model, state.params, batch_stats, target_image, target_terms, not freeze_bn
         )
         gradients = jax.tree.map(jnp.add, source_gradients, target_gradients)
-        metrics = source_metrics | target_metrics
-        return _apply_update(state, optimizer, gradients, batch_stats, metrics, axis_name)
+        state = _apply_update(state, optimizer, gradients, batch_stats, axis_name)
+        return state, source_metrics | target_metrics
 
     return step
 
@@ -169,7 +197,7 @@ def make_predict_step(
     """
 
     def predict(variables: dict, image: jax.Array, size: tuple[int, int]) -> jax.Array:
-        def probabilities(image):
+        def probabilities(image: jax.Array) -> jax.Array:
             image = to_network_input(image)
             output = model.apply(variables, image, train=False, output_size=size)
             return jax.nn.softmax(output.main)

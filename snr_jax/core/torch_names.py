@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from snr_jax.core.errors import UserError
 
@@ -80,22 +81,9 @@ def _name_of(path: tuple[str, ...]) -> tuple[str, tuple] | None:
     return None
 
 
-def _flatten(tree: Mapping, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], np.ndarray]:
-    flat = {}
-    for key, value in tree.items():
-        inside = isinstance(value, Mapping)
-        flat |= _flatten(value, (*path, key)) if inside else {(*path, key): value}
-    return flat
-
-
-def _unflatten(flat: Mapping[tuple[str, ...], np.ndarray]) -> Variables:
-    tree: Variables = {"params": {}, "batch_stats": {}}
-    for path, value in flat.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = value
-    return tree
+def _variables(flat: Mapping[tuple[str, ...], np.ndarray]) -> Variables:
+    """Both collections, also where one of them is empty."""
+    return {"params": {}, "batch_stats": {}} | unflatten_dict(flat)
 
 
 def strip_prefixes(state_dict: StateDict) -> dict[str, np.ndarray]:
@@ -141,7 +129,7 @@ def from_torch(state_dict: StateDict) -> tuple[Variables, list[str]]:
             flat[path] = _hwio(name, value) if path[-1] == "kernel" else np.asarray(value)
         elif not name.endswith("." + _COUNTER):
             unused.append(name)
-    return _unflatten(flat), unused
+    return _variables(flat), unused
 
 
 def _hwio(name: str, value: np.ndarray) -> np.ndarray:
@@ -159,7 +147,7 @@ def to_torch(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
     Raises UserError for a variable that the published network does not have.
     """
     named = []
-    for path, value in _flatten(variables).items():
+    for path, value in flatten_dict(variables).items():
         if (found := _name_of(path)) is not None:
             if path[-1] == "kernel":
                 value = np.ascontiguousarray(np.transpose(value, (3, 2, 0, 1)))  # [O,I,H,W]
@@ -245,7 +233,7 @@ def merge(initial: Variables, loaded: Variables, unused: Sequence[str] = ()
     ones keep their initial values; loaded ones without a place are reported as unused, together
     with the names given in `unused`. Raises UserError naming tensors whose shapes differ.
     """
-    want, have = _flatten(initial), _flatten(loaded)
+    want, have = flatten_dict(initial), flatten_dict(loaded)
     named = {path: _name_of(path) or ("/".join(path[1:]), (len(_MODULES),)) for path in want | have}
     in_order = sorted(named, key=lambda path: named[path][1])
     label = {path: named[path][0] for path in in_order}
@@ -262,7 +250,7 @@ def merge(initial: Variables, loaded: Variables, unused: Sequence[str] = ()
         missing=tuple(label[path] for path in in_order if path not in have),
         unused=(*(label[path] for path in in_order if path not in want), *unused),
     )
-    return _unflatten({path: have.get(path, value) for path, value in want.items()}), report
+    return _variables({path: have.get(path, value) for path, value in want.items()}), report
 
 
 def _torch_shape(path: tuple[str, ...], value: np.ndarray) -> tuple[int, ...]:

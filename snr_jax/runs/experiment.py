@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -199,7 +200,7 @@ def create_step(config: ConfigDict, model: DeepLab, tx, parallel: Parallel) -> C
     }.get(config.loss.target, {})
     step = make_adaptation_step(
         **common,
-        target_loss=lambda logits, axis_name: target_loss(logits, axis_name=axis_name, **options),
+        target_loss=partial(target_loss, **options),
         lambda_target=config.loss.lambda_target,
         guidance_threshold=config.loss.threshold,
     )

@@ -22,7 +22,13 @@ from flax.traverse_util import flatten_dict
 from snr_jax.core import losses
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.state import create_state
-from snr_jax.core.steps import make_adaptation_step, make_eval_step, make_source_step
+from snr_jax.core.steps import (
+    make_adaptation_step,
+    make_eval_step,
+    make_source_step,
+    restitution_loss,
+    whole_mean,
+)
 from tests.core.tiny import NUM_CLASSES, Probe, batch, network, variables
 
 ONE, TWO = create_parallel(jax.devices()[:1]), create_parallel()
@@ -90,7 +96,7 @@ def evaluate(name, parallel):
     found[f"{name}/confusion"] = np.asarray(parallel.unreplicate(confusion))
 
 
-def loss_shares(name, parallel):
+def whole_losses(name, parallel):
     """Every loss, and its gradient by the logits, of the same eight images."""
     random = np.random.default_rng(7)
     arrays = {key: 3 * random.normal(size=(8, 3, 4, 5)) for key in "abc"}
@@ -99,22 +105,22 @@ def loss_shares(name, parallel):
     label[:4, 1:] = 255
     axis = parallel.axis_name
     options = {"hard": {"threshold": 0.6}}
-    functions = {
-        key: lambda x, f=f, key=key: f(x["a"], axis_name=axis, **options.get(key, {}))
+    sums = {
+        key: lambda x, f=f, key=key: f(x["a"], **options.get(key, {}))
         for key, f in losses.TARGET_LOSSES.items()
     }
-    functions["cross_entropy"] = lambda x: losses.cross_entropy(
-        x["a"], x["label"], axis_name=axis)
-    functions["guidance"] = lambda x: losses.guidance(
-        x["b"], x["a"], threshold=0.6, axis_name=axis)
-    functions["dual_restitution"] = lambda x: losses.dual_restitution(
-        x["a"], x["b"], x["c"], axis_name=axis)
+    sums["cross_entropy"] = lambda x: losses.cross_entropy(x["a"], x["label"])
+    sums["nothing_valid"] = lambda x: losses.cross_entropy(x["a"], 0 * x["label"] + 255)
+    sums["guidance"] = lambda x: losses.guidance(x["b"], x["a"], threshold=0.6)
+    functions = {key: lambda x, f=f: whole_mean(f(x), axis) for key, f in sums.items()}
+    functions["dual_restitution"] = lambda x: restitution_loss([(x["a"], x["b"], x["c"])], axis)
 
     def run(_, x):
         def both(f):
             value, gradient = jax.value_and_grad(lambda a: f({**x, "a": a}))(x["a"])
-            value = jax.lax.psum(value, axis) if axis else value
-            return value, jax.lax.all_gather(gradient, axis, tiled=True) if axis else gradient
+            if axis:  # of logits, which every replica has its own of
+                gradient = jax.lax.all_gather(gradient, axis, tiled=True) / parallel.num_devices
+            return value, gradient
 
         return {key: both(f) for key, f in functions.items()}
 
@@ -132,7 +138,7 @@ for devices, parallel in (("one", ONE), ("two", TWO)):
           target_loss=partial(losses.hard, threshold=0.6), guidance_threshold=0.6)
     forward(f"{devices}/forward", parallel)
     evaluate(f"{devices}/evaluation", parallel)
-    loss_shares(f"{devices}/losses", parallel)
+    whole_losses(f"{devices}/losses", parallel)
 train("alone/source", TWO, make_source_step, sync_bn=False)
 tree = {"a": np.arange(6.0).reshape(2, 3), "b": {"c": np.int32(4)}}
 for devices, parallel in (("one", ONE), ("two", TWO)):

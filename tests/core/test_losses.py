@@ -4,6 +4,7 @@ Two logits (ln(a/b), 0) make p = (a, b) / (a + b), so the examples are built fro
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from jax.test_util import check_grads
 
 from snr_jax.core import losses
+from snr_jax.core.losses import mean
 
 LN2 = math.log(2)
 H_34 = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)  # entropy of (3/4, 1/4): 0.562335
@@ -30,7 +32,7 @@ def labels_of(*images):
 def test_cross_entropy_by_hand():
     logits = logits_of([(3 / 4, 1 / 4), (1 / 2, 1 / 2), (1 / 10, 9 / 10)])
     # -ln 3/4 = 0.287682, -ln 1/2 = 0.693147; the third pixel is ignored.
-    loss = losses.cross_entropy(logits, labels_of([0, 1, 255]))
+    loss = mean(losses.cross_entropy(logits, labels_of([0, 1, 255])))
     assert loss == pytest.approx((0.287682 + 0.693147) / 2, rel=1e-5)
 
 
@@ -43,10 +45,14 @@ def test_ignored_pixels_are_as_if_left_out():
     assert 0 < kept.sum() < kept.size
 
     def left_out(x):
-        return losses.cross_entropy(x[kept][None, None], jnp.asarray(label[kept])[None, None])
+        label_left = jnp.asarray(label[kept])[None, None]
+        return mean(losses.cross_entropy(x[kept][None, None], label_left))
+
+    def ignored(x):
+        return mean(losses.cross_entropy(x, jnp.asarray(label)))
 
     expected, expected_gradient = jax.value_and_grad(left_out)(logits)
-    found, gradient = jax.value_and_grad(losses.cross_entropy)(logits, jnp.asarray(label))
+    found, gradient = jax.value_and_grad(ignored)(logits)
     assert found == pytest.approx(float(expected), rel=1e-6)
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-7)
     assert not np.asarray(gradient)[~kept].any()
@@ -54,13 +60,13 @@ def test_ignored_pixels_are_as_if_left_out():
 
 def test_maxsquare_by_hand():
     # sum p^2 is 10/16 and 1/2; 2 N C H W = 2 * 1 * 2 * 2.
-    loss = losses.maxsquare(logits_of([(3 / 4, 1 / 4), (1 / 2, 1 / 2)]))
+    loss = mean(losses.maxsquare(logits_of([(3 / 4, 1 / 4), (1 / 2, 1 / 2)])))
     assert loss == pytest.approx(-(0.625 + 0.5) / 8, rel=1e-6)
 
 
 def test_entropy_by_hand():
     # N C H W = 4.
-    loss = losses.entropy(logits_of([(3 / 4, 1 / 4), (1 / 2, 1 / 2)]))
+    loss = mean(losses.entropy(logits_of([(3 / 4, 1 / 4), (1 / 2, 1 / 2)])))
     assert loss == pytest.approx((H_34 + LN2) / 4, rel=1e-6)
 
 
@@ -88,30 +94,41 @@ def test_iw_maxsquare_by_hand():
     # sum p^2 is 0.625 and 0.82; N C = 4.
     image1 = 3 * 0.264806 * 0.625 + 0.329877 * 0.82
     image2 = 4 * 0.25 * 0.82
-    loss = losses.iw_maxsquare(logits_of(*TWO_IMAGES))
+    loss = mean(losses.iw_maxsquare(logits_of(*TWO_IMAGES)))
     assert loss == pytest.approx(-(image1 + image2) / 4, rel=1e-5)
 
 
 def test_iw_entropy_by_hand():
     image1 = 3 * 0.264806 * H_34 + 0.329877 * H_910
     image2 = 4 * 0.25 * H_910
-    loss = losses.iw_entropy(logits_of(*TWO_IMAGES))
+    loss = mean(losses.iw_entropy(logits_of(*TWO_IMAGES)))
     assert loss == pytest.approx((image1 + image2) / 4, rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", [losses.iw_maxsquare, losses.iw_entropy])
 def test_image_wise_losses_of_a_batch_are_the_mean_of_its_images(loss):
     logits = logits_of(*TWO_IMAGES)
-    assert loss(logits) == pytest.approx(float(loss(logits[:1]) + loss(logits[1:])) / 2, rel=1e-6)
+    whole, first, second = (mean(loss(x)) for x in (logits, logits[:1], logits[1:]))
+    assert whole == pytest.approx(float(first + second) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", losses.TARGET_LOSSES)
+def test_sums_of_parts_add_up_to_that_of_the_batch(name):
+    """Totals and normalisers each, whatever the parts' shares of what counts."""
+    logits = logits_of(*TWO_IMAGES)
+    loss = partial(losses.hard, threshold=0.8) if name == "hard" else losses.TARGET_LOSSES[name]
+    whole, first, second = (loss(x) for x in (logits, logits[:1], logits[1:]))
+    assert whole.total == pytest.approx(float(first.total + second.total), rel=1e-6)
+    assert whole.normaliser == first.normaliser + second.normaliser > 0
 
 
 def test_hard_takes_the_sure_pixels_alone():
     # max p is 0.96 (class 1), 0.94 and 0.99 (class 0).
     logits = logits_of([(0.04, 0.96), (0.94, 0.06), (0.99, 0.01)])
     sure = (-math.log(0.96) - math.log(0.99)) / 2
-    assert losses.hard(logits) == pytest.approx(sure, rel=1e-4)
+    assert mean(losses.hard(logits)) == pytest.approx(sure, rel=1e-4)
     every = (-math.log(0.96) - math.log(0.94) - math.log(0.99)) / 3
-    assert losses.hard(logits, threshold=0.5) == pytest.approx(every, rel=1e-4)
+    assert mean(losses.hard(logits, threshold=0.5)) == pytest.approx(every, rel=1e-4)
 
 
 def test_guidance_by_hand():
@@ -121,15 +138,20 @@ def test_guidance_by_hand():
     main = logits_of([(0.96, 0.04), (0.9, 0.1), (0.9, 0.1)])
     aux = logits_of([(0.3, 0.7), (0.02, 0.98), (0.9, 0.1)])
     expected = (-math.log(0.3) - math.log(0.98)) / 2
-    assert losses.guidance(main, aux) == pytest.approx(expected, rel=1e-4)
-    to_main, to_aux = jax.grad(losses.guidance, argnums=(0, 1))(main, aux)
+    assert mean(losses.guidance(main, aux)) == pytest.approx(expected, rel=1e-4)
+    to_main, to_aux = jax.grad(lambda *x: mean(losses.guidance(*x)), argnums=(0, 1))(main, aux)
     assert not np.asarray(to_main).any()
     assert np.asarray(to_aux)[0, 0, :2].all() and not np.asarray(to_aux)[0, 0, 2].any()
 
 
-def test_mean_entropy_by_hand():
+def test_pixel_entropy_by_hand():
     logits = logits_of([(1 / 2, 1 / 2), (3 / 4, 1 / 4)])
-    assert losses.mean_entropy(logits) == pytest.approx((LN2 + H_34) / 2, rel=1e-6)
+    assert mean(losses.pixel_entropy(logits)) == pytest.approx((LN2 + H_34) / 2, rel=1e-6)
+    assert losses.pixel_entropy(logits).normaliser == 2
+
+
+def restitution(*block):
+    return losses.dual_restitution(*(mean(losses.pixel_entropy(x)) for x in block))
 
 
 def test_dual_restitution_by_hand():
@@ -138,16 +160,16 @@ def test_dual_restitution_by_hand():
     plus = logits_of([(1 / 2, 1 / 2), (9 / 10, 1 / 10)])
     middle = logits_of([(3 / 4, 1 / 4), (1 / 4, 3 / 4)])
     minus = logits_of([(9 / 10, 1 / 10), (9 / 10, 1 / 10)])
-    loss = losses.dual_restitution(plus, middle, minus)
+    loss = restitution(plus, middle, minus)
     assert loss == pytest.approx(0.666891 + 0.818784, rel=1e-5)
 
 
 def test_dual_restitution_of_equal_features_is_2_ln_2():
     same = logits_of([(3 / 4, 1 / 4)])
-    assert losses.dual_restitution(same, same, same) == pytest.approx(2 * LN2, rel=1e-6)
+    assert restitution(same, same, same) == pytest.approx(2 * LN2, rel=1e-6)
 
 
-ONE_ARGUMENT = {**losses.TARGET_LOSSES, "mean_entropy": losses.mean_entropy}
+ONE_ARGUMENT = {**losses.TARGET_LOSSES, "pixel_entropy": losses.pixel_entropy}
 
 
 @pytest.mark.parametrize("name", ONE_ARGUMENT)
@@ -157,7 +179,7 @@ def test_gradients_against_differences(name):
         logits = jnp.asarray(3 * random.normal(size=(2, 2, 3, 4)))
         # Low enough that `hard` has some sure pixels and some others.
         options = {"threshold": 0.7} if name == "hard" else {}
-        check_grads(lambda x: ONE_ARGUMENT[name](x, **options), (logits,), 1, ("rev",))
+        check_grads(lambda x: mean(ONE_ARGUMENT[name](x, **options)), (logits,), 1, ("rev",))
 
 
 def test_gradients_of_supervised_losses_against_differences():
@@ -165,9 +187,9 @@ def test_gradients_of_supervised_losses_against_differences():
     with jax.enable_x64(True):
         a, b, c = (jnp.asarray(random.normal(size=(2, 2, 3, 4))) for _ in range(3))
         label = jnp.asarray(random.choice([0, 1, 2, 3, 255], (2, 2, 3)), jnp.uint8)
-        check_grads(lambda x: losses.cross_entropy(x, label), (a,), 1, ("rev",))
-        check_grads(lambda x: losses.guidance(a, x, threshold=0.5), (b,), 1, ("rev",))
-        check_grads(losses.dual_restitution, (a, b, c), 1, ("rev",))
+        check_grads(lambda x: mean(losses.cross_entropy(x, label)), (a,), 1, ("rev",))
+        check_grads(lambda x: mean(losses.guidance(a, x, threshold=0.5)), (b,), 1, ("rev",))
+        check_grads(restitution, (a, b, c), 1, ("rev",))
 
 
 @pytest.mark.parametrize("loss", [
@@ -176,7 +198,7 @@ def test_gradients_of_supervised_losses_against_differences():
     lambda x: losses.guidance(x, x),
 ])
 def test_no_valid_pixel_is_zero_with_zero_gradient(loss):
-    value, gradient = jax.value_and_grad(loss)(jnp.zeros((1, 2, 3, 4)))
+    value, gradient = jax.value_and_grad(lambda x: mean(loss(x)))(jnp.zeros((1, 2, 3, 4)))
     assert float(value) == 0
     assert not np.asarray(gradient).any()
 
@@ -184,19 +206,21 @@ def test_no_valid_pixel_is_zero_with_zero_gradient(loss):
 @pytest.mark.parametrize("name", losses.TARGET_LOSSES)
 def test_certain_pixels_have_finite_gradients(name):
     logits = jnp.array([1e4, 0.0, -1e4]).reshape(1, 1, 1, 3)
-    value, gradient = jax.value_and_grad(losses.TARGET_LOSSES[name])(logits)
+    loss = losses.TARGET_LOSSES[name]
+    value, gradient = jax.value_and_grad(lambda x: mean(loss(x)))(logits)
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("name", losses.TARGET_LOSSES)
 def test_half_precision_logits_give_float32_losses(name):
     logits = logits_of(*TWO_IMAGES)
-    half = losses.TARGET_LOSSES[name](logits.astype(jnp.bfloat16))
+    loss = losses.TARGET_LOSSES[name]
+    half, full = mean(loss(logits.astype(jnp.bfloat16))), mean(loss(logits))
     assert half.dtype == jnp.float32
-    assert half == pytest.approx(float(losses.TARGET_LOSSES[name](logits)), abs=5e-3)
+    assert half == pytest.approx(float(full), abs=5e-3)
 
 
 @pytest.mark.parametrize("name", ONE_ARGUMENT)
 def test_batches_with_more_than_2_to_the_31_numbers(name):
     logits = jax.ShapeDtypeStruct((128, 720, 1280, 19), jnp.float32)
-    assert jax.eval_shape(ONE_ARGUMENT[name], logits).shape == ()
+    assert jax.eval_shape(lambda x: mean(ONE_ARGUMENT[name](x)), logits).shape == ()

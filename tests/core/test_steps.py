@@ -16,6 +16,7 @@ from snr_jax.core.steps import (
     make_eval_step,
     make_predict_step,
     make_source_step,
+    restitution_loss,
 )
 from tests.core.tiny import (
     NUM_CLASSES,
@@ -72,9 +73,9 @@ def adapted():
         output, moved = forward(params, stats, data["source_image"])
         label = data["source_label"]
         parts = {
-            "loss_source": losses.cross_entropy(output.main, label),
-            "loss_source_aux": losses.cross_entropy(output.aux, label),
-            "loss_restitution": sum(losses.dual_restitution(*x) for x in output.restitution),
+            "loss_source": losses.mean(losses.cross_entropy(output.main, label)),
+            "loss_source_aux": losses.mean(losses.cross_entropy(output.aux, label)),
+            "loss_restitution": restitution_loss(output.restitution, None),
         }
         total = (parts["loss_source"] + LAMBDA_SEG * parts["loss_source_aux"]
                  + RESTITUTION * parts["loss_restitution"])
@@ -83,8 +84,9 @@ def adapted():
     def target(params, stats):
         output, moved = forward(params, stats, data["target_image"])
         parts = {
-            "loss_target": losses.iw_maxsquare(output.main),
-            "loss_target_aux": losses.guidance(output.main, output.aux, threshold=0.6),
+            "loss_target": losses.mean(losses.iw_maxsquare(output.main)),
+            "loss_target_aux": losses.mean(
+                losses.guidance(output.main, output.aux, threshold=0.6)),
         }
         total = (LAMBDA_TARGET * parts["loss_target"]
                  + LAMBDA_SEG * LAMBDA_TARGET * parts["loss_target_aux"])
@@ -188,7 +190,7 @@ def test_the_domains_draw_independently(probe_state):
     data["source_label"] = np.zeros_like(data["source_label"])
     data["target_image"] = data["source_image"]
 
-    def same_loss(logits, *, axis_name=None):
+    def same_loss(logits):
         return losses.cross_entropy(logits, jnp.zeros(logits.shape[:3], jnp.uint8))
 
     def run(**options):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from snr_jax.core import losses, metrics
+from snr_jax.core.steps import restitution_loss
 from tests import torch_twin
 from tests.parity.pair import CLASSES, IGNORE, assert_close, random_label, to_nhwc, to_torch
 
@@ -20,12 +21,19 @@ NO_LABEL = np.full(SHAPE, IGNORE, np.uint8)
 def with_label(function, label):
     """Both sides take (logits, logits of the other head)."""
     if function is losses.cross_entropy:
-        return lambda x, y: function(x, jnp.asarray(label))
+        return lambda x, y: losses.mean(function(x, jnp.asarray(label)))
     return lambda x, y: function(x, torch.from_numpy(label))
 
 
 def of_first(function, **options):
     return lambda x, y: function(x, **options)
+
+
+def mean_of(function, **options):
+    """This project's losses are sums; those of one argument take the first logits."""
+    if function is losses.guidance:
+        return lambda x, y: losses.mean(function(x, y, **options))
+    return lambda x, y: losses.mean(function(x, **options))
 
 
 # name: (this project's, the twin's)
@@ -34,14 +42,14 @@ PAIRS = {
                                 with_label(torch_twin.cross_entropy, label))
     for words, label in (("a tenth ignored", LABEL), ("all ignored", NO_LABEL))
 } | {
-    name: (of_first(losses.TARGET_LOSSES[name]), of_first(torch_twin.TARGET_LOSSES[name]))
+    name: (mean_of(losses.TARGET_LOSSES[name]), of_first(torch_twin.TARGET_LOSSES[name]))
     for name in losses.TARGET_LOSSES
 } | {
-    f"hard, {threshold}": (of_first(losses.hard, threshold=threshold),
+    f"hard, {threshold}": (mean_of(losses.hard, threshold=threshold),
                            of_first(torch_twin.hard, threshold=threshold))
     for threshold in (0.0, 0.5, 1.0)
 } | {
-    f"guidance, {threshold}": (partial(losses.guidance, threshold=threshold),
+    f"guidance, {threshold}": (mean_of(losses.guidance, threshold=threshold),
                                partial(torch_twin.guidance, threshold=threshold))
     for threshold in (0.0, 0.5, 0.95, 1.0)
 }
@@ -102,7 +110,7 @@ def test_dual_restitution(dtype):
     parts = rng.standard_normal((3, 2, 5, 7, 6)).astype(dtype)
 
     def ours(kernel, bias, *parts):
-        return losses.dual_restitution(*(x @ kernel + bias for x in parts))
+        return restitution_loss([tuple(x @ kernel + bias for x in parts)], None)
 
     with jax.enable_x64(dtype is np.float64):
         arguments = [jnp.asarray(x) for x in (kernel, bias, *parts)]

@@ -9,6 +9,7 @@ import torch
 
 from snr_jax.core import losses
 from snr_jax.core.models.deeplab import Output
+from snr_jax.core.steps import restitution_loss
 from tests import torch_twin
 from tests.parity.pair import (
     QUICK,
@@ -37,10 +38,10 @@ def training(model, variables, image, label):
     def objective(params):
         output, updated = model.apply(
             {**variables, "params": params}, image, train=True, mutable=["batch_stats"])
-        loss = losses.cross_entropy(output.main, label)
-        loss += WEIGHTS["lambda_seg"] * losses.cross_entropy(output.aux, label)
-        for parts in output.restitution:
-            loss += WEIGHTS["restitution_weight"] * losses.dual_restitution(*parts)
+        loss = losses.mean(losses.cross_entropy(output.main, label))
+        loss += WEIGHTS["lambda_seg"] * losses.mean(losses.cross_entropy(output.aux, label))
+        if output.restitution:
+            loss += WEIGHTS["restitution_weight"] * restitution_loss(output.restitution, None)
         return loss, (output, updated["batch_stats"])
 
     return jax.grad(objective, has_aux=True)(variables["params"])

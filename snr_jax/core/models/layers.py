@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.nn.initializers import Initializer
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -78,7 +79,9 @@ def max_pool(x: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.maximum(columns[0], columns[1]), columns[2])
 
 
-def _interpolation(size_in: int, size_out: int, dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _interpolation(
+    size_in: int, size_out: int, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lower index, upper index, weight of the upper, for align_corners=True.
 
     Coordinates are computed in the dtype of the data, as PyTorch does.
@@ -96,7 +99,7 @@ def _interpolate(x: jax.Array, axis: int, size: int) -> jax.Array:
     return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
 
 
-def _matrix(size_in: int, size_out: int, dtype) -> np.ndarray:
+def _matrix(size_in: int, size_out: int, dtype: np.dtype) -> np.ndarray:
     low, high, weight = _interpolation(size_in, size_out, np.dtype(dtype))
     rows = np.arange(size_out)
     matrix = np.zeros((size_out, size_in), dtype)
@@ -110,11 +113,15 @@ def _resize(x: jax.Array, in_size: tuple[int, int], size: tuple[int, int]) -> ja
     return _interpolate(_interpolate(x, 1, size[0]), 2, size[1])
 
 
-def _resize_forward(x, in_size, size):
+def _resize_forward(
+    x: jax.Array, in_size: tuple[int, int], size: tuple[int, int]
+) -> tuple[jax.Array, None]:
     return _resize(x, in_size, size), None
 
 
-def _resize_backward(in_size, size, _, gradient):
+def _resize_backward(
+    in_size: tuple[int, int], size: tuple[int, int], _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
     # Two dense products instead of the scatters that the gradient of a gather would be.
     rows = _matrix(in_size[0], size[0], gradient.dtype)
     columns = _matrix(in_size[1], size[1], gradient.dtype)
@@ -166,8 +173,10 @@ class Conv(nn.Module):
         return x
 
 
-def bias_init(fan_in: int):
-    def init(key, shape, dtype=jnp.float32):
+def bias_init(fan_in: int) -> Initializer:
+    def init(
+        key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+    ) -> jax.Array:
         bound = 1 / np.sqrt(fan_in)
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 

@@ -28,10 +28,10 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        def conv(name, features, **options):
+        def conv(name: str, features: int, **options) -> Conv:
             return Conv(features, dtype=self.dtype, name=name, **options)
 
-        def norm(name):
+        def norm(name: str) -> BatchNorm:
             return BatchNorm(axis_name=self.bn_axis_name, name=name)
 
         stride1, stride2 = (self.stride, 1) if self.stride_in == "conv1" else (1, self.stride)
