@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 from PIL import Image
@@ -22,6 +21,7 @@ from snr_jax.data import domains
 from snr_jax.report.pictures import panel
 from snr_jax.report.tables import class_table, percent
 from snr_jax.runs import checkpoints, network
+from snr_jax.runs.checkpoints import Checkpoint
 from snr_jax.runs.evaluation import PROTOCOLS, evaluate, pictures
 from snr_jax.runs.experiment import to_dict
 from snr_jax.runs.writer import write_text
@@ -47,30 +47,28 @@ flags.DEFINE_integer("max_images", 0, "In the order of the ids; 0: all.", flag_v
 flags.DEFINE_integer("pictures", 4, "Predictions to draw; 0: none.", flag_values=FLAGS)
 
 
-def _default_out(checkpoint: Path, domain: str) -> str:
+def _default_out(checkpoint: Checkpoint, domain: str) -> str:
     """RUN/evaluation/final/target; outside of a run, a folder beside the checkpoint."""
-    for parent in checkpoint.parents:
-        if parent.name == "checkpoints":
-            inside = checkpoint.relative_to(parent)
-            return str(parent.parent / "evaluation" / inside / domain)
-    return str(checkpoint.with_name(f"{checkpoint.name}_evaluation") / domain)
+    if checkpoint.run:
+        return str(checkpoint.run / "evaluation" / checkpoint.name / domain)
+    return str(checkpoint.path.with_name(f"{checkpoint.name}_evaluation") / domain)
 
 
 def command(args: flags.FlagValues) -> None:
     config = cli.require(args, "config", "--config configs/gta5_dg.py")
-    checkpoint = cli.require(args, "checkpoint", "--checkpoint runs/gta5_dg")
+    checkpoint = checkpoints.find(cli.require(args, "checkpoint", "--checkpoint runs/gta5_dg"))
     options = {"dtype": config.model.dtype, "atrous": config.model.atrous}
     model, variables, meta = network.load(checkpoint, **options)
     want = {"num_classes": config.num_classes, **config.model}
-    network.refuse_mismatch(checkpoint, meta["model"], want)
+    network.refuse_mismatch(str(checkpoint.path), meta["model"], want)
     place = config[args.domain]
     split = args.split or place.val_split
     directory = os.path.join(config.data.root, place.dir)
     samples, notes = domains.list_samples(place.domain, directory, split)
     samples = samples[: args.max_images or None]
-    out = args.out or _default_out(checkpoints.find(checkpoint), args.domain)
+    out = args.out or _default_out(checkpoint, args.domain)
     parallel = create_parallel()
-    print(f"{checkpoints.find(checkpoint)} on {place.domain}/{split}: {len(samples)} images "
+    print(f"{checkpoint.path} on {place.domain}/{split}: {len(samples)} images "
           f"({'; '.join(notes) or directory}); results go to {out}", flush=True)
     on_devices = parallel.replicate(variables)
     common = {"domain": place.domain, "size": tuple(place.size)}
@@ -85,7 +83,7 @@ def command(args: flags.FlagValues) -> None:
             print(f"{name}: mIoU {percent(results[name]['miou'])}", flush=True)
     print(class_table(results))
     record = {
-        "checkpoint": str(checkpoints.find(checkpoint)), "trained": meta.get("source"),
+        "checkpoint": str(checkpoint.path), "trained": meta.get("source"),
         "model": architecture(model), "domain": place.domain, "split": split,
         "images": len(samples), "size": tuple(place.size), "config": to_dict(config),
         "results": results,

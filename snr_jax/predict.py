@@ -43,13 +43,13 @@ flags.DEFINE_enum(
 
 
 def command(args: flags.FlagValues) -> None:
-    checkpoint = cli.require(args, "checkpoint", "--checkpoint runs/gta5_dg")
+    checkpoint = checkpoints.find(cli.require(args, "checkpoint", "--checkpoint runs/gta5_dg"))
     paths = find_images(cli.require(args, "images", "--images photos"))
     out = Path(cli.require(args, "out", "--out predictions"))
     model, variables, meta = network.load(checkpoint, dtype=args.dtype)
     size = _size(args.size, meta)
     out.mkdir(parents=True, exist_ok=True)
-    print(f"{checkpoints.find(checkpoint)}: {len(paths)} images, seen by the network at "
+    print(f"{checkpoint.path}: {len(paths)} images, seen by the network at "
           f"{'their own size' if size is None else f'{size[0]}x{size[1]}'}; results go to {out}")
     to_label_id = train_id_to_label_id(model.num_classes)
     start = last_line = time.monotonic()

@@ -1,31 +1,38 @@
-"""Checkpoints (orbax): the newest states of a run, and single sets of variables.
+"""Checkpoints (orbax): finding, reading and writing sets of variables.
 
 Every checkpoint is a folder with the item `variables` ({"params", "batch_stats"}) and the item
 `meta` (JSON: the model's keyword arguments, where the values come from, a checksum per leaf); the
 states of a run also hold `training` (step and optimiser). So whatever reads variables reads all.
 
-    WORKDIR/checkpoints/latest/<step>/   the newest states, to go on from
+    WORKDIR/checkpoints/latest/<step>/   the newest states, to go on from (states.py)
     WORKDIR/checkpoints/final/           variables of the last step
     WORKDIR/checkpoints/best_source/     chosen by source validation
     WORKDIR/checkpoints/oracle_target/   chosen with target labels
+    WORKDIR/checkpoints/set_aside/       what could not be read; nothing is deleted here
 """
 
 import errno
+import itertools
 import os
 import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.state import TrainState
+from snr_jax.core.models.deeplab import ARCHITECTURE
 
 NAMES = ("final", "best_source", "oracle_target")
+_TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder that orbax is still writing
+
+
+def folder(workdir: str | os.PathLike, name: str) -> Path:
+    return Path(workdir).absolute() / "checkpoints" / name
 
 
 def _checksums(tree) -> dict[str, int]:
@@ -38,7 +45,7 @@ def _checksums(tree) -> dict[str, int]:
     }
 
 
-def _verify(path: Path, items: dict[str, Any], meta: dict) -> None:
+def verify(path: Path, items: dict[str, Any], meta: dict) -> None:
     for name, tree in items.items():
         want, have = meta["checksums"][name], _checksums(tree)
         if want != have:
@@ -50,23 +57,23 @@ def _verify(path: Path, items: dict[str, Any], meta: dict) -> None:
             )
 
 
-def _composite(items: dict[str, Any], meta: dict) -> ocp.args.Composite:
+def composite(items: dict[str, Any], meta: dict) -> ocp.args.Composite:
     meta = {**meta, "checksums": {name: _checksums(tree) for name, tree in items.items()}}
     trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     return ocp.args.Composite(**trees, meta=ocp.args.JsonSave(meta))
 
 
-def _saving(what: str, save: Callable[[], Any], survivor: str) -> None:
+def saving(what: str, save: Callable[[], Any], survivor: str) -> None:
     try:
         save()
     except Exception as error:  # orbax wraps the system's errors in several kinds
         raise UserError(
-            f"{what} could not be saved ({_reason(error)}). {survivor} "
+            f"{what} could not be saved ({reason_of(error)}). {survivor} "
             "Free some space, or choose another --workdir, and start the same command again"
         ) from error
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
     text = str(error)
@@ -74,7 +81,130 @@ def _reason(error: BaseException) -> str:
     return full if full in text else text.split("\n")[0][:300]
 
 
-# ---------------------------------------------------------------- variables
+# ---------------------------------------------------------------- finding and reading
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint, looked up once: whoever reads it or writes beside it takes this value."""
+
+    path: Path  # the folder of its items
+    meta: dict  # "model", "source", "checksums", and what else its writer had to say
+    run: Path | None  # the folder of the run that it belongs to
+    name: str  # within its run, as "final" or "latest/14"; else the folder's name
+
+    @property
+    def step(self) -> int | None:
+        """The step of its run; None for converted weights."""
+        return self.meta.get("source", {}).get("step")
+
+
+def find(path: str | os.PathLike) -> Checkpoint:
+    """The checkpoint meant by a checkpoint's folder, a run's folder, or its `checkpoints`.
+
+    Of a run, the final variables, else the newest state. Where a save was cut short between the
+    old and the new one, the survivor. Raises UserError if there is none, or its meta is damaged.
+    """
+    start = Path(path).absolute()
+    try:
+        meant = _meant(start)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
+    if meant is None:
+        raise UserError(
+            f"{path} holds no checkpoint. Expected the folder of a run (--workdir), one of its "
+            "checkpoints, or the output of scripts/convert_torch_ckpt.py"
+        )
+    run, name = _place(meant)
+    survivor = _survivor(meant)
+    return Checkpoint(survivor, _read_meta(survivor), run, name)
+
+
+def _meant(start: Path) -> Path | None:
+    if _TEMPORARY in start.name:
+        return None
+    for root in (start, start / "checkpoints"):
+        states = root if root.name == "latest" else root / "latest"
+        for candidate in (root, root / "final", *_steps(states)):
+            if _is_checkpoint(_survivor(candidate)):
+                return candidate
+    return None
+
+
+def _steps(latest: Path) -> list[Path]:
+    """The states in a folder, the newest first; what orbax is still writing is none."""
+    steps = [path for path in latest.glob("*") if path.name.isdecimal()]
+    return sorted(steps, key=lambda path: int(path.name), reverse=True)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether it was meant as one: if an item is missing, reading it says so."""
+    return (path / "variables").is_dir() or (path / "meta").is_dir()
+
+
+def _place(path: Path) -> tuple[Path | None, str]:
+    for folder in (path.parent, path.parent.parent):
+        inside = path.relative_to(folder)
+        if folder.name == "checkpoints" and inside.parts[0] in (*NAMES, "latest", "set_aside"):
+            return folder.parent, inside.as_posix()
+    return None, path.name
+
+
+def _restore(path: Path, **items: Any) -> dict[str, Any]:
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            restored = checkpointer.restore(path, ocp.args.Composite(**items))
+        return {name: restored[name] for name in items}
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read: {reason_of(error)}. Use another checkpoint"
+        ) from error
+
+
+def _read_meta(path: Path) -> dict:
+    meta = _restore(path, meta=ocp.args.JsonRestore())["meta"]
+    try:
+        # JSON has no tuples; the model's arguments do.
+        model = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["model"].items()}
+        absent = [key for key in ARCHITECTURE if key not in model]
+        if absent or not isinstance(meta["checksums"]["variables"], dict):
+            raise KeyError(*absent, "checksums")
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read: its meta lacks {error}. Use another checkpoint"
+        ) from None
+    return {**meta, "model": model}
+
+
+def load_variables(checkpoint: Checkpoint | str | os.PathLike) -> tuple[dict, dict]:
+    """Variables (numpy) and meta of a checkpoint, found or still to be found.
+
+    Raises UserError for one that is missing, damaged, or replaced since it was found.
+    """
+    found = checkpoint if isinstance(checkpoint, Checkpoint) else find(checkpoint)
+    try:
+        restored = _restore(found.path, variables=ocp.args.StandardRestore())
+        variables = jax.tree.map(np.asarray, restored["variables"])
+        verify(found.path, {"variables": variables}, found.meta)
+    except UserError as error:
+        if _is_another_now(found):
+            raise UserError(
+                f"{found.path} was replaced while it was read: a training goes on there. Start "
+                "the same command again"
+            ) from error
+        raise
+    return variables, found.meta
+
+
+def _is_another_now(found: Checkpoint) -> bool:
+    if not found.path.exists():
+        return True
+    try:
+        return _read_meta(found.path)["checksums"] != found.meta["checksums"]
+    except UserError:
+        return False
+
+
+# ---------------------------------------------------------------- writing variables
 
 
 def save_variables(path: str | os.PathLike, variables: dict, meta: dict) -> None:
@@ -83,140 +213,68 @@ def save_variables(path: str | os.PathLike, variables: dict, meta: dict) -> None
     meta["model"] holds the keyword arguments of `DeepLab`. Raises UserError if the disk is full.
     """
     path = Path(path).absolute()
-    new, old = path.with_name(path.name + ".new"), path.with_name(path.name + ".old")
+    new, old = _beside(path)
 
-    def save():
+    def save() -> None:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            checkpointer.save(new, _composite({"variables": variables}, meta), force=True)
-
-    def discard():
+            checkpointer.save(new, composite({"variables": variables}, meta), force=True)
         if jax.process_index() == 0:
-            for part in path.parent.glob(f"{new.name}*"):
-                shutil.rmtree(part, ignore_errors=True)
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
 
-    discard()  # what a killed process left
+    _finish_swap(path)
     try:
-        _saving(f"the checkpoint {path}", save, "An earlier one under that name is untouched.")
+        saving(f"the checkpoint {path}", save, "An earlier one under that name is untouched.")
     except UserError:
-        discard()
+        _finish_swap(path)
         raise
-    if jax.process_index() == 0:
-        shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
 
 
-def find(path: str | os.PathLike) -> Path:
-    """The checkpoint folder meant by a checkpoint, a run's folder, or its `checkpoints`.
-
-    Of a run, the final variables, else the newest state. Raises UserError if there is none.
-    """
-    start = Path(path).absolute()
-    for root in (start, start / "checkpoints"):
-        newest = sorted((root / "latest").glob("[0-9]*"), key=lambda p: int(p.name), reverse=True)
-        if start.name == "latest":
-            newest = sorted(start.glob("[0-9]*"), key=lambda p: int(p.name), reverse=True)
-        for candidate in (root, root / "final", *newest):
-            if (candidate / "variables").is_dir() and (candidate / "meta").is_dir():
-                return candidate
-    raise UserError(
-        f"{path} holds no checkpoint. Expected the folder of a run (--workdir), one of its "
-        "checkpoints, or the output of scripts/convert_torch_ckpt.py"
-    )
+def _beside(path: Path) -> tuple[Path, Path]:
+    """Where the new one is written, and where the old one waits until that has its name."""
+    return tuple(path.with_name(f"{path.name}.{age}-checkpoint") for age in ("new", "old"))
 
 
-def load_meta(path: str | os.PathLike) -> dict:
-    """The meta of a checkpoint, without reading its arrays."""
-    path = find(path)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(path, ocp.args.Composite(meta=ocp.args.JsonRestore()))
-    return _with_tuples(restored.meta)
+def _survivor(path: Path) -> Path:
+    """The folder itself; if a save was cut short between its two renamings, what holds it now."""
+    if path.exists():
+        return path
+    return next((other for other in _beside(path) if _is_checkpoint(other)), path)
 
 
-def load_variables(path: str | os.PathLike) -> tuple[dict, dict]:
-    """Variables (numpy) and meta of a checkpoint. Raises UserError for a missing or damaged one."""
-    path = find(path)
-    items = ocp.args.Composite(variables=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
+def find_or_set_aside(path: Path, log: Callable[[str], None]) -> Checkpoint | None:
+    """The checkpoint of a run in this folder, if there is one. A broken one is set aside."""
+    if not _survivor(path).exists():
+        return None
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            restored = checkpointer.restore(path, items)
-    except Exception as error:
-        raise UserError(f"{path} cannot be read: {_reason(error)}") from error
-    variables = jax.tree.map(np.asarray, restored.variables)
-    _verify(path, {"variables": variables}, restored.meta)
-    return variables, _with_tuples(restored.meta)
+        return find(path)
+    except UserError as error:
+        log(f"WARNING: {error}")
+        set_aside(_survivor(path), log)
+        return None
 
 
-def _with_tuples(meta: dict) -> dict:
-    """JSON has no tuples; the model's arguments do."""
-    model = {k: tuple(v) if isinstance(v, list) else v for k, v in meta.get("model", {}).items()}
-    return {**meta, "model": model}
-
-
-# ---------------------------------------------------------------- states of a run
-
-
-def folder(workdir: str | os.PathLike, name: str) -> Path:
-    return Path(workdir).absolute() / "checkpoints" / name
-
-
-def open_manager(workdir: str | os.PathLike, keep: int) -> ocp.CheckpointManager:
-    """The newest `keep` states of a run. Use it in a `with`."""
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=False
-    )
-    return ocp.CheckpointManager(folder(workdir, "latest"), options=options)
-
-
-def save_state(manager: ocp.CheckpointManager, state: TrainState, meta: dict) -> None:
-    """state: numpy leaves, of one replica. A step that is there already is left as it is."""
-    step = int(state.step)
-    if manager.latest_step() == step:
+def _finish_swap(path: Path) -> None:
+    """Gives a survivor its name and removes what else a save that was cut short has left."""
+    if jax.process_index() > 0:
         return
-    training = {"step": state.step, "opt_state": state.opt_state}
-    items = {"variables": state.variables, "training": training}
-    last = manager.latest_step()
-    _saving(
-        f"the state of step {step}",
-        lambda: manager.save(step, args=_composite(items, meta), force=True),
-        f"The last good checkpoint is that of step {last}." if last is not None else "",
-    )
+    survivor = _survivor(path)
+    if survivor != path:
+        survivor.rename(path)
+    new, old = _beside(path)
+    for part in (old, new, *path.parent.glob(f"*{_TEMPORARY}*")):
+        if part == old or part.name.split(_TEMPORARY)[0] == new.name:
+            shutil.rmtree(part, ignore_errors=True)
 
 
-def restore_state(
-    manager: ocp.CheckpointManager, like: TrainState, log: Callable[[str], None] = print
-) -> TrainState | None:
-    """The newest intact state, as numpy, or None if there is none at all.
-
-    like: a state, or its shapes, whose structure the checkpoint must have. A damaged checkpoint
-    is passed over with a message in favour of the one before it; UserError if all are damaged.
-    """
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), like)
-    training = {"step": shapes.step, "opt_state": shapes.opt_state}
-    items = {"variables": shapes.variables, "training": training}
-    steps = sorted(manager.all_steps(), reverse=True)
-    for step in steps:
-        path = manager.directory / str(step)
-        try:
-            trees = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
-            args = ocp.args.Composite(**trees, meta=ocp.args.JsonRestore())
-            restored = manager.restore(step, args=args)
-            found = {name: jax.tree.map(np.asarray, restored[name]) for name in items}
-            _verify(path, found, restored.meta)
-        except Exception as error:
-            log(f"WARNING: {path} cannot be used: {_reason(error)}")
-            continue
-        if step != steps[0]:
-            log(f"WARNING: going on from the older checkpoint of step {step}")
-            for damaged in steps[: steps.index(step)]:
-                manager.delete(damaged)
-        return TrainState(found["training"]["step"], **found["variables"],
-                          opt_state=found["training"]["opt_state"])
-    if steps:
-        raise UserError(
-            f"none of the {len(steps)} checkpoints in {manager.directory} can be used. Remove the "
-            "folder to start again, or choose another --workdir"
-        )
-    return None
+def set_aside(path: Path, log: Callable[[str], None]) -> None:
+    """Moves a checkpoint of a run that cannot be used to where nothing reads or deletes it."""
+    shelf = folder(_place(path)[0], "set_aside")
+    targets = (shelf / f"{path.name}-{number}" for number in itertools.count(1))
+    target = next(target for target in targets if not target.exists())
+    if jax.process_index() == 0:
+        shelf.mkdir(exist_ok=True)
+        path.rename(target)
+    log(f"WARNING: {path} was set aside as {target}")

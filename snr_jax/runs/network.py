@@ -11,6 +11,7 @@ from snr_jax.core.models.deeplab import ARCHITECTURE, DeepLab, architecture, che
 from snr_jax.core.state import initial_variables
 from snr_jax.core.torch_names import merge
 from snr_jax.runs import checkpoints
+from snr_jax.runs.checkpoints import Checkpoint
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ATROUS = ("native", "space_to_batch")
@@ -32,9 +33,9 @@ def create_model(*, dtype: str = "float32", atrous: str = "auto", **arguments) -
     return model
 
 
-def load(path: str, **options) -> tuple[DeepLab, dict, dict]:
+def load(checkpoint: Checkpoint | str, **options) -> tuple[DeepLab, dict, dict]:
     """Model, variables (numpy) and meta of a checkpoint; options as of `create_model`."""
-    variables, meta = checkpoints.load_variables(path)
+    variables, meta = checkpoints.load_variables(checkpoint)
     model = create_model(**{key: meta["model"][key] for key in ARCHITECTURE}, **options)
     params = {k: v for k, v in variables["params"].items() if not k.startswith("restitution")}
     return model, {**variables, "params": params}, meta
@@ -67,7 +68,8 @@ def initialize(
         log("initial values    random. The published numbers start from ImageNet+COCO weights: "
             "scripts/convert_torch_ckpt.py, then --config.init_from")
         return initial
-    loaded, meta = checkpoints.load_variables(init_from)
+    found = checkpoints.find(init_from)
+    loaded, meta = checkpoints.load_variables(found)
     want = architecture(model)
     # Branches and SNR change which parameters exist or are used, not what the others mean.
     allowed = ("head_branches",)
@@ -75,7 +77,7 @@ def initialize(
         allowed += ("norm_restitution",)
     refuse_mismatch(init_from, meta["model"], want, allowed)
     variables, account = merge(initial, loaded)
-    log(f"initial values from {checkpoints.find(init_from)}\n{account}")
+    log(f"initial values from {found.path}\n{account}")
     if account.missing:
         log(f"new, at their initial values: {', '.join(account.missing)}")
     return variables

@@ -19,7 +19,7 @@ from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.state import TrainState, create_state, variable_shapes
 from snr_jax.data import pipeline
 from snr_jax.report import tables
-from snr_jax.runs import checkpoints, experiment, network, validation
+from snr_jax.runs import checkpoints, experiment, network, states, validation
 from snr_jax.runs.experiment import Log, Split
 from snr_jax.runs.writer import Writer, create_writer
 
@@ -34,7 +34,7 @@ def train(config: ConfigDict, workdir: str) -> dict:
     model = experiment.create_model(config, parallel)
     tx, schedule = experiment.create_optimizer(config)
     meta = partial(_meta, config, workdir, model)
-    with checkpoints.open_manager(workdir, config.keep_checkpoints) as manager:
+    with states.open_manager(workdir, config.keep_checkpoints) as manager:
         state, resumed = _initial_state(config, model, tx, manager, log)
         _announce(config, workdir, model, state, parallel, log)
         with create_writer(workdir, resume_step=int(state.step) if resumed else 0) as writer:
@@ -47,7 +47,7 @@ def train(config: ConfigDict, workdir: str) -> dict:
                 config, state, experiment.create_step(config, model, tx, parallel),
                 experiment.batches(config, splits, int(state.step)), parallel,
                 report=partial(_report, config.num_steps, schedule, manager, writer, log),
-                save=lambda state: checkpoints.save_state(manager, state, meta(state)),
+                save=lambda state: states.save_state(manager, state, meta(state)),
                 validate=validate, stopping=_stop_on_sigterm(manager), log=log,
             )
             host_state = parallel.unreplicate(state)
@@ -74,7 +74,7 @@ def _initial_state(
 ) -> tuple[TrainState, bool]:
     """The state to begin with (numpy), and whether a run goes on with it."""
     shapes = jax.eval_shape(lambda v: create_state(v, tx), variable_shapes(model))
-    state = checkpoints.restore_state(manager, shapes, log)
+    state = states.restore_state(manager, shapes, log)
     if state is not None:
         log(f"going on from the checkpoint of step {int(state.step)} in {manager.directory}")
         return state, True
@@ -254,7 +254,7 @@ def _validate(
         count = config.eval.num_pictures
         writer.write_images(step, validation.draw(model, host_state.variables, splits, count))
     writer.flush()
-    validation.keep_best(workdir, splits, host_state.variables, meta(host_state, results))
+    validation.keep_best(workdir, splits, host_state.variables, meta(host_state, results), log)
     table = ", ".join(f"{name} mIoU {tables.percent(s['miou'])}" for name, s in results.items())
     log(f"step {step}: {table} ({tables.format_duration(time.monotonic() - start)})")
     return results

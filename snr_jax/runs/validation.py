@@ -1,5 +1,6 @@
 """One validation: scores, pictures of predictions, and the best variables so far."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -63,7 +64,21 @@ def scalars(split: str, scores: Mapping) -> dict[str, float]:
     return by_class | {f"{prefix}/{key}": scores[key] for key in scores if key != "iou"}
 
 
-def keep_best(workdir: str, splits: Mapping[str, Split], variables: dict, meta: dict) -> None:
+def is_better(best: Mapping, new: Mapping, domain: str) -> bool:
+    """Whether the checkpoint with the meta `new` replaces that with `best` as the best by `domain`.
+
+    Of equal scores the earlier stays. One of the same or a later step is of a validation that a
+    run which was cut short comes to again, and counts no more. A score that is NaN is the worst.
+    """
+    if best["source"]["step"] >= new["source"]["step"]:
+        return True
+    there, here = best["miou"][domain], new["miou"][domain]
+    return here > there or (math.isnan(there) and not math.isnan(here))
+
+
+def keep_best(
+    workdir: str, splits: Mapping[str, Split], variables: dict, meta: dict, log: Log
+) -> None:
     """Keeps the variables under each name of BEST whose split they score best on.
 
     variables: numpy; meta: of `checkpoints.save_variables`, with "miou" by split.
@@ -71,10 +86,7 @@ def keep_best(workdir: str, splits: Mapping[str, Split], variables: dict, meta: 
     for role, name in BEST.items():
         if role not in splits:
             continue
-        path, scored = checkpoints.folder(workdir, name), splits[role].name
-        if path.exists():
-            best = checkpoints.load_meta(path)
-            earlier = best["source"]["step"] < meta["source"]["step"]
-            if earlier and best["miou"][scored] >= meta["miou"][scored]:
-                continue
-        checkpoints.save_variables(path, variables, meta)
+        path = checkpoints.folder(workdir, name)
+        best = checkpoints.find_or_set_aside(path, log)
+        if best is None or is_better(best.meta, meta, splits[role].name):
+            checkpoints.save_variables(path, variables, meta)

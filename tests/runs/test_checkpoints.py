@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -15,8 +16,9 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.optim import param_groups, poly_schedule, sgd
 from snr_jax.core.state import create_state, initial_variables
-from snr_jax.runs import checkpoints, network
+from snr_jax.runs import checkpoints, network, states
 
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = DeepLab(stage_sizes=(1, 1, 1, 1), width=4, head_branches=4)
 
 
@@ -38,15 +40,15 @@ def at_step(state, step: int):
 
 
 def save_steps(workdir: Path, state, steps, keep=5) -> None:
-    with checkpoints.open_manager(workdir, keep) as manager:
+    with states.open_manager(workdir, keep) as manager:
         for step in steps:
-            checkpoints.save_state(manager, at_step(state, step), meta_of())
+            states.save_state(manager, at_step(state, step), meta_of())
 
 
 def restore(workdir: Path, state):
     lines = []
-    with checkpoints.open_manager(workdir, 5) as manager:
-        return checkpoints.restore_state(manager, state, lines.append), lines
+    with states.open_manager(workdir, 5) as manager:
+        return states.restore_state(manager, state, lines.append), lines
 
 
 def assert_equal(one, other) -> None:
@@ -81,6 +83,10 @@ def remove_meta(path: Path) -> None:
     shutil.rmtree(path / "meta")
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 DAMAGES = (flip_bytes, truncate, remove_file, remove_meta)
 
 
@@ -107,8 +113,13 @@ def test_damaged_state_falls_back_loudly(state, tmp_path, damage):
     damage(newest)
     found, lines = restore(tmp_path, state)
     assert_equal(found, at_step(state, 2))
-    assert lines[0].startswith(f"WARNING: {newest} cannot be used")
-    assert lines[1] == "WARNING: going on from the older checkpoint of step 2"
+    shelf = checkpoints.folder(tmp_path, "set_aside")
+    assert lines[0].startswith(f"WARNING: {newest} cannot be used: ") and len(lines[0]) > 60
+    assert lines[1:] == [
+        "WARNING: going on from the older checkpoint of step 2",
+        f"WARNING: {newest} was set aside as {shelf / '3-1'}",
+    ]
+    assert [path.name for path in shelf.iterdir()] == ["3-1"]
     save_steps(tmp_path, state, [3])  # the damaged one does not stand in the way
     assert_equal(restore(tmp_path, state)[0], at_step(state, 3))
 
@@ -135,8 +146,161 @@ def test_all_damaged(state, tmp_path):
     save_steps(tmp_path, state, [1, 2])
     for step in (1, 2):
         flip_bytes(checkpoints.folder(tmp_path, "latest") / str(step))
-    with pytest.raises(UserError, match=r"none of the 2 checkpoints .* can be used"):
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"none of the 2 checkpoints .* can be used.*differ from"):
         restore(tmp_path, state)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_disk_that_fails_once_costs_no_state(state, tmp_path, monkeypatch, number):
+    """The error is the disk's: moved back, the state is as good as before."""
+    save_steps(tmp_path, state, [1, 2, 3])
+    newest = checkpoints.folder(tmp_path, "latest") / "3"
+    real = ocp.StandardCheckpointHandler.restore
+
+    def broken(self, directory, *args, **kwargs):
+        if newest in Path(str(directory)).parents:
+            raise OSError(number, os.strerror(number), str(directory))
+        return real(self, directory, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.StandardCheckpointHandler, "restore", broken)
+        found, lines = restore(tmp_path, state)
+    assert_equal(found, at_step(state, 2))
+    assert os.strerror(number) in lines[0]
+    aside = checkpoints.folder(tmp_path, "set_aside") / "3-1"
+    assert_equal(checkpoints.load_variables(aside)[0], at_step(state, 3).variables)
+    aside.rename(newest)
+    assert_equal(restore(tmp_path, state)[0], at_step(state, 3))
+
+
+def test_what_was_set_aside_before_stays(state, tmp_path):
+    save_steps(tmp_path, state, [1, 2, 3])
+    for expected in (["3-1"], ["3-1", "3-2"]):
+        truncate(checkpoints.folder(tmp_path, "latest") / "3")
+        restore(tmp_path, state)
+        shelf = checkpoints.folder(tmp_path, "set_aside")
+        assert sorted(path.name for path in shelf.iterdir()) == expected
+        save_steps(tmp_path, state, [3, 4], keep=4)
+        assert sorted(path.name for path in shelf.iterdir()) == expected
+        shutil.rmtree(checkpoints.folder(tmp_path, "latest") / "4")
+
+
+def test_a_state_without_permission_to_read_it(state, tmp_path):
+    """Once in a process that the permissions bind, which they do not bind root's."""
+    save_steps(tmp_path, state, [1, 2])
+    newest = checkpoints.folder(tmp_path, "latest") / "2"
+    locked = next((newest / "meta").iterdir())
+    locked.chmod(0)
+    if os.access(locked, os.R_OK):
+        capabilities = "-dac_override,-dac_read_search"
+        drop = ["setpriv", "--bounding-set", capabilities, "--inh-caps", capabilities]
+        if not shutil.which("setpriv") or subprocess.run([*drop, "true"]).returncode:
+            pytest.skip("root may read everything, and cannot leave that off here")
+        test = f"{__file__}::test_a_state_without_permission_to_read_it"
+        again = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "error", test]
+        result = subprocess.run([*drop, *again], capture_output=True, text=True, cwd=ROOT)
+        assert result.returncode == 0 and "1 passed" in result.stdout, result.stdout
+        return
+    found, lines = restore(tmp_path, state)
+    assert_equal(found, at_step(state, 1))
+    assert os.strerror(errno.EACCES) in lines[0]
+    with pytest.raises(UserError, match=r"set_aside/2-1 cannot be read: .*Permission denied"):
+        checkpoints.find(checkpoints.folder(tmp_path, "set_aside") / "2-1")
+
+
+@pytest.mark.parametrize("name", ["3.orbax-checkpoint-tmp", "notes", "3-old", "³"])
+def test_other_names_among_the_states_are_no_steps(state, tmp_path, name):
+    """As a kill in a save leaves them, and as every save makes them while it lasts."""
+    save_steps(tmp_path, state, [1, 2])
+    latest = checkpoints.folder(tmp_path, "latest")
+    shutil.copytree(latest / "2", latest / name)
+    for meant in (tmp_path, latest):
+        assert checkpoints.find(meant).path == latest / "2"
+
+
+def test_what_orbax_still_writes_is_no_checkpoint(state, tmp_path):
+    save_steps(tmp_path, state, [1])
+    latest = checkpoints.folder(tmp_path, "latest")
+    (latest / "1").rename(latest / "1.orbax-checkpoint-tmp")
+    for meant in (tmp_path, latest / "1.orbax-checkpoint-tmp"):
+        with pytest.raises(UserError, match="holds no checkpoint"):
+            checkpoints.find(meant)
+
+
+# ---------------------------------------------------------------- a swap that was cut short
+
+OLD, NEW = initial_variables(MODEL, 1), initial_variables(MODEL, 2)
+
+
+@pytest.fixture
+def swap(tmp_path):
+    """A checkpoint, and one beside it under each of the names of the swap."""
+    final = checkpoints.folder(tmp_path, "final")
+    for path, variables in zip((final, *checkpoints._beside(final)), (OLD, NEW, OLD), strict=True):
+        checkpoints.save_variables(path, variables, meta_of())
+    return final, *checkpoints._beside(final)
+
+
+@pytest.mark.parametrize(
+    "present, expected",
+    [("path new", OLD), ("new old", NEW), ("old", OLD), ("new", NEW), ("path old", OLD)],
+)
+def test_the_survivor_of_a_swap_is_found_and_takes_its_name(swap, tmp_path, present, expected):
+    final, _, _ = swap
+    for name, path in zip(("path", "new", "old"), swap, strict=True):
+        if name not in present.split():
+            shutil.rmtree(path)
+    for meant in (tmp_path, final):
+        found = checkpoints.find(meant)
+        assert (found.name, found.run) == ("final", tmp_path)
+        assert_equal(checkpoints.load_variables(found)[0], expected)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="No space left"):
+        patch.setattr(ocp.StandardCheckpointHandler, "async_save", fill_up)
+        checkpoints.save_variables(final, NEW, meta_of())
+    assert_equal(checkpoints.load_variables(final)[0], expected)
+    checkpoints.save_variables(final, NEW, meta_of())
+    assert [path.name for path in final.parent.iterdir()] == ["final"]
+    assert_equal(checkpoints.load_variables(final)[0], NEW)
+
+
+def test_folders_of_others_beside_a_checkpoint_stay(tmp_path):
+    """scripts/convert_torch_ckpt.py writes where the user says."""
+    others = ["a.new", "a.old", "a.newer", "b", "b.orbax-checkpoint-tmp"]
+    for other in others:
+        (tmp_path / other).mkdir()
+    checkpoints.save_variables(tmp_path / "a", OLD, meta_of())
+    checkpoints.save_variables(tmp_path / "a", NEW, meta_of())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "a"])
+
+
+def test_a_checkpoint_that_a_training_replaces_meanwhile(tmp_path):
+    """What was found is what is read, or nothing: never another one under its meta."""
+    checkpoints.save_variables(tmp_path / "a", OLD, meta_of())
+    found = checkpoints.find(tmp_path / "a")
+    checkpoints.save_variables(tmp_path / "a", NEW, meta_of())
+    with pytest.raises(UserError, match=r"/a was replaced while it was read.*same command again"):
+        checkpoints.load_variables(found)
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(UserError, match="was replaced while it was read"):
+        checkpoints.load_variables(found)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "3", "{}", '{"model": [], "checksums": {"variables": {}}}']
+)
+def test_a_broken_meta(tmp_path, content):
+    path = checkpoints.folder(tmp_path, "best_source")
+    checkpoints.save_variables(path, OLD, meta_of())
+    (path / "meta" / "metadata").write_text(content)
+    with pytest.raises(UserError, match=rf"{path} cannot be read.*Use another checkpoint"):
+        checkpoints.find(path)
+    lines = []
+    assert checkpoints.find_or_set_aside(path, lines.append) is None
+    assert str(path) in lines[0] and lines[1].endswith("set_aside/best_source-1")
+    assert not path.exists()
+    assert checkpoints.find_or_set_aside(path, lines.append) is None and len(lines) == 2
 
 
 def test_leftover_of_a_killed_save_is_no_checkpoint(state, tmp_path):
@@ -157,7 +321,7 @@ def test_variables_come_back_with_their_meta(tmp_path):
     loaded, meta = checkpoints.load_variables(tmp_path / "a")
     assert_equal(loaded, variables)
     assert meta["model"] == architecture(MODEL) and meta["miou"] == {"gta5": 0.5}
-    assert checkpoints.load_meta(tmp_path / "a")["source"] == {"step": 3}
+    assert checkpoints.find(tmp_path / "a").meta["source"] == {"step": 3}
     checkpoints.save_variables(tmp_path / "a", initial_variables(MODEL, 2), meta_of())
     assert_equal(checkpoints.load_variables(tmp_path / "a")[0], initial_variables(MODEL, 2))
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -180,12 +344,18 @@ def test_which_checkpoint_a_folder_means(state, tmp_path):
     save_steps(tmp_path, state, [9, 10])
     latest = checkpoints.folder(tmp_path, "latest")
     for meant in (tmp_path, tmp_path / "checkpoints", latest, latest / "10"):
-        assert checkpoints.find(meant) == latest / "10"
+        found = checkpoints.find(meant)
+        assert (found.path, found.run, found.name) == (latest / "10", tmp_path, "latest/10")
     final = checkpoints.folder(tmp_path, "final")
     checkpoints.save_variables(final, state.variables, meta_of())
     for meant in (tmp_path, tmp_path / "checkpoints", final):
-        assert checkpoints.find(meant) == final
-    assert checkpoints.find(latest / "9") == latest / "9"
+        found = checkpoints.find(meant)
+        assert (found.path, found.run, found.name) == (final, tmp_path, "final")
+        assert found.step == 3 and found.meta["model"] == architecture(MODEL)
+    assert checkpoints.find(latest / "9").path == latest / "9"
+    shutil.copytree(final, tmp_path / "copied")
+    found = checkpoints.find(tmp_path / "copied")
+    assert (found.run, found.name) == (None, "copied")
     checkpoints.load_variables(latest / "9")  # a state serves as variables
 
 

@@ -99,7 +99,7 @@ def test_record(evaluated, generalised):
     assert (record["domain"], record["split"], record["images"]) == ("cityscapes", "val", 3)
     assert record["model"]["width"] == 4 and record["size"] == [33, 65]
     assert record["config"]["optimizer"]["base_rate"] == 0.01
-    trained = checkpoints.load_meta(generalised.workdir)["miou"]["cityscapes"]
+    trained = checkpoints.find(generalised.workdir).meta["miou"]["cityscapes"]
     assert record["results"]["network"]["miou"] == pytest.approx(trained)
 
 

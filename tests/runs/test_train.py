@@ -21,7 +21,7 @@ from configs import gta5_dg
 from snr_jax.core.labels import class_names
 from snr_jax.core.optim import SGDState
 from snr_jax.core.state import TrainState
-from snr_jax.runs import checkpoints, experiment
+from snr_jax.runs import checkpoints, experiment, states
 
 
 def lines_of(workdir: Path) -> list[dict]:
@@ -92,7 +92,7 @@ def test_killed_twice_and_started_again_equals_no_interruption(
     evaluated = [line["step"] for line in lines_of(workdir) if "train/loss_source" not in line]
     assert evaluated == [10, 10, 20, 20]
     for name in checkpoints.NAMES:
-        ours, theirs = (checkpoints.load_meta(checkpoints.folder(w, name))
+        ours, theirs = (checkpoints.find(checkpoints.folder(w, name)).meta
                         for w in (workdir, adapted.workdir))
         assert ours["miou"] == theirs["miou"] and ours["checksums"] == theirs["checksums"]
     assert {path.name for path in latest.parent.iterdir()} == {"latest", *checkpoints.NAMES}
@@ -169,11 +169,11 @@ def test_loss_that_is_not_finite_stops_the_run(generalised, refused, tmp_path):
     latest = checkpoints.folder(workdir, "latest")
     variables, meta = checkpoints.load_variables(latest / "14")
     shutil.rmtree(latest / "20")
-    with checkpoints.open_manager(workdir, 3) as manager:
+    with states.open_manager(workdir, 3) as manager:
         state = _restore(manager, latest / "14")
         broken = {**variables["params"], "conv1": {"kernel": np.full((7, 7, 3, 4), np.nan, "f4")}}
         state = state.replace(step=np.int32(15), params=broken)
-        checkpoints.save_state(manager, state, meta)
+        states.save_state(manager, state, meta)
     before = (latest / "14" / "meta" / "metadata").read_bytes()
     arguments = generalised.arguments_in(workdir)
     error = refused("main", *arguments)
@@ -266,7 +266,7 @@ def test_checkpoints_say_what_they_are(adapted):
         return {line["step"]: line[key] for line in lines if key in line}
 
     for name, domain in (("best_source", "gta5"), ("oracle_target", "cityscapes")):
-        meta = checkpoints.load_meta(checkpoints.folder(adapted.workdir, name))
+        meta = checkpoints.find(checkpoints.folder(adapted.workdir, name)).meta
         by_step = scores(domain)
         assert meta["miou"][domain] == max(by_step.values()) == by_step[meta["source"]["step"]]
     variables, meta = checkpoints.load_variables(adapted.workdir)
