@@ -5,9 +5,10 @@
 For each image, whatever its size, in --out: NAME_color.png (official colours), NAME_overlay.png,
 NAME_trainIds.png and NAME_labelIds.png (for the benchmark's server), and with --confidence
 NAME_confidence.png (probability of the predicted class, 0-255). Results have the image's size.
+NAME is the file's name without its suffix, or with it where two images would share the name.
+An image that cannot be read is left out and named at the end; the exit code is 1 then.
 """
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -15,15 +16,16 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from snr_jax import cli
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import train_id_to_label_id
-from snr_jax.report.pictures import colorize, overlay
 from snr_jax.report.tables import format_duration
 from snr_jax.runs import checkpoints, network
-from snr_jax.runs.prediction import find_images, predictions
+from snr_jax.runs.photos import find_images, read_image, result_names, write_results
+from snr_jax.runs.prediction import create_network, segment
+
+PUBLISHED_SIZE = (512, 1024)  # at which the published Cityscapes numbers are scored
+LEAST = 33  # pixels a side that the network sees
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("checkpoint", None, "A run's folder, or a checkpoint.", flag_values=FLAGS)
@@ -31,7 +33,18 @@ flags.DEFINE_string("images", None, "Folder with images of any size.", flag_valu
 flags.DEFINE_string("out", None, "Folder of the results.", flag_values=FLAGS)
 flags.DEFINE_list(
     "size", None,
-    "HEIGHT,WIDTH that the network sees, or own; the target size of its training if none.",
+    "HEIGHT,WIDTH at which the network sees each image (or tile), or own. If none: own with "
+    "--tile, else the target size of its training, or 512,1024 where none is recorded.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_list(
+    "tile", None,
+    "HEIGHT,WIDTH of tiles of the image at its own size, each seen alone and then averaged.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "overlap", None,
+    "Pixels that neighbouring tiles share at least; an eighth of the tile's shorter side if none.",
     flag_values=FLAGS,
 )
 flags.DEFINE_bool("flip", False, "Average with the mirrored image.", flag_values=FLAGS)
@@ -42,63 +55,91 @@ flags.DEFINE_enum(
 )
 
 
-def command(args: flags.FlagValues) -> None:
-    checkpoint = checkpoints.find(cli.require(args, "checkpoint", "--checkpoint runs/gta5_dg"))
-    paths = find_images(cli.require(args, "images", "--images photos"))
+def command(args: flags.FlagValues) -> int:
+    where = cli.require(args, "checkpoint", "--checkpoint runs/gta5_dg")
+    images = cli.require(args, "images", "--images photos")
+    paths, others = find_images(images)
     out = Path(cli.require(args, "out", "--out predictions"))
+    tile, overlap = _tiles(args.tile, args.overlap)
+    size = _pixels("size", args.size) if args.size not in (None, ["own"]) else None
+    if out.resolve() == Path(images).resolve():
+        raise UserError(f"--out {out} is the folder of the images; choose another for the results")
+    checkpoint = checkpoints.find(where)
     model, variables, meta = network.load(checkpoint, dtype=args.dtype)
-    size = _size(args.size, meta)
+    why = ""
+    if not args.size and not tile:
+        size, why = _default_size(meta)
+    seen = f"at {size[0]}x{size[1]}" if size else "at their own size"
+    if tile:
+        seen = f"in tiles of {tile[0]}x{tile[1]} that share {overlap} pixels or more, {seen}"
     out.mkdir(parents=True, exist_ok=True)
-    print(f"{checkpoint.path}: {len(paths)} images, seen by the network at "
-          f"{'their own size' if size is None else f'{size[0]}x{size[1]}'}; results go to {out}")
-    to_label_id = train_id_to_label_id(model.num_classes)
+    print(f"{checkpoint.path}: {len(paths)} images, seen by the network {seen}{why}; "
+          f"results go to {out}")
+    if others:
+        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        print(f"left out, since hidden, a folder or of another suffix: {len(others)} ({shown})")
+    net = create_network(model, variables)
+    if size or tile:  # that it does not fit is told before the first image
+        net(*(size or tile))
+    failures = []
     start = last_line = time.monotonic()
-    results = predictions(model, variables, paths, size=size, flip=args.flip)
-    for done, (path, image, classes, confidence) in enumerate(results, start=1):
-        files = {
-            "color": colorize(classes, model.num_classes),
-            "overlay": overlay(image, classes, model.num_classes),
-            "trainIds": classes,
-            "labelIds": to_label_id[classes],
-        }
-        if args.confidence:
-            files["confidence"] = np.rint(confidence * 255).astype(np.uint8)
-        for kind, array in files.items():
-            _save_whole(array, out / f"{path.stem}_{kind}.png")
+    for done, (path, name) in enumerate(zip(paths, result_names(paths), strict=True), start=1):
+        try:
+            image = read_image(path)
+            classes, confidence = segment(
+                net, image, size=size, tile=tile, overlap=overlap, flip=args.flip
+            )
+        except UserError as error:
+            failures.append(f"{path}: {error}")
+            print(f"left out: {path.name}", flush=True)
+        else:
+            confidence = confidence if args.confidence else None
+            write_results(out / name, np.asarray(image), classes, confidence, model.num_classes)
         if time.monotonic() - last_line > 5 or done == len(paths):
             last_line = time.monotonic()
             rate = done / (last_line - start)
             left = format_duration((len(paths) - done) / rate)
             print(f"{done}/{len(paths)} images, {rate:.2f}/s, {left} left", flush=True)
+    if failures:
+        print(f"error: {len(failures)} of {len(paths)} images have no result:", file=sys.stderr)
+        print("\n".join(f"  {failure}" for failure in failures), file=sys.stderr, flush=True)
+    return 1 if failures else 0
 
 
-def _size(value: list[str] | None, meta: dict) -> tuple[int, int] | None:
-    if value == ["own"]:
-        return None
-    if value is None:
-        recorded = meta.get("source", {}).get("input_size")
-        return tuple(recorded) if recorded else None
+def _default_size(meta: dict) -> tuple[tuple[int, int], str]:
+    recorded = meta.get("source", {}).get("input_size")
+    if recorded:
+        return tuple(recorded), " as in its training"
+    return PUBLISHED_SIZE, " as the published numbers are scored (the checkpoint records no size)"
+
+
+def _tiles(tile: list[str] | None, overlap: int | None) -> tuple[tuple[int, int] | None, int]:
+    if not tile:
+        if overlap is not None:
+            raise UserError("--overlap is of tiles; give --tile HEIGHT,WIDTH as well")
+        return None, 0
+    pixels = _pixels("tile", tile)
+    overlap = min(pixels) // 8 if overlap is None else overlap
+    if not 0 <= overlap <= min(pixels) // 2:
+        raise UserError(
+            f"--overlap is {overlap}; expected 0 to {min(pixels) // 2}, half of the tile's shorter "
+            "side"
+        )
+    return pixels, overlap
+
+
+def _pixels(flag: str, value: list[str]) -> tuple[int, int]:
     try:
         height, width = map(int, value)
-        if min(height, width) < 33:
+        if min(height, width) < LEAST:
             raise ValueError
     except ValueError:
+        own = ", or own" if flag == "size" else ""
         raise UserError(
-            f"--size is {','.join(value)}; expected HEIGHT,WIDTH in pixels, as 512,1024, of at "
-            "least 33 each, or own"
+            f"--{flag} is {','.join(value)}; expected HEIGHT,WIDTH in pixels, as 512,1024, of at "
+            f"least {LEAST} each{own}"
         ) from None
     return height, width
-
-
-def _save_whole(array: np.ndarray, path: Path) -> None:
-    temporary = path.with_suffix(f".tmp-{os.getpid()}")
-    try:
-        Image.fromarray(array).save(temporary, format="PNG")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} could not be written: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

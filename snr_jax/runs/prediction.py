@@ -1,71 +1,190 @@
-"""Segmentation of image files of any size."""
+"""Segmentation of images of any size, in memory that the size of the image hardly moves.
 
-from collections.abc import Iterator
-from functools import partial
+The network sees the image at one size, or in tiles of one size, and its logits stay at stride 8.
+The result is made of blocks of one shape: for each, the logits are upsampled, and averaged over
+the tiles that reach into it. So two small programs and one network are compiled for all images.
+"""
+
+import functools
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import psutil
+from PIL import Image
 
+from snr_jax.core.augment import MEAN_BGR, to_network_input
 from snr_jax.core.errors import UserError
-from snr_jax.core.steps import make_predict_step
+from snr_jax.core.models.deeplab import DeepLab, map_size
+from snr_jax.core.models.layers import interpolation
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+BLOCK = (256, 512)  # height, width in pixels
+_BEYOND = tuple(round(value) for value in MEAN_BGR[::-1])  # where a tile is larger than the image
+_CGROUP = Path("/sys/fs/cgroup")
 
-
-def read_image(path: Path) -> Image.Image:
-    """An RGB image. Raises UserError, naming the file, if it is none."""
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
-                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(
-            f"{path} is no image that can be read ({error}); expected one of "
-            f"{', '.join(sorted(SUFFIXES))}. Remove it from the folder or repair it"
-        ) from None
+Program = Callable[[np.ndarray], jax.Array]  # image uint8 RGB [h,w,3] → logits [h/8,w/8,C]
+Network = Callable[[int, int], Program]  # of that height and width
 
 
-def find_images(folder: str) -> list[Path]:
-    """The image files of a folder, by name. Raises UserError if there are none."""
-    root = Path(folder)
-    if not root.is_dir():
-        raise UserError(f"--images: there is no folder {folder}")
-    found = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise UserError(f"--images: {folder} holds no {', '.join(sorted(SUFFIXES))} file")
-    stems = [path.stem for path in found]
-    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-    if twice:
-        raise UserError(
-            f"{folder} holds several images called {twice[0]}; results are named after them. "
-            "Rename one"
-        )
-    return found
+def create_network(
+    model: DeepLab, variables: dict, log: Callable[[str], None] = print
+) -> Network:
+    """network(height, width) → the program for images of that size, compiled once.
 
-
-def predictions(
-    model, variables: dict, paths: list[Path], *, size: tuple[int, int] | None, flip: bool = False
-) -> Iterator[tuple[Path, np.ndarray, np.ndarray, np.ndarray]]:
-    """Path, image uint8 [H,W,3], trainIds uint8 [H,W], confidence float [H,W] for every file.
-
-    size: what the network sees; None: the image's own.
+    It says so where a size needs more than half of the free memory, and raises UserError where it
+    needs more than all.
     """
-    probabilities = make_predict_step(model=model, flip=flip)
-
-    @partial(jax.jit, static_argnums=2)
-    def predict(variables, image, out_size):
-        p = probabilities(variables, image, out_size)[0]
-        return p.argmax(-1).astype(jnp.uint8), p.max(-1)
-
     variables = jax.device_put(variables)
-    for path in paths:
-        image = read_image(path)
-        seen = image if size is None else image.resize(size[::-1], Image.Resampling.BICUBIC)
-        classes, confidence = predict(
-            variables, np.asarray(seen)[None], (image.height, image.width)
-        )
-        yield path, np.asarray(image), np.asarray(classes), np.asarray(confidence)
+
+    def logits(variables: dict, image: jax.Array) -> jax.Array:
+        x = to_network_input(image[None])
+        return model.apply(variables, x, train=False, output_size=map_size(image.shape[:2])).main[0]
+
+    @functools.cache
+    def network(height: int, width: int) -> Program:
+        image = jax.ShapeDtypeStruct((height, width, 3), np.uint8)
+        program = jax.jit(logits).lower(variables, image).compile()
+        needed, free = program.memory_analysis().temp_size_in_bytes, _free_memory()
+        if free is not None and needed > free / 2:
+            text = (f"a network that sees {height}x{width} needs about {needed / 2**30:.1f} GiB, "
+                    f"and {max(free, 0) / 2**30:.1f} GiB are free")
+            if needed > free:
+                raise UserError(f"{text}; choose --size 512,1024 or --tile 512,1024")
+            log(f"note: {text}")
+        return functools.partial(program, variables)
+
+    return network
+
+
+def _free_memory() -> int | None:
+    """Bytes that the computation can take; None if that is not known."""
+    if jax.default_backend() != "cpu":
+        stats = jax.local_devices()[0].memory_stats()
+        return stats and stats["bytes_limit"] - stats["bytes_in_use"]
+    free = psutil.virtual_memory().available
+    try:  # of a container
+        limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # there is none, or the limit is "max"
+        return free
+    return min(free, limit - used)
+
+
+# ---------------------------------------------------------------- where pixels lie in the logits
+
+
+class Axis(NamedTuple):
+    """For every row (or column) of the image: its place in a map of logits, and the map's share.
+
+    The value is low * (1 - weight) + high * weight. Arrays of one length, padded to whole blocks
+    with a share of 0.
+    """
+
+    low: np.ndarray  # int32
+    high: np.ndarray  # int32
+    weight: np.ndarray  # float32
+    share: np.ndarray  # float32; over all maps they sum to 1
+
+
+def starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin that cover the length, evenly spread, sharing at least `overlap` pixels."""
+    count = max(math.ceil((length - overlap) / (tile - overlap)), 1)
+    return [round(i * (length - tile) / max(count - 1, 1)) for i in range(count)]
+
+
+def axes(
+    length: int, tile: int, begins: list[int], map_length: int, block: int, mirrored: bool = False
+) -> list[Axis]:
+    """An Axis per tile. In an overlap the shares fall off linearly towards the tile's end.
+
+    mirrored: for the map of a mirrored tile.
+    """
+    low, high, weight = interpolation(map_length, tile, np.dtype(np.float32))
+    place = np.arange(-(-length // block) * block) - np.array(begins)[:, None]  # [tiles, pixels]
+    inside = (place >= 0) & (place < tile) & (np.arange(place.shape[1]) < length)
+    height = np.where(inside, np.minimum(place + 1, tile - place), 0)
+    share = (height / np.maximum(height.sum(0), 1)).astype(np.float32)
+    place = np.where(inside, tile - 1 - place if mirrored else place, 0)
+    return [Axis(low[p], high[p], weight[p], s) for p, s in zip(place, share, strict=True)]
+
+
+@jax.jit
+def _add(total: jax.Array, logits: jax.Array, rows: Axis, columns: Axis) -> jax.Array:
+    """total float [b,B,C] plus a map's share of the probabilities. logits [h,w,C]."""
+
+    def upsampled(x: jax.Array, axis: Axis, dimension: int) -> jax.Array:
+        weight = jnp.expand_dims(axis.weight, [d for d in range(3) if d != dimension])
+        low, high = (jnp.take(x, index, dimension) for index in (axis.low, axis.high))
+        return low * (1 - weight) + high * weight
+
+    p = jax.nn.softmax(upsampled(upsampled(logits, rows, 0), columns, 1))
+    return total + p * (rows.share[:, None] * columns.share)[..., None]
+
+
+@jax.jit
+def _decide(total: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return total.argmax(-1).astype(jnp.uint8), total.max(-1)
+
+
+# ---------------------------------------------------------------- an image
+
+
+def segment(
+    network: Network,
+    image: Image.Image,
+    *,
+    size: tuple[int, int] | None = None,
+    tile: tuple[int, int] | None = None,
+    overlap: int = 0,
+    flip: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """trainIds uint8 [H,W] and the probability of the predicted class float32 [H,W].
+
+    size: what the network sees of the image or of each tile; None: its own. tile: height and width
+    in pixels; the whole image if None. An image smaller than a tile is padded with the mean colour.
+    flip: averaged with the mirrored image.
+    """
+    lengths = image.height, image.width
+    tile = tile or lengths
+    size = size or tile
+    begins = [starts(*pair, overlap) for pair in zip(lengths, tile, strict=True)]
+    rows, columns = zip(lengths, tile, begins, map_size(size), BLOCK, strict=True)
+    maps = []  # logits [h,w,C] with their rows and columns
+    for mirrored in (False, True) if flip else (False,):
+        for top, row in zip(begins[0], axes(*rows), strict=True):
+            for left, column in zip(begins[1], axes(*columns, mirrored), strict=True):
+                seen = _cut(image, top, left, tile).resize(size[::-1], Image.Resampling.BICUBIC)
+                pixels = np.asarray(seen)[:, :: -1 if mirrored else 1]
+                maps.append((network(*size)(pixels), row, column))
+    classes, confidence = np.empty(lengths, np.uint8), np.empty(lengths, np.float32)
+    for top in range(0, lengths[0], BLOCK[0]):
+        for left in range(0, lengths[1], BLOCK[1]):
+            place = slice(top, top + BLOCK[0]), slice(left, left + BLOCK[1])
+            block = _decide(_block(maps, *place))
+            for whole, part in zip((classes, confidence), block, strict=True):
+                target = whole[place]
+                target[:] = np.asarray(part)[: target.shape[0], : target.shape[1]]
+    return classes, confidence / (1 + flip)
+
+
+def _cut(image: Image.Image, top: int, left: int, tile: tuple[int, int]) -> Image.Image:
+    box = (left, top, min(left + tile[1], image.width), min(top + tile[0], image.height))
+    cut = image.crop(box)
+    if cut.size == tile[::-1]:
+        return cut
+    padded = Image.new("RGB", tile[::-1], _BEYOND)
+    padded.paste(cut)
+    return padded
+
+
+def _block(maps: list[tuple[jax.Array, Axis, Axis]], rows: slice, columns: slice) -> jax.Array:
+    """Sums of probabilities [*BLOCK,C]. Maps that do not reach into the block cost nothing."""
+    total = jnp.zeros((*BLOCK, maps[0][0].shape[-1]), jnp.float32)
+    for logits, row, column in maps:
+        row, column = Axis(*(v[rows] for v in row)), Axis(*(v[columns] for v in column))
+        if row.share.any() and column.share.any():
+            total = _add(total, logits, row, column)
+    return total

@@ -87,6 +87,16 @@ class _BranchParams(nn.Module):
         )
 
 
+def map_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the logits before upsampling, for an image of that height and width."""
+
+    def halved_three_times(n: int) -> int:
+        pooled = -(-n // 2) // 2 + 1  # max_pool, after a convolution of stride 2
+        return -(-pooled // 2)
+
+    return halved_three_times(size[0]), halved_three_times(size[1])
+
+
 class DeepLab(nn.Module):
     """image float [N,H,W,3], BGR minus mean (augment.py) → Output.
 

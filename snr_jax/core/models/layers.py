@@ -79,7 +79,7 @@ def max_pool(x: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.maximum(columns[0], columns[1]), columns[2])
 
 
-def _interpolation(
+def interpolation(
     size_in: int, size_out: int, dtype: np.dtype
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lower index, upper index, weight of the upper, for align_corners=True.
@@ -94,13 +94,13 @@ def _interpolation(
 
 
 def _interpolate(x: jax.Array, axis: int, size: int) -> jax.Array:
-    low, high, weight = _interpolation(x.shape[axis], size, np.dtype(x.dtype))
+    low, high, weight = interpolation(x.shape[axis], size, np.dtype(x.dtype))
     weight = weight.reshape([-1 if a == axis else 1 for a in range(x.ndim)])
     return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
 
 
 def _matrix(size_in: int, size_out: int, dtype: np.dtype) -> np.ndarray:
-    low, high, weight = _interpolation(size_in, size_out, np.dtype(dtype))
+    low, high, weight = interpolation(size_in, size_out, np.dtype(dtype))
     rows = np.arange(size_out)
     matrix = np.zeros((size_out, size_in), dtype)
     np.add.at(matrix, (rows, low), 1 - weight)

@@ -1,0 +1,135 @@
+"""Image files of a user's folder, and the files of their results."""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from snr_jax.core.errors import UserError
+from snr_jax.core.labels import train_id_to_label_id
+from snr_jax.report.pictures import colorize, overlay
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_STRIP = 256  # rows of a picture that are drawn at a time
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
+
+
+def find_images(folder: str) -> tuple[list[Path], list[str]]:
+    """The image files of a folder by name, and the names of what else lies there.
+
+    Hidden files, folders and files with other suffixes are no images. Raises UserError if there is
+    no folder, or no image in it.
+    """
+    root = Path(folder)
+    if root.is_file():
+        raise UserError(f"--images: {folder} is a file; give the folder that holds it")
+    if not root.is_dir():
+        raise UserError(f"--images: there is no folder {folder}")
+    entries = sorted(root.iterdir())
+    found = [path for path in entries if _is_image_name(path)]
+    if not found:
+        raise UserError(f"--images: {folder} holds no {', '.join(SUFFIXES)} file")
+    return found, [path.name for path in entries if not _is_image_name(path)]
+
+
+def _is_image_name(path: Path) -> bool:
+    # A link to nowhere stays: the user means it, and is told that it cannot be read.
+    regular = path.is_file() or not path.exists()
+    return regular and path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def result_names(paths: list[Path]) -> list[str]:
+    """What the results of each image are named after: its stem, if no other image shares that.
+
+    Else its whole name: photo.jpg and photo.png give photo.jpg_color.png and photo.png_color.png.
+    """
+    stems = [path.stem for path in paths]
+    taken = {path.name for path in paths}
+    unique = {stem for stem in stems if stems.count(stem) == 1 and stem not in taken}
+    return [path.stem if path.stem in unique else path.name for path in paths]
+
+
+def read_image(path: Path) -> Image.Image:
+    """An RGB image, turned as its EXIF says; 16-bit gray is scaled to 8 bits.
+
+    Of several frames the first. Raises UserError for a file that is no image, is
+    damaged, has more pixels than Pillow takes for harmless (179 million), or whose numbers have no
+    agreed white (32-bit and float gray).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of 89 million pixels on, of odd metadata
+            with Image.open(path) as image:
+                tags = getattr(image, "tag_v2", {})  # of a TIFF
+                photometric, bits = tags.get(_PHOTOMETRIC), tags.get(_BITS_PER_SAMPLE)
+                is_png = image.format == "PNG"  # of which older Pillows give 16 bits as "I"
+                image = ImageOps.exif_transpose(image)
+                if image.mode.startswith("I;16") or (image.mode == "I" and is_png):
+                    if bits not in (None, (16,), 16):
+                        raise ValueError(f"it has {bits} bits per pixel; 8 or 16 are read")
+                    values = np.asarray(image).astype(np.uint32)
+                    values = 65535 - values if photometric == _WHITE_IS_ZERO else values
+                    image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+                if image.mode in ("I", "F"):
+                    kind = {"I": "signed or 32-bit integers", "F": "floats"}[image.mode]
+                    raise ValueError(f"it holds {kind}, which have no agreed white; convert it "
+                                     "to 8 or 16 bits")
+                return image.convert("RGB")
+    except Exception as error:  # a broken file may raise anything; nothing is tried instead
+        raise UserError(f"cannot be read as an image: {_reason(path, error)}") from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{error}. Scale it down first"
+    if path.is_symlink() and not path.exists():
+        return "it is a link to a file that is not there"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    # Pillow names the path again.
+    text = str(error).replace(f" '{path}'", "").replace(f" {str(path)!r}", "")
+    return " ".join(text.split()) or type(error).__name__
+
+
+def write_results(
+    prefix: Path,
+    image: np.ndarray,
+    classes: np.ndarray,
+    confidence: np.ndarray | None,
+    num_classes: int,
+) -> None:
+    """PREFIX_color.png, _overlay, _trainIds, _labelIds and, where it is given, _confidence.
+
+    image uint8 RGB [H,W,3], classes uint8 [H,W] trainIds, confidence float [H,W] in 0..1. Each
+    file is written under a temporary name and renamed. Raises UserError if that fails.
+    """
+    pictures = {
+        "color": _strips(lambda c: colorize(c, num_classes), classes),
+        "overlay": _strips(lambda i, c: overlay(i, c, num_classes), image, classes),
+        "trainIds": classes,
+        "labelIds": train_id_to_label_id(num_classes)[classes],
+    }
+    if confidence is not None:
+        pictures["confidence"] = _strips(lambda p: np.rint(p * 255).astype(np.uint8), confidence)
+    for kind, array in pictures.items():
+        _write_png(array, prefix.with_name(f"{prefix.name}_{kind}.png"))
+
+
+def _strips(draw: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+    """draw(*arrays), some rows at a time: drawing takes a multiple of the picture's memory."""
+    tops = range(0, len(arrays[0]), _STRIP)
+    return np.concatenate([draw(*(array[top : top + _STRIP] for array in arrays)) for top in tops])
+
+
+def _write_png(array: np.ndarray, path: Path) -> None:
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        Image.fromarray(array).save(temporary, format="PNG")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
