@@ -185,37 +185,9 @@ def test_class_table():
     ]
 
 
-def test_class_table_in_markdown():
-    assert tables.class_table(RESULTS, markdown=True).splitlines() == [
-        "| class | plain |  SNR |",
-        "|-------|------:|-----:|",
-        "| road  |  50.0 | 80.0 |",
-        "| sky   |   0.1 |  0.0 |",
-        "| train |     - |    - |",
-        "| mIoU  |  25.0 | 40.0 |",
-    ]
-
-
 def test_a_class_that_one_run_lacks():
     table = tables.class_table({"a": {"miou": 1, "iou": {}}, "b": {"miou": 1, "iou": {"sky": 1}}})
     assert "sky        -  100.0" in table
-
-
-@pytest.mark.parametrize(
-    "seconds, text",
-    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (130, "2 min 10 s"),
-     (3600, "1 h 00 min"), (11100, "3 h 05 min"), (math.inf, "?"), (math.nan, "?")],
-)  # fmt: skip
-def test_durations(seconds, text):
-    assert tables.format_duration(seconds) == text
-
-
-def test_progress_line():
-    line = tables.progress_line(120, 800, 3.4, 0.4118, eta=130)
-    assert line == "step 120/800  3.4 steps/s  2 min 10 s left  loss 0.412"
-    line = tables.progress_line(8, 10, 0.25, 2)
-    assert line == "step  8/10  4.0 s/step  8 s left  loss 2.000"
-    assert "? left" in tables.progress_line(0, 10, 0.0, 2)
 
 
 # ---------------------------------------------------------------- HTML
