@@ -18,14 +18,19 @@ ATROUS = ("native", "space_to_batch")
 
 
 def create_model(*, dtype: str = "float32", atrous: str = "auto", **arguments) -> DeepLab:
-    """DeepLab of the named arguments. Raises UserError for a value that does not exist."""
+    """DeepLab of the named arguments. Raises UserError for a value that does not exist.
+
+    Of the equal forms of a convolution the backend's faster ones are taken; `atrous` may choose.
+    """
     if dtype not in DTYPES:
         raise UserError(f"model.dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     if atrous not in ("auto", *ATROUS):
         raise UserError(f"model.atrous is {atrous!r}; expected auto, {' or '.join(ATROUS)}")
+    on_cpu = jax.default_backend() == "cpu"
     if atrous == "auto":
-        atrous = "native" if jax.default_backend() == "cpu" else "space_to_batch"
-    model = DeepLab(dtype=DTYPES[dtype], atrous=atrous, **arguments)
+        atrous = "native" if on_cpu else "space_to_batch"
+    pointwise = "product" if on_cpu else "convolution"
+    model = DeepLab(dtype=DTYPES[dtype], atrous=atrous, pointwise=pointwise, **arguments)
     try:
         check_architecture(architecture(model))
     except ValueError as error:

@@ -1,5 +1,7 @@
 """Building blocks against direct formulas: loops in numpy, or lax's own dilated convolution."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,8 @@ from jax.test_util import check_grads
 
 from snr_jax.core.models import layers, resnet
 from snr_jax.core.models.deeplab import HEAD_DILATIONS, AtrousHead
-from tests.core.tiny import assert_trees_close, quick_jit
+from snr_jax.core.state import variable_shapes
+from tests.core.tiny import assert_trees_close, network, quick_jit
 
 
 def normal(*shape, seed=0):
@@ -143,12 +146,37 @@ def test_resize_of_half_precision_is_float32():
     assert float(found[0, 1, 1, 0]) == pytest.approx(float(x.astype(jnp.float32).mean()), rel=1e-6)
 
 
+@pytest.mark.parametrize("pointwise", ["product", "convolution"])
 @pytest.mark.parametrize(("height", "stride"), [(5, 1), (5, 2), (6, 2)])
-def test_conv1x1(height, stride):
+def test_conv1x1(height, stride, pointwise):
+    """Value and gradients, the same for both forms."""
     x, kernel = normal(2, height, 7, 3), normal(1, 1, 3, 4, seed=1)
     expected = np.einsum("nhwi,io->nhwo", x[:, ::stride, ::stride], kernel[0, 0])
-    found = layers.conv1x1(jnp.asarray(x), jnp.asarray(kernel), stride)
+    weights = normal(*expected.shape, seed=2)
+    expected_x = np.zeros_like(x)
+    expected_x[:, ::stride, ::stride] = np.einsum("nhwo,io->nhwi", weights, kernel[0, 0])
+    expected_kernel = np.einsum("nhwi,nhwo->io", x[:, ::stride, ::stride], weights)[None, None]
+
+    def total(x, kernel):
+        y = layers.conv1x1(x, kernel, stride, pointwise=pointwise)
+        return (y * weights).sum(), y
+
+    compiled = quick_jit(jax.grad(total, argnums=(0, 1), has_aux=True))
+    (found_x, found_kernel), found = compiled(x, kernel)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found_x, expected_x, atol=1e-5)
+    np.testing.assert_allclose(found_kernel, expected_kernel, atol=1e-4)
+
+
+@pytest.mark.parametrize("pointwise", ["product", "convolution"])
+def test_the_form_of_1x1_convolutions_reaches_every_block(pointwise):
+    """Products are convolutions to 1x1 kernels or none at all: told by the traced program."""
+    model = network(pointwise=pointwise)
+    image = jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)
+    program = str(jax.make_jaxpr(partial(model.apply, train=False))(variable_shapes(model), image))
+    # The stem and a 3x3 in each of four blocks; then three 1x1, one a shortcut, in each block.
+    expected = {"product": 5, "convolution": 5 + 4 * 3}
+    assert program.count(" conv_general_dilated[") == expected[pointwise]
 
 
 def run_batch_norm(x, train=True, mean=0.0, var=1.0, scale=1.0, bias=0.0):
@@ -183,6 +211,49 @@ def test_batch_norm_is_accurate_far_from_zero():
     y, stats = run_batch_norm(x, mean=0.0, var=0.0)
     np.testing.assert_allclose(y, (exact - mean) / np.sqrt(var + 1e-5), atol=5e-4)
     np.testing.assert_allclose(stats["var"], 0.1 * var * 256 / 255, rtol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0, 1e4])
+def test_batch_norm_gradient_is_accurate_far_from_zero(offset):
+    """float32 against the textbook formula in float64, wherever the data lies."""
+    x = (offset + normal(2, 9, 7, 3) * [1, 5, 0.2]).astype(np.float32)
+    scale, bias = (np.asarray(v, np.float32) for v in ([1, 2, -0.5], [0, 1, 3]))
+    weights = normal(*x.shape, seed=1)
+    variables = {"batch_stats": {"mean": np.zeros(3), "var": np.ones(3)}}
+
+    def total(params, x):
+        y, _ = layers.BatchNorm().apply({"params": params, **variables}, x, True,
+                                        mutable=["batch_stats"])
+        return (y * weights).sum(), y
+
+    params = {"scale": jnp.asarray(scale), "bias": jnp.asarray(bias)}
+    (found, dx), y = jax.grad(total, argnums=(0, 1), has_aux=True)(params, jnp.asarray(x))
+    exact, dy = x.astype(np.float64), weights.astype(np.float64)
+    axes = (0, 1, 2)
+    deviation = np.sqrt(exact.var(axes) + 1e-5)
+    unit = (exact - exact.mean(axes)) / deviation
+    np.testing.assert_allclose(y, unit * scale + bias, atol=2e-5 + 2e-6 * offset)
+    np.testing.assert_allclose(found["bias"], dy.sum(axes), rtol=1e-4)
+    atol = 1e-4 + 1e-4 * offset  # of x itself one part in 10^7 is lost, in units of 0.2
+    np.testing.assert_allclose(found["scale"], (dy * unit).sum(axes), atol=atol)
+    expected = (dy - dy.mean(axes) - unit * (dy * unit).mean(axes)) * scale / deviation
+    np.testing.assert_allclose(dx, expected, atol=2e-5 + 2e-6 * offset)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_batch_norm_keeps_its_input_alone_for_the_gradient(dtype):
+    """Of the size of the input nothing but itself, in its own dtype, waits for the backward."""
+    x = jnp.asarray(normal(2, 9, 7, 3), dtype)
+    ones = jnp.ones(3)
+    _, pull_back = jax.vjp(lambda x: layers._batch_norm(x, ones, ones, 1e-5, None)[0], x)
+    kept = [leaf for leaf in jax.tree.leaves(pull_back) if leaf.size == x.size]
+    assert len(kept) == 1 and kept[0].dtype == dtype
+
+
+def test_batch_norm_of_one_pixel_is_its_offset():
+    y, stats = run_batch_norm(np.full((1, 1, 1, 2), 7, np.float32), bias=3.0)
+    np.testing.assert_array_equal(y, 3)
+    np.testing.assert_allclose(stats["var"], 0.9)
 
 
 def test_batch_norm_of_half_precision_keeps_float32_statistics():

@@ -1,5 +1,8 @@
 """Scores of confusion matrices small enough to divide by hand."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +16,38 @@ def test_confusion_rows_are_labels_and_ignored_pixels_are_left_out():
     found = metrics.confusion_matrix(label, prediction, 3)
     assert found.dtype == jnp.int32
     np.testing.assert_array_equal(found, [[1, 1, 0], [0, 2, 0], [1, 0, 0]])
+
+
+@pytest.mark.parametrize("limit", [2**24, 10, 1])
+@pytest.mark.parametrize("num_classes", [3, 19])
+def test_both_forms_of_counting_are_equal(num_classes, limit):
+    """Also where the product is taken in strips of rows."""
+    random = np.random.default_rng(0)
+    label = random.choice([*range(num_classes), 254, 255], (2, 9, 5)).astype(np.uint8)
+    prediction = random.integers(0, num_classes, label.shape)
+    expected = np.zeros((num_classes, num_classes), int)
+    counted = label < num_classes
+    np.add.at(expected, (label[counted], prediction[counted]), 1)
+    arrays = jnp.asarray(label), jnp.asarray(prediction)
+    for found in (metrics.confusion_matrix(*arrays, num_classes),
+                  metrics._counted(*arrays, num_classes),
+                  metrics._multiplied(*arrays, num_classes, limit)):
+        assert found.dtype == jnp.int32
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_product_counts_more_than_half_precision_holds():
+    """A cell of 2^16 + 1 pixels: bfloat16 sums would stop at 256, float16 at 2048."""
+    label = jnp.zeros((1, 1, 2**16 + 1), jnp.uint8)
+    assert int(metrics._multiplied(label, label, 3)[0, 0]) == 2**16 + 1
+
+
+def test_a_gpu_counts_without_scatter():
+    shape = jax.ShapeDtypeStruct((1, 8, 8), jnp.uint8)
+    count = jax.jit(partial(metrics.confusion_matrix, num_classes=19))
+    text = {p: count.trace(shape, shape).lower(lowering_platforms=(p,)).as_text()
+            for p in ("cpu", "cuda")}
+    assert "scatter" in text["cpu"] and "scatter" not in text["cuda"]
 
 
 def test_scores_by_hand():

@@ -103,6 +103,7 @@ class DeepLab(nn.Module):
     norm_restitution: "snr", "in" (instance norm alone) or "none", after layer1, layer2, layer3.
     stage_sizes, width: (3,4,23,3) and 64 are ResNet-101. head_branches: 2 as published, or 4.
     restitution_heads: also the 1x1 classifiers of the dual restitution loss (training alone).
+    atrous, pointwise: which of two equal forms computes dilated and 1x1 convolutions (layers.py).
     bn_axis_name: mapped axis over which batch norm is synchronised. remat: recompute each block in
     the backward pass to save memory. Parameters and statistics stay float32 whatever the dtype.
     """
@@ -115,6 +116,7 @@ class DeepLab(nn.Module):
     stride_in: str = "conv1"
     restitution_heads: bool = False
     atrous: str = "native"
+    pointwise: str = "product"
     bn_axis_name: str | None = None
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -140,6 +142,7 @@ class DeepLab(nn.Module):
                     has_downsample=i == 0,
                     stride_in=self.stride_in,
                     atrous=self.atrous,
+                    pointwise=self.pointwise,
                     bn_axis_name=self.bn_axis_name,
                     dtype=self.dtype,
                     name=f"layer{layer}_{i}",

@@ -30,11 +30,20 @@ def _conv3x3(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     )
 
 
-def conv1x1(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """1x1 convolution as a matrix product. x [N,H,W,I], kernel [1,1,I,O] → [N,H/s,W/s,O]."""
-    if stride > 1:
-        x = x[:, ::stride, ::stride]
-    return jnp.einsum("nhwi,io->nhwo", x, kernel[0, 0])
+def conv1x1(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, *, pointwise: str = "product"
+) -> jax.Array:
+    """1x1 convolution. x [N,H,W,I], kernel [1,1,I,O] → [N,ceil(H/s),ceil(W/s),O].
+
+    pointwise: "product", a matrix product, which is twice as fast on a CPU; or "convolution", for
+    a GPU: XLA pads the operands of a product to multiples of 8 rows, which a feature map seldom
+    has, and joins products that share a weight by copying their inputs together. Both are equal.
+    """
+    if pointwise == "convolution":
+        return lax.conv_general_dilated(
+            x, kernel, (stride, stride), "VALID", dimension_numbers=DIMENSIONS
+        )
+    return jnp.einsum("nhwi,io->nhwo", x[:, ::stride, ::stride], kernel[0, 0])
 
 
 def space_to_batch(x: jax.Array, d: int) -> jax.Array:
@@ -143,6 +152,7 @@ class Conv(nn.Module):
     """Convolution without or with bias; parameters `kernel` [k,k,I,O] and `bias` [O].
 
     Kernels start from N(0, 0.01), biases uniform in ±1/sqrt(fan-in), as the published code.
+    atrous, pointwise: which of two equal forms computes it, see `conv3x3` and `conv1x1`.
     """
 
     features: int
@@ -151,6 +161,7 @@ class Conv(nn.Module):
     dilation: int = 1
     use_bias: bool = False
     atrous: str = "native"
+    pointwise: str = "product"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -160,7 +171,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", nn.initializers.normal(0.01), shape).astype(self.dtype)
         x = x.astype(self.dtype)
         if self.size == 1:
-            x = conv1x1(x, kernel, self.stride)
+            x = conv1x1(x, kernel, self.stride, pointwise=self.pointwise)
         elif self.size == 3 and self.stride == 1:
             x = conv3x3(x, kernel, self.dilation, atrous=self.atrous)
         else:
@@ -183,10 +194,65 @@ def bias_init(fan_in: int) -> Initializer:
     return init
 
 
+def _moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance over [N,H,W] and the replicas: x [N,H,W,C] → [C], [C]."""
+    # One pass for both sums. Seen from a pixel of the data no offset of the data costs digits.
+    shift = x[0, x.shape[1] // 2, x.shape[2] // 2]
+    deviation = x - shift
+    offset = deviation.mean((0, 1, 2))
+    var = jnp.square(deviation).mean((0, 1, 2)) - jnp.square(offset)
+    mean, var = shift + offset, jnp.maximum(var, 0)
+    if axis_name:
+        means, variances = lax.all_gather((mean, var), axis_name)  # [replicas,C]
+        mean = means.mean(0)
+        var = (variances + jnp.square(means - mean)).mean(0)
+    return mean, var
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _batch_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalised by the batch: (y in the dtype of x, mean, biased variance).
+
+    Its own gradient needs two sums in one pass and x alone, where autodiff makes six and keeps
+    more. The statistics carry no gradient.
+    """
+    return _batch_norm_forward(x, scale, bias, epsilon, axis_name)[0]
+
+
+def _batch_norm_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    precise = at_least_float32(x)
+    mean, var = _moments(precise, axis_name)
+    inverse = lax.rsqrt(var + epsilon)
+    y = (precise - mean) * (scale * inverse) + bias
+    return (y.astype(x.dtype), mean, var), (x, scale, mean, inverse)
+
+
+def _batch_norm_backward(
+    epsilon: float, axis_name: str | None, kept: tuple[jax.Array, ...],
+    gradients: tuple[jax.Array, ...],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """dx = scale / deviation * (dy - mean(dy) - x^ mean(dy x^)), x^ the normalised x."""
+    x, scale, mean, inverse = kept
+    dy = at_least_float32(gradients[0])
+    normalized = (at_least_float32(x) - mean) * inverse
+    d_bias, d_scale = dy.sum((0, 1, 2)), (dy * normalized).sum((0, 1, 2))
+    means = d_bias / (x.size // x.shape[-1]), d_scale / (x.size // x.shape[-1])
+    mean_dy, mean_dy_x = lax.pmean(means, axis_name) if axis_name else means
+    dx = (dy - mean_dy - normalized * mean_dy_x) * (scale * inverse)
+    return dx.astype(x.dtype), d_scale, d_bias
+
+
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
 class BatchNorm(nn.Module):
     """Batch norm as PyTorch: epsilon 1e-5, running = 0.9 running + 0.1 batch, unbiased variance.
 
-    Over [N,H,W] and, with `axis_name`, over that mapped axis. Two passes, at least float32.
+    Over [N,H,W] and, with `axis_name`, over that mapped axis; at least float32.
     """
 
     axis_name: str | None = None
@@ -195,25 +261,21 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        dtype, channels = x.dtype, x.shape[-1:]
+        channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)
-        x = at_least_float32(x)
-        if train:
-            axis = self.axis_name
-            average = partial(lax.pmean, axis_name=axis) if axis else lambda v: v
-            mean = average(x.mean((0, 1, 2)))
-            var = average(jnp.square(x - mean).mean((0, 1, 2)))
-            if not self.is_initializing():
-                count = x.size // x.shape[-1]
-                count = lax.psum(count, self.axis_name) if self.axis_name else count
-                unbiased = var * (count / max(count - 1, 1))
-                keep = self.momentum
-                running_mean.value = keep * running_mean.value + (1 - keep) * mean
-                running_var.value = keep * running_var.value + (1 - keep) * unbiased
-        else:
-            mean, var = running_mean.value, running_var.value
-        factor = scale * lax.rsqrt(var + self.epsilon)
-        return ((x - mean) * factor + bias).astype(dtype)
+        if not train:
+            factor = scale * lax.rsqrt(running_var.value + self.epsilon)
+            y = (at_least_float32(x) - running_mean.value) * factor + bias
+            return y.astype(x.dtype)
+        y, mean, var = _batch_norm(x, scale, bias, self.epsilon, self.axis_name)
+        if not self.is_initializing():
+            count = x.size // x.shape[-1]
+            count = lax.psum(count, self.axis_name) if self.axis_name else count
+            unbiased = lax.stop_gradient(var) * (count / max(count - 1, 1))
+            keep = self.momentum
+            running_mean.value = keep * running_mean.value + (1 - keep) * lax.stop_gradient(mean)
+            running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        return y

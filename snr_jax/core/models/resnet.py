@@ -23,13 +23,15 @@ class Bottleneck(nn.Module):
     has_downsample: bool = False
     stride_in: str = "conv1"
     atrous: str = "native"
+    pointwise: str = "product"
     bn_axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         def conv(name: str, features: int, **options) -> Conv:
-            return Conv(features, dtype=self.dtype, name=name, **options)
+            forms = {"atrous": self.atrous, "pointwise": self.pointwise}
+            return Conv(features, dtype=self.dtype, name=name, **forms, **options)
 
         def norm(name: str) -> BatchNorm:
             return BatchNorm(axis_name=self.bn_axis_name, name=name)
@@ -37,8 +39,7 @@ class Bottleneck(nn.Module):
         stride1, stride2 = (self.stride, 1) if self.stride_in == "conv1" else (1, self.stride)
         y = conv("conv1", self.planes, stride=stride1)(x)
         y = nn.relu(norm("bn1")(y, train))
-        y = conv("conv2", self.planes, size=3, stride=stride2, dilation=self.dilation,
-                 atrous=self.atrous)(y)
+        y = conv("conv2", self.planes, size=3, stride=stride2, dilation=self.dilation)(y)
         y = nn.relu(norm("bn2")(y, train))
         y = conv("conv3", self.planes * EXPANSION)(y)
         y = norm("bn3")(y, train)
