@@ -44,7 +44,7 @@ def _multiplied(
         hot = (x[:, part].astype(jnp.int32)[..., None] == classes for x in (label, prediction))
         counts = jnp.einsum("nhwl,nhwp->nlp", *(x.astype(jnp.bfloat16) for x in hot),
                             preferred_element_type=jnp.float32)
-        total += counts.astype(jnp.int32).sum(0)
+        total += counts.astype(jnp.int32).sum(0, dtype=jnp.int32)
     return total
 
 
