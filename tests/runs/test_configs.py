@@ -114,6 +114,15 @@ def test_values_that_do_not_exist(key, value, words):
     assert key in str(error.value) and words in str(error.value)
 
 
+@pytest.mark.parametrize("backend, atrous, pointwise", [
+    ("cpu", "native", "product"), ("gpu", "space_to_batch", "convolution"),
+])
+def test_convolutions_take_the_form_of_the_backend(monkeypatch, backend, atrous, pointwise):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    model = experiment.create_model(get_config("gta5_dg"), create_parallel())
+    assert (model.atrous, model.pointwise) == (atrous, pointwise)
+
+
 @pytest.mark.parametrize("name, recipe", [("gta5_dg", "paper"), ("gta2city_uda", "release")])
 def test_full_size_step_can_be_built(name, recipe):
     """The ResNet-101 of the configuration at a small image, shapes alone."""
