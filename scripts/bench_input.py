@@ -4,7 +4,7 @@
 
 Both read the same 1914x1052 PNG files in the layout of GTA5, drawn into a temporary directory.
 The lineage mirrors, resizes, blurs, converts and subtracts the mean on the CPU; this project hands
-over uint8 and does mirror, blur and mean inside the compiled step, which is not timed here.
+over uint8 and does blur and mean inside the compiled step, which is not timed here.
 The two take turns, round by round; the median ratio is printed.
 """
 

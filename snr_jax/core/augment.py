@@ -1,4 +1,7 @@
-"""What happens to an image on the device: mirror, blur, RGB → BGR minus mean."""
+"""What happens to an image on the device: blur, RGB → BGR minus mean.
+
+The mirror comes before the resizing of the labels, so the input pipeline does it.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -50,25 +53,20 @@ def to_network_input(image: jax.Array) -> jax.Array:
     return image[..., ::-1].astype(jnp.float32) - jnp.array(MEAN_BGR, jnp.float32)
 
 
-def _flip_where(flip: jax.Array, x: jax.Array) -> jax.Array:
-    return jnp.where(flip.reshape([-1] + [1] * (x.ndim - 1)), jnp.flip(x, 2), x)
-
-
 def augment(
     key: jax.Array, image: jax.Array, label: jax.Array | None = None, *, first_sample: int = 0
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Mirror (p 0.5), Gaussian blur (p 0.5, radius uniform in [0, 1)), BGR minus mean.
+    """Gaussian blur (p 0.5, radius uniform in [0, 1)), BGR minus mean; the label stays as it is.
 
     image uint8 [N,H,W,3] RGB, label uint8 [N,H,W] or None → (float32 [N,H,W,3], label). A sample's
     draw depends on the key and its place in the whole batch, `first_sample` + n, alone.
     """
 
-    def draw(index):
-        mirror, is_blurred, radius = jax.random.split(jax.random.fold_in(key, index), 3)
-        radius = jax.random.randint(radius, (), 0, _RADII)
-        blurred = jax.random.bernoulli(is_blurred)
-        return jax.random.bernoulli(mirror), jnp.where(blurred, radius, 0)
+    def draw(index: jax.Array) -> jax.Array:
+        is_blurred, radius = jax.random.split(jax.random.fold_in(key, index))
+        return jnp.where(
+            jax.random.bernoulli(is_blurred), jax.random.randint(radius, (), 0, _RADII), 0
+        )
 
-    flip, radius = jax.vmap(draw)(first_sample + jnp.arange(image.shape[0]))
-    image = blur(_flip_where(flip, image), jnp.asarray(_BLUR_TABLE)[radius])
-    return to_network_input(image), None if label is None else _flip_where(flip, label)
+    radius = jax.vmap(draw)(first_sample + jnp.arange(image.shape[0]))
+    return to_network_input(blur(image, jnp.asarray(_BLUR_TABLE)[radius])), label

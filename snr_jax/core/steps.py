@@ -6,7 +6,8 @@ times the number of replicas, and the gradient of the whole is their mean.
 
 Batches (numpy or device arrays):
   source_image uint8 [B,H,W,3] RGB, source_label uint8 [B,H,W] trainIds with 255 ignored,
-  target_image uint8 [B,h,w,3]; domains may differ in size.
+  target_image uint8 [B,h,w,3]; domains may differ in size. Both are mirrored already: the mirror
+  comes before the resizing of the labels. The step blurs and subtracts the mean.
   Evaluation: image uint8 [B,H,W,3], label uint8 [B,H',W'] at the size it is scored at,
   valid bool [B], False for the padding of a short last batch.
 """

@@ -5,6 +5,7 @@ anything else that needs it starts it quietly and without the GPUs, which belong
 """
 
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,10 +36,12 @@ _HEADER_BYTES = 33
 _GRAY, _PALETTE = 0, 3
 # CRC(header as gray) xor CRC(header as palette): a CRC is linear, so neither size nor depth matter.
 _CRC_CHANGE = [0x12, 0xB5, 0xAF, 0xEE]
+Size = Sequence[int] | tf.Tensor  # height, width
+Flag = bool | tf.Tensor
 _BYTES = [bytes([i]) for i in range(256)]
 
 
-def decode_indices(data: "tf.Tensor") -> "tf.Tensor":
+def decode_indices(data: tf.Tensor) -> tf.Tensor:
     """The stored values of a gray or palette PNG of at most 8 bits, uint8 [H,W].
 
     TensorFlow would turn palette indices into colours, so the header is rewritten to call the
@@ -81,7 +84,7 @@ def _first_pixel_chunk(data):
 LABEL_DECODERS = {"indices": decode_indices}  # Domain.label_kind → file content → uint8 [H,W]
 
 
-def decode_image(data: "tf.Tensor") -> "tf.Tensor":
+def decode_image(data: tf.Tensor) -> tf.Tensor:
     """PNG, JPEG, BMP or GIF (first frame) to uint8 RGB [H,W,3], equal to Pillow's."""
     image = tf.cond(
         tf.strings.substr(data, 0, 3) == b"\xff\xd8\xff",
@@ -92,28 +95,35 @@ def decode_image(data: "tf.Tensor") -> "tf.Tensor":
     return tf.ensure_shape(image, [None, None, 3])
 
 
-def resize_image(image: "tf.Tensor", size) -> "tf.Tensor":
-    """Pillow's bicubic, bit for bit, uint8 [H,W,3] → uint8 [h,w,3].
+def resize_image(image: tf.Tensor, size: Size, mirror: Flag = False) -> tf.Tensor:
+    """Mirror if asked, then Pillow's bicubic, bit for bit, uint8 [H,W,3] → uint8 [h,w,3].
 
     Pillow does it itself, in the threads of tf.data: TensorFlow's own is slower and up to 24 levels
     off where colours saturate, since Pillow rounds and clips between its two passes.
     """
 
-    def bicubic(pixels: np.ndarray, size: np.ndarray) -> np.ndarray:
+    def bicubic(pixels: np.ndarray, size: np.ndarray, mirror: np.ndarray) -> np.ndarray:
         height, width = map(int, size)
-        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+        picture = Image.fromarray(pixels[:, ::-1] if mirror else pixels)
+        return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
 
-    return tf.ensure_shape(tf.numpy_function(bicubic, [image, size], tf.uint8), [None, None, 3])
+    resized = tf.numpy_function(bicubic, [image, size, mirror], tf.uint8)
+    return tf.ensure_shape(resized, [None, None, 3])
 
 
-def resize_label(label: "tf.Tensor", size) -> "tf.Tensor":
-    """Nearest neighbour, uint8 [H,W] → uint8 [h,w]; equal to Pillow's for every size."""
+def resize_label(label: tf.Tensor, size: Size, mirror: Flag = False) -> tf.Tensor:
+    """Nearest neighbour, uint8 [H,W] → uint8 [h,w]; equal to Pillow's for every size.
+
+    `mirror` comes before it: at even ratios the nearest pixel of a mirrored label is another one.
+    """
+    width = tf.shape(label)[1]
     rows = _nearest(tf.shape(label)[0], size[0])
-    columns = _nearest(tf.shape(label)[1], size[1])
+    columns = _nearest(width, size[1])
+    columns = tf.where(mirror, width - 1 - columns, columns)
     return tf.gather(tf.gather(label, rows), columns, axis=1)
 
 
-def _nearest(length, new_length) -> "tf.Tensor":
+def _nearest(length: tf.Tensor, new_length: "int | tf.Tensor") -> tf.Tensor:
     # Pillow adds up the step in float64 instead of multiplying. That decides where a pixel's centre
     # falls on a border: from 2048 to 1280 columns exact arithmetic differs in 133 of them.
     step = tf.cast(length, tf.float64) / tf.cast(new_length, tf.float64)
@@ -121,12 +131,12 @@ def _nearest(length, new_length) -> "tf.Tensor":
     return tf.minimum(tf.cast(centres, tf.int32), length - 1)
 
 
-def read_image(path: "tf.Tensor") -> "tf.Tensor":
+def read_image(path: tf.Tensor) -> tf.Tensor:
     """The file as uint8 RGB [H,W,3]. Raises tf.errors.OpError; `inspect` tells what is wrong."""
     return decode_image(tf.io.read_file(path))
 
 
-def read_label_ids(path: "tf.Tensor", *, label_kind: str, lookup: np.ndarray) -> "tf.Tensor":
+def read_label_ids(path: tf.Tensor, *, label_kind: str, lookup: np.ndarray) -> tf.Tensor:
     """The file's own ids, uint8 [H,W]. Raises tf.errors.OpError as `read_image`.
 
     Also for ids that `lookup` (uint8 [256]: file id → trainId) does not know. It is applied later,
@@ -138,7 +148,7 @@ def read_label_ids(path: "tf.Tensor", *, label_kind: str, lookup: np.ndarray) ->
     return ids
 
 
-def to_train_ids(ids: "tf.Tensor", lookup: np.ndarray) -> "tf.Tensor":
+def to_train_ids(ids: tf.Tensor, lookup: np.ndarray) -> tf.Tensor:
     """uint8 ids of any shape to trainIds of the same, 255 ignored."""
     return tf.gather(tf.constant(lookup), tf.cast(ids, tf.int32))
 

@@ -24,6 +24,7 @@ RESIZE = {"image": decode.resize_image, "label": decode.resize_label}
 PADDING = {"image": (123, 117, 104), "label": IGNORE}
 
 T = TypeVar("T")
+Arrays = dict[str, tf.Tensor]  # "image" uint8 [H,W,3] and, where there is one, "label" uint8 [H,W]
 
 
 def sample_at(position: int, num_samples: int, seed: int) -> int:
@@ -52,12 +53,13 @@ def train_batches(
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches from step `start_step` on, shuffled anew in every epoch.
+    """Endless batches from step `start_step` on, shuffled anew in every epoch, half mirrored.
 
     Yields "image" uint8 RGB [B,h,w,3] and, `with_labels`, "label" uint8 trainIds [B,h,w] with 255
-    ignored. [h,w] is `size`. With `scale_range` or `crop` it is `crop` (`size` by default): the
-    sample is resized to `size` times a factor uniform in `scale_range`, padded at the bottom and
-    right with the mean colour and 255 where smaller than `crop`, and cropped at random.
+    ignored. A sample is mirrored with probability 0.5, then resized to [h,w], which is `size`. With
+    `scale_range` or `crop` it is `crop` (`size` by default): the sample is resized to `size` times
+    a factor uniform in `scale_range`, padded at the bottom and right with the mean colour and 255
+    where smaller than `crop`, and cropped at random.
 
     `batch_size` is the global one; a shard yields its rows of it, B = batch_size / shard_count.
     Batches run across the ends of epochs.
@@ -75,12 +77,14 @@ def train_batches(
         positions = np.int64(step) * batch_size + shard_index * rows + np.arange(rows)
         return np.array([sample_at(p, len(samples), seed) for p in positions]), positions
 
-    def resize(sample, position):
+    def resize(sample: Arrays, position: tf.Tensor) -> Arrays:
+        draws = tf.random.stateless_uniform([4], tf.stack([seed, position]), dtype=tf.float64)
+        low, high = scale_range or (1, 1)
+        factor = low + (high - low) * draws[1]
+        scaled = tf.cast(tf.round(tf.constant(size, tf.float64) * factor), tf.int32)
+        sample = {k: RESIZE[k](v, scaled, draws[0] < 0.5) for k, v in sample.items()}
         if scale_range or crop:
-            draws = tf.random.stateless_uniform([3], tf.stack([seed, position]), dtype=tf.float64)
-            sample = _scale_and_crop(sample, draws, size, scale_range or (1, 1), (height, width))
-        else:
-            sample = {key: RESIZE[key](value, size) for key, value in sample.items()}
+            sample = _crop(sample, draws[2:], scaled, (height, width))
         shapes = {"image": [height, width, 3], "label": [height, width]}
         return {key: tf.ensure_shape(value, shapes[key]) for key, value in sample.items()}
 
@@ -209,16 +213,12 @@ def _loader(samples, domain: str, num_classes: int, resize: Callable, with_label
     return load
 
 
-def _scale_and_crop(sample: dict, draws, size, scale_range, crop) -> dict:
-    low, high = scale_range
-    factor = low + (high - low) * draws[0]
-    scaled = tf.cast(tf.round(tf.constant(size, tf.float64) * factor), tf.int32)
-    lack = tf.maximum(tf.constant(crop) - scaled, 0)
-    room = tf.cast(tf.maximum(scaled - crop, 0) + 1, tf.float64)
-    top, left = tf.unstack(tf.cast(draws[1:] * room, tf.int32))
+def _crop(sample: Arrays, draws: tf.Tensor, size: tf.Tensor, crop: tuple[int, int]) -> Arrays:
+    lack = tf.maximum(tf.constant(crop) - size, 0)
+    room = tf.cast(tf.maximum(size - crop, 0) + 1, tf.float64)
+    top, left = tf.unstack(tf.cast(draws * room, tf.int32))
 
-    def one(key, value):
-        value = RESIZE[key](value, scaled)
+    def one(key: str, value: tf.Tensor) -> tf.Tensor:
         value = value[top : top + crop[0], left : left + crop[1]]
         fill = tf.constant(PADDING[key], tf.uint8)
         # Adding to zeros and back, modulo 256: tf.pad knows one constant, the colour has three.

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from scripts.check_parity import draw_tensor, error
 from snr_jax.core import torch_names
 from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.parity.compare import error
+from snr_jax.parity.golden import draw_tensor
 from tests import torch_twin
 
 CLASSES = 5

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,10 @@ import pytest
 import torch
 
 from scripts import check_parity
+from snr_jax.core.errors import UserError
+from snr_jax.parity.compare import Row, error
+from snr_jax.parity.golden import draw_network, draw_tensor, find_salt, generator
+from snr_jax.parity.training import configure, parse_run
 from tests import torch_twin
 
 SALT, CLASSES, SIZE = "another salt", 7, (50, 81)
@@ -29,7 +34,7 @@ MARGIN = (16, 32)
 
 
 def rng(name):
-    return check_parity.generator(name, SALT)
+    return generator(name, SALT)
 
 
 def image(name, height, width):
@@ -51,7 +56,7 @@ def for_twin(labels):
 def network(kind):
     twin = torch_twin.DeepLab(**NETWORK, norm_restitution=VARIANTS[kind]).double()
     twin.load_state_dict({
-        name: torch.from_numpy(check_parity.draw_tensor(name, tuple(value.shape), SALT))
+        name: torch.from_numpy(draw_tensor(name, tuple(value.shape), SALT))
         for name, value in twin.state_dict().items()
     })
     return twin
@@ -168,7 +173,7 @@ def changed(golden, tmp_path):
 
 def check(folder, *options, capsys):
     """(exit code, what it printed) in this process."""
-    code = check_parity.main(["--golden", str(folder), "--salt", SALT, *options])
+    code = check_parity.main(["check_parity", "--golden", str(folder), "--salt", SALT, *options])
     printed = capsys.readouterr()
     return code, printed.out + printed.err
 
@@ -210,7 +215,7 @@ def test_one_wrong_number(changed, golden, capsys, file, key, row):
     value = array(golden, file, key).copy()
     value.flat[0] += 1 if value.dtype.kind == "i" else 3e-6 * np.nanmax(np.abs(value))
     folder = changed(file, {key: value})
-    code, printed = check(folder, "--only", "losses", "metrics", capsys=capsys)
+    code, printed = check(folder, "--only", "losses,metrics", capsys=capsys)
     failed = [line for line in printed.splitlines() if "FAIL" in line]
     assert code == 1
     assert len(failed) == 1
@@ -219,11 +224,11 @@ def test_one_wrong_number(changed, golden, capsys, file, key, row):
 
 def test_nan_and_shape(golden):
     good = np.array([1.0, np.nan])
-    assert check_parity.error(good, good) == 0
-    assert check_parity.error(good, np.array([1.0, 2.0])) == np.inf
-    assert check_parity.error(good, good[:1]) == np.inf
-    assert check_parity.error(np.array([1e-9]), np.array([0.0])) == np.inf
-    assert not check_parity.Row("of a NaN", {"key": np.nan}, 1.0).passed
+    assert error(good, good) == 0
+    assert error(good, np.array([1.0, 2.0])) == np.inf
+    assert error(good, good[:1]) == np.inf
+    assert error(np.array([1e-9]), np.array([0.0])) == np.inf
+    assert not Row("of a NaN", {"key": np.nan}, 1.0).passed
 
 
 def test_unknown_quantity_fails(changed, capsys):
@@ -232,6 +237,56 @@ def test_unknown_quantity_fails(changed, capsys):
     assert code == 1
     assert "losses/not recognised" in printed and "focal/value" in printed
     assert "not checked: metrics.npz" in printed
+
+
+@pytest.fixture
+def asked(monkeypatch) -> dict:
+    """What the command asks of the comparison of trainings, which is not done."""
+    held = {}
+
+    def compare_training(arrays, networks, salt, size, base):
+        held.update(size=size, base=base)
+        yield Row("training", dict.fromkeys(arrays, 0.0), 1.0)
+
+    monkeypatch.setattr(check_parity, "compare_training", compare_training)
+    return held
+
+
+@pytest.mark.parametrize("flag", check_parity.SETTINGS)
+def test_settings_of_the_training_reach_its_configuration(golden, capsys, asked, flag):
+    key, default = check_parity.SETTINGS[flag]
+    assert check(golden, "--only", "training", capsys=capsys)[0] == 0
+    assert attrgetter(key)(asked["base"]) == default
+    value = 7 if isinstance(default, int) else 0.625
+    assert check(golden, "--only", "training", f"--{flag}", str(value), capsys=capsys)[0] == 0
+    assert attrgetter(key)(asked["base"]) == value
+
+
+def test_size_of_the_images(golden, capsys, asked):
+    assert check(golden, "--only", "training", capsys=capsys)[0] == 0
+    assert asked["size"] == SIZE
+    assert check(golden, "--only", "training", "--size", "70,90", capsys=capsys)[0] == 0
+    assert asked["size"] == (70, 90)
+    code, printed = check(golden, "--only", "training", "--size", "70", capsys=capsys)
+    assert code == 2 and "--size is 70; expected HEIGHT,WIDTH" in printed
+    code, printed = check(golden, "--only", "training,speed", capsys=capsys)
+    assert code == 2 and "training,speed" in printed and "expected some of" in printed
+
+
+def test_atrous(golden, capsys, monkeypatch):
+    network = draw_network(golden, "snr", SALT, "space_to_batch")
+    assert network.model.atrous == "space_to_batch"
+    config = configure(check_parity.default.get_config("release"), parse_run("dg_plain"), network)
+    assert config.model.atrous == "space_to_batch"
+    assert config.num_classes == CLASSES and config.model.stage_sizes == (1, 2, 1, 1)
+
+    def draw(folder, kind, salt, atrous):
+        raise UserError(f"drawn in the form {atrous}")
+
+    monkeypatch.setattr(check_parity, "draw_network", draw)
+    options = ("--only", "forward", "--atrous", "space_to_batch")
+    assert "drawn in the form space_to_batch" in check(golden, *options, capsys=capsys)[1]
+    assert "drawn in the form native" in check(golden, *options[:2], capsys=capsys)[1]
 
 
 def test_other_salt(golden, tmp_path, capsys):
@@ -255,7 +310,7 @@ def test_cannot_compare(golden, changed, tmp_path, capsys):
     (tmp_path / "losses.npz").write_bytes(b"PK")
     code, printed = check(tmp_path, capsys=capsys)
     assert code == 2 and "not a readable npz file" in printed
-    code, printed = check(golden, "--only", "forward", "--num-classes", "19", capsys=capsys)
+    code, printed = check(golden, "--only", "forward", "--num_classes", "19", capsys=capsys)
     assert code == 2 and f"{CLASSES} classes" in printed
     folder = changed("forward.npz", {})
     (folder / "shapes_baseline.json").write_text("[1]")
@@ -264,6 +319,6 @@ def test_cannot_compare(golden, changed, tmp_path, capsys):
 
 
 def test_salt_of_the_readme(tmp_path):
-    assert check_parity.find_salt(tmp_path) is None
+    assert find_salt(tmp_path) is None
     (tmp_path / "README.md").write_text("`f(shapes, salt)` with `x` and salt `2024-b` gives")
-    assert check_parity.find_salt(tmp_path) == "2024-b"
+    assert find_salt(tmp_path) == "2024-b"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
 
 from snr_jax.core.augment import MEAN_BGR, augment, blur, blur_weights, to_network_input
 
@@ -54,19 +54,15 @@ def test_network_input():
 
 
 def test_augment():
-    """Each sample is Pillow's mirror and blur at some radius, image and label alike."""
+    """Each sample is Pillow's blur at some radius, the label as it was."""
     images = random_images(12, 8, 10)
     labels = np.broadcast_to(np.arange(10, dtype=np.uint8), images.shape[:3])
-    ours, moved = map(np.asarray, jax.jit(augment)(jax.random.key(3), images, labels))
+    ours, same = map(np.asarray, jax.jit(augment)(jax.random.key(3), images, labels))
+    np.testing.assert_array_equal(same, labels)
     pixels = np.rint(ours + np.array(MEAN_BGR, np.float32))[..., ::-1]
-    mirrored = moved[:, 0, 0] == 9
     radii = []
-    for image, label, result, mirror in zip(images, moved, pixels, mirrored, strict=True):
-        expected = Image.fromarray(image)
-        expected = np.asarray(ImageOps.mirror(expected) if mirror else expected)
-        assert np.array_equal(label, labels[0][:, ::-1] if mirror else labels[0])
-        fits = [radius for radius in RADII if np.array_equal(pillow_blur(expected, radius), result)]
+    for image, result in zip(images, pixels, strict=True):
+        fits = [radius for radius in RADII if np.array_equal(pillow_blur(image, radius), result)]
         assert fits
         radii.append(min(fits))
-    assert 0 < mirrored.sum() < 12
     assert 0 < np.count_nonzero(radii) < 12

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.check_parity import take_as_is
 from snr_jax.core import losses, optim, steps
 from snr_jax.core.state import create_state
+from snr_jax.parity.training import take_as_is
 from tests import torch_twin
 from tests.parity.pair import (
     QUICK,
