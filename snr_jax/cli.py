@@ -34,10 +34,12 @@ def run(
     argv: Sequence[str] | None,
     flag_values: flags.FlagValues,
     description: str,
-    command: Callable[[flags.FlagValues], int | None],
+    command: Callable[..., int | None],
+    arguments: Sequence[str] = (),
 ) -> int:
     """Parses `argv` (the process's own if None) and runs the command; the exit code.
 
+    command: takes the flags, and each of the named `arguments` that stand without a flag.
     A user's mistake is one line on stderr and code 2.
     """
     argv = list(sys.argv if argv is None else argv)
@@ -46,8 +48,7 @@ def run(
         if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
             print(f"{description.strip()}\n\nflags:\n{flag_values.get_help()}")
             return 0
-        _parse(argv, flag_values)
-        return command(flag_values)
+        return command(flag_values, *_parse(argv, flag_values, arguments))
 
     return run_command(parsed)
 
@@ -88,7 +89,10 @@ def _quiet_libraries() -> None:
     sys.unraisablehook = hook
 
 
-def _parse(argv: list[str], flag_values: flags.FlagValues) -> None:
+def _parse(
+    argv: list[str], flag_values: flags.FlagValues, arguments: Sequence[str]
+) -> list[str]:
+    """Sets the flags; what stands without one, a value for each name of `arguments`."""
     _reset(flag_values)
     _ARGV[:] = argv
     try:
@@ -108,8 +112,12 @@ def _parse(argv: list[str], flag_values: flags.FlagValues) -> None:
         lines = [line for line in str(error).splitlines() if line.strip()]
         head = lines[0].removesuffix(": Error whilst parsing config file:")
         raise UserError(f"{head}: {lines[-1].strip()}" if len(lines) > 1 else head) from None
-    if len(rest) > 1:
+    if not arguments and len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --, see --help")
+    if len(rest) - 1 != len(arguments):
+        raise UserError(f"expected {' '.join(arguments)}, got {' '.join(rest[1:]) or 'nothing'}; "
+                        "see --help")
+    return rest[1:]
 
 
 def _reset(flag_values: flags.FlagValues) -> None:

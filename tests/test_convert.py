@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -15,14 +16,17 @@ import torch
 from torch.nn import functional as F
 
 from scripts import convert_torch_ckpt
-from snr_jax.cli import run_command
+from snr_jax.core.errors import UserError
+from snr_jax.core.labels import class_names
 from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import initial_variables
 from snr_jax.core.torch_names import from_torch, to_torch
+from snr_jax.runs import network
 from snr_jax.runs.checkpoints import load_variables, save_variables
+from snr_jax.runs.conversion import fold_torchvision_input
 from tests import torch_twin
 
-TINY = {"stage_sizes": (1, 1, 1, 1), "width": 4, "num_classes": 5}
+TINY = {"stage_sizes": (1, 1, 1, 1), "width": 4, "num_classes": 13}
 SNR_NAMES = [*(f"IN{k}.{leaf}" for k in (1, 2, 3) for leaf in ("weight", "bias")),
              *(f"style_reid_laye{k}.fc{i}.{leaf}" for k in (1, 2, 3) for i in (1, 2)
                for leaf in ("weight", "bias"))]
@@ -48,10 +52,7 @@ def training_checkpoint(state_dict):
 def run(capsys, *args):
     """The exit code and the two streams."""
     capsys.readouterr()
-    try:
-        code = run_command(lambda: convert_torch_ckpt.main([str(arg) for arg in args]))
-    except SystemExit as exit:  # argparse
-        code = exit.code
+    code = convert_torch_ckpt.main(["convert_torch_ckpt", *map(str, args)])
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -92,7 +93,7 @@ def test_there_and_back(tmp_path, capsys, old, variant, training):
     content = training_checkpoint(original) if training else original
     code, out, err = convert(capsys, content, tmp_path, old=old)
     assert (code, err) == (0, "")
-    assert "heads for 5 classes" in out and f"norm_restitution {variant}" in out
+    assert "heads for 13 classes" in out and f"norm_restitution {variant}" in out
     variables, meta = load_variables(str(tmp_path / "out"))
     expected, _ = from_torch({name: value.numpy() for name, value in original.items()})
     np.testing.assert_array_equal(variables["params"]["layer3_0"]["conv2"]["kernel"],
@@ -209,7 +210,7 @@ def test_published_initial_weights(tmp_path, capsys):
     for i in range(4):
         body[f"Scale.layer5.conv2d_list.{i}.weight"] = torch.ones(21, 128, 3, 3)
         body[f"Scale.layer5.conv2d_list.{i}.bias"] = torch.ones(21)
-    code, out, err = convert(capsys, body, tmp_path, "--variant", "snr", "--num-classes", "13")
+    code, out, err = convert(capsys, body, tmp_path, "--variant", "snr", "--num_classes", "13")
     assert (code, err) == (0, "")
     assert "heads for no classes" in out
     assert "note: layer5 (21 classes) is the single head of another network" in out
@@ -229,9 +230,9 @@ def test_published_initial_weights(tmp_path, capsys):
 
 
 def test_another_class_count_needs_reset_heads(tmp_path, capsys):
-    refused(convert(capsys, twin(), tmp_path, "--num-classes", "19"), tmp_path,
-            "5 classes", "--num-classes asks for 19", "--reset-heads")
-    code, out, _ = convert(capsys, twin(), tmp_path, "--num-classes", "19", "--reset-heads")
+    refused(convert(capsys, twin(), tmp_path, "--num_classes", "19"), tmp_path,
+            "13 classes", "--num_classes asks for 19", "--reset_heads")
+    code, out, _ = convert(capsys, twin(), tmp_path, "--num_classes", "19", "--reset_heads")
     assert code == 0
     assert "unused, layer6 (main head): layer6.conv2d_list.0.weight, " in out
     assert "new, kept at initial values, layer6 (main head): layer6.conv2d_list.0.weight" in out
@@ -290,7 +291,7 @@ def test_torchvision_network_computes_with_its_own_stride(tmp_path, capsys):
 def test_torchvision_input_is_folded_exactly_inside_the_border():
     random = np.random.default_rng(0)
     state_dict = {name: value.double().numpy() for name, value in imagenet_classifier().items()}
-    folded = convert_torch_ckpt.fold_torchvision_input(state_dict)
+    folded = fold_torchvision_input(state_dict)
     rgb = random.integers(0, 256, (1, 3, 24, 32)).astype(np.float64)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     theirs = (rgb / 255 - mean[:, None, None]) / std[:, None, None]
@@ -362,6 +363,39 @@ def test_truncated_files(tmp_path, capsys, old, keep):
     source.write_bytes(data[:int(keep * len(data))])
     refused(run(capsys, source, tmp_path / "out"), tmp_path, "in.pth: not a whole PyTorch file",
             "truncated")
+
+
+def test_damage_in_a_zip_file_is_noticed(tmp_path, capsys):
+    """One bit of one weight: PyTorch itself reads on."""
+    source = tmp_path / "in.pth"
+    torch.save(twin(), source)
+    with zipfile.ZipFile(source) as archive:
+        member = max(archive.infolist(), key=lambda member: member.file_size)
+    data = bytearray(source.read_bytes())
+    place = data.index(twin()["layer4.0.conv2.weight"].numpy().tobytes())
+    data[place + 100] ^= 1
+    source.write_bytes(data)
+    torch.load(source, weights_only=True)
+    refused(run(capsys, source, tmp_path / "out"), tmp_path, "in.pth: the part ",
+            member.filename.split("/")[0], "checksum", "copy it again")
+
+
+def test_a_zip_file_without_checksums(tmp_path, capsys):
+    torch.serialization.set_crc32_options(False)
+    try:
+        code, out, _ = convert(capsys, twin(), tmp_path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert code == 0 and "PyTorch, without checksums" in out
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["old_format", "new_format"])
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_a_newer_pickle_protocol_gets_its_own_advice(tmp_path, capsys, old, protocol):
+    torch.save(training_checkpoint(twin()), tmp_path / "in.pth", pickle_protocol=protocol,
+               _use_new_zipfile_serialization=not old)
+    refused(run(capsys, tmp_path / "in.pth", tmp_path / "out"), tmp_path,
+            f"in.pth: written with pickle protocol {protocol}", "torch.save(content, file)")
 
 
 @pytest.mark.parametrize("data", [b"<!DOCTYPE html><html>sign in</html>" * 9, b"conv1 1 2 3\n" * 99,
@@ -439,11 +473,160 @@ def test_export_leaves_out_the_restitution_classifiers(tmp_path, capsys):
     torch_twin.DeepLab(**TINY).load_state_dict(exported, strict=True)
 
 
+def test_exporting_four_branches_is_asked_for(tmp_path, capsys):
+    """The published code sums 2 branches; the same weights would compute something else there."""
+    assert convert(capsys, twin(), tmp_path, "--head_branches", "4")[0] == 0
+    code, _, err = run(capsys, "--export", tmp_path / "out", tmp_path / "back.pth")
+    assert code == 2 and "head_branches=4" in err and "--allow_four_branches" in err
+    assert not (tmp_path / "back.pth").exists()
+    code, out, _ = run(capsys, "--export", tmp_path / "out", tmp_path / "back.pth",
+                       "--allow_four_branches")
+    assert code == 0 and "note: the heads sum 4 branches: right in ADVENT's code" in out
+    assert_same_tensors(torch.load(tmp_path / "back.pth", weights_only=True), twin())
+
+
+def outputs(folder, images):
+    """Logits of both heads of the converted network, [N,H,W,C]."""
+    variables, meta = load_variables(str(folder))
+    model = DeepLab(**meta["model"])
+    result = jax.jit(lambda v: model.apply(v, images, train=False))(variables)
+    return result.main, result.aux
+
+
+def test_four_branches_compute_what_the_twin_with_four_computes(tmp_path, capsys):
+    four = torch_twin.DeepLab(**TINY, head_branches=4).eval()
+    images = np.random.default_rng(0).normal(0, 50, (1, 33, 41, 3)).astype(np.float32)
+    code, out, _ = convert(capsys, four.state_dict(), tmp_path, "--head_branches", "4")
+    assert code == 0 and "head_branches=4" in out and "ADVENT" not in out
+    with torch.no_grad():
+        wanted = four(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    for got, want in zip(outputs(tmp_path / "out", images), wanted, strict=True):
+        want = want.numpy().transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+
+
+def test_nothing_in_a_file_says_how_many_branches_a_head_sums(tmp_path, capsys):
+    code, out, _ = convert(capsys, twin(), tmp_path)
+    assert code == 0 and "note: the heads sum 2 branches" in out
+    assert "convert ADVENT's files with --head_branches 4" in out
+    _, meta = load_variables(str(tmp_path / "out"))
+    assert meta["model"]["head_branches"] == 2
+    assert meta["source"]["heads"] == ["layer5", "layer6"]
+
+
+def test_a_file_without_layer5_is_read_as_advents(tmp_path, capsys):
+    single = {name: value for name, value in twin("none").items() if not name.startswith("layer5")}
+    code, out, _ = convert(capsys, single, tmp_path)
+    assert code == 0
+    assert "note: layer6 without layer5 is the form of ADVENT's single-level networks" in out
+    assert "--head_branches 2" not in out
+    _, meta = load_variables(str(tmp_path / "out"))
+    assert meta["model"]["head_branches"] == 4 and meta["source"]["heads"] == ["layer6"]
+    (tmp_path / "two").mkdir()
+    code, out, _ = convert(capsys, single, tmp_path / "two", "--head_branches", "2")
+    assert code == 0 and "note: --head_branches 2: a head of ADVENT computes something else" in out
+    _, meta = load_variables(str(tmp_path / "two" / "out"))
+    assert meta["model"]["head_branches"] == 2
+
+
+def test_training_on_with_other_branches_is_said(tmp_path, capsys):
+    assert convert(capsys, twin(), tmp_path, "--head_branches", "4")[0] == 0
+    (tmp_path / "new").mkdir()
+    assert convert(capsys, twin(), tmp_path / "new", "--reset_heads")[0] == 0
+    for folder, branches, said in (("out", 2, True), ("out", 4, False),
+                                   ("new/out", 2, False), ("new/out", 4, False)):
+        lines = []
+        model = DeepLab(**TINY, head_branches=branches)
+        network.initialize(model, 0, str(tmp_path / folder), lines.append)
+        warned = [line for line in lines if "--config.model.head_branches=4" in line]
+        assert bool(warned) == said, (folder, branches, lines)
+
+
+def test_new_heads_have_the_branches_that_are_asked_for(tmp_path, capsys):
+    for branches, folder in (("2", tmp_path / "two"), ("4", tmp_path / "four")):
+        folder.mkdir()
+        args = ("--reset_heads", *(("--head_branches", "4") if branches == "4" else ()))
+        code, out, _ = convert(capsys, twin(), folder, *args)
+        assert code == 0 and "ADVENT" not in out
+        _, meta = load_variables(str(folder / "out"))
+        assert meta["model"]["head_branches"] == int(branches)
+        assert meta["source"]["heads"] == []
+
+
+@pytest.mark.parametrize(("name", "value", "words"), [
+    ("layer2.0.conv1.weight", float("nan"), "NaN or infinity in layer2.0.conv1.weight"),
+    ("layer6.conv2d_list.1.bias", float("inf"), "NaN or infinity in layer6.conv2d_list.1.bias"),
+    ("layer3.0.bn2.running_var", -1e-3, "negative variances in layer3.0.bn2.running_var"),
+])
+def test_values_that_no_network_has_are_refused(tmp_path, capsys, name, value, words):
+    wrong = twin()
+    wrong[name] = wrong[name].clone()
+    wrong[name].view(-1)[-1] = value
+    refused(convert(capsys, wrong, tmp_path), tmp_path, "in.pth", words, "diverged")
+
+
+def test_values_that_are_left_out_may_be_anything(tmp_path, capsys):
+    wrong = twin() | {"layer6.conv2d_list.1.bias": torch.full((13,), float("nan"))}
+    wrong["bn1.running_mean"] = -torch.ones(4)
+    wrong["bn1.running_var"] = torch.zeros(4)
+    assert convert(capsys, wrong, tmp_path, "--reset_heads")[0] == 0
+
+
+def test_other_class_counts_need_names(tmp_path, capsys):
+    five = twin(num_classes=5)
+    refused(convert(capsys, five, tmp_path), tmp_path, "5 classes", "--class_names is missing")
+    for names in ("a,b,c,d", "a,b,c,d,d", "a,b,,d,e"):
+        refused(convert(capsys, five, tmp_path, "--class_names", names), tmp_path,
+                "5 different names", ", ".join(names.split(",")))
+    code, out, _ = convert(capsys, five, tmp_path, "--class_names", "a,b,c,d,big car")
+    assert code == 0 and "note: classes a, b, c, d, big car: recorded" in out
+    _, meta = load_variables(str(tmp_path / "out"))
+    assert meta["class_names"] == ["a", "b", "c", "d", "big car"]
+    named = r"5 classes \(a, b, c, d, big car\).*know the 19, 16 and 13 classes"
+    with pytest.raises(UserError, match=named):
+        network.load(str(tmp_path / "out"))
+    with pytest.raises(UserError, match=named):
+        network.initialize(DeepLab(**TINY), 0, str(tmp_path / "out"), [].append)
+    assert run(capsys, "--export", tmp_path / "out", tmp_path / "back.pth")[0] == 0
+    assert_same_tensors(torch.load(tmp_path / "back.pth", weights_only=True), five)
+
+
+def test_the_benchmarks_have_their_names(tmp_path, capsys):
+    refused(convert(capsys, twin(), tmp_path, "--class_names", "a,b"), tmp_path,
+            "13 classes are those of the benchmarks: road,sidewalk,building", "leave --class_names")
+    assert convert(capsys, twin(), tmp_path, "--class_names", ",".join(class_names(13)))[0] == 0
+    assert "class_names" not in load_variables(str(tmp_path / "out"))[1]
+
+
+def test_seed_of_the_initial_values(tmp_path, capsys):
+    kernels = []
+    for name, args in (("a", ()), ("b", ("--seed", "0")), ("c", ("--seed", "1"))):
+        (tmp_path / name).mkdir()
+        assert convert(capsys, twin(), tmp_path / name, "--reset_heads", *args)[0] == 0
+        variables, _ = load_variables(str(tmp_path / name / "out"))
+        kernels.append(variables["params"]["layer6"]["conv2d_list_0"]["kernel"])
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[0], kernels[2])
+
+
 def test_flags_of_the_other_direction_are_refused(tmp_path, capsys):
-    for args in (["--export", "--num-classes", "5"], ["--prefix", "module."],
-                 ["--num-classes", "0"]):
+    for args in (["--export", "--num_classes", "5"], ["--export", "--class_names", "a"],
+                 ["--export", "--variant", "snr"], ["--export", "--head_branches", "2"],
+                 ["--export", "--reset_heads"], ["--export", "--torchvision"],
+                 ["--export", "--seed", "0"], ["--prefix", "module."], ["--allow_four_branches"]):
         code, _, err = run(capsys, *args, tmp_path / "a", tmp_path / "b")
-        assert code == 2 and args[-2] in err and "usage" in err
+        flag = args[1] if args[0] == "--export" else args[0]
+        assert code == 2 and f"{flag}: not with" in err and err.count("\n") == 1
+
+
+def test_command_line(tmp_path, capsys):
+    for args, words in ((["--num_classes", "0", "a", "b"], "num_classes"),
+                        (["--num-classes", "5", "a", "b"], "num_classes"),
+                        (["--head_branches", "3", "a", "b"], "<2|4>"),
+                        (["a"], "expected IN OUT, got a"), ([], "got nothing"),
+                        (["a", "b", "c"], "expected IN OUT, got a b c")):
+        code, _, err = run(capsys, *args)
+        assert code == 2 and words in err and err.count("\n") == 1, err
 
 
 def test_the_script_runs_from_any_folder(tmp_path):

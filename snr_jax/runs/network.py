@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from snr_jax.core.errors import UserError
+from snr_jax.core.labels import classes
 from snr_jax.core.models.deeplab import ARCHITECTURE, DeepLab, architecture, check_architecture
 from snr_jax.core.state import initial_variables
 from snr_jax.core.torch_names import merge
@@ -41,9 +42,23 @@ def create_model(*, dtype: str = "float32", atrous: str = "auto", **arguments) -
 def load(checkpoint: Checkpoint | str, **options) -> tuple[DeepLab, dict, dict]:
     """Model, variables (numpy) and meta of a checkpoint; options as of `create_model`."""
     variables, meta = checkpoints.load_variables(checkpoint)
+    _require_known_classes(meta)
     model = create_model(**{key: meta["model"][key] for key in ARCHITECTURE}, **options)
     params = {k: v for k, v in variables["params"].items() if not k.startswith("restitution")}
     return model, {**variables, "params": params}, meta
+
+
+def _require_known_classes(meta: dict) -> None:
+    count = meta["model"]["num_classes"]
+    try:
+        classes(count)
+    except ValueError:
+        names = ", ".join(meta.get("class_names", ())) or "without names"
+        raise UserError(
+            f"the checkpoint has {count} classes ({names}); training, evaluation and prediction "
+            "know the 19, 16 and 13 classes of the benchmarks alone. To start from its backbone, "
+            "convert its PyTorch file again with --num_classes 19 --reset_heads"
+        ) from None
 
 
 def refuse_mismatch(path: str, have: dict, want: dict, allowed: tuple[str, ...] = ()) -> None:
@@ -75,6 +90,7 @@ def initialize(
         return initial
     found = checkpoints.find(init_from)
     loaded, meta = checkpoints.load_variables(found)
+    _require_known_classes(meta)
     want = architecture(model)
     # Branches and SNR change which parameters exist or are used, not what the others mean.
     allowed = ("head_branches",)
@@ -85,4 +101,9 @@ def initialize(
     log(f"initial values from {found.path}\n{account}")
     if account.missing:
         log(f"new, at their initial values: {', '.join(account.missing)}")
+    there, here = meta["model"]["head_branches"], model.head_branches
+    if there != here and meta.get("source", {}).get("heads") != []:  # [] where they are initial
+        log(f"WARNING: the heads of {init_from} were trained as sums of {there} branches and are "
+            f"used here as sums of {here}. Set --config.model.head_branches={there} to keep what "
+            "they compute")
     return variables
