@@ -73,17 +73,26 @@ def train(name, parallel, factory, *, sync_bn=True, **options):
 
 
 def forward(name, parallel):
-    """The real network in training mode: every batch norm is synchronised."""
-    model = network(dtype=jnp.float64, bn_axis_name=parallel.axis_name)
+    """The real network in training mode, and its gradients: every batch norm is synchronised."""
+    axis = parallel.axis_name
+    model = network(dtype=jnp.float64, bn_axis_name=axis)
 
     def run(variables, samples):
-        return model.apply(variables, samples["image"], train=True, mutable=["batch_stats"])
+        def part_of_sum(params):
+            output, moved = model.apply({**variables, "params": params}, samples["image"],
+                                        train=True, mutable=["batch_stats"])
+            return (output.main * samples["weights"]).sum(), (output.main, moved["batch_stats"])
+
+        gradients, (main, moved) = jax.grad(part_of_sum, has_aux=True)(variables["params"])
+        return main, moved, jax.lax.psum(gradients, axis) if axis else gradients
 
     wide = jax.tree.map(np.float64, variables(network()))
-    samples = parallel.shard({"image": np.float64(data()["source_image"])})
-    output, moved = jax.block_until_ready(parallel.compile(run)(parallel.replicate(wide), samples))
-    record(name, parallel.unreplicate(moved)["batch_stats"])
-    found[f"{name}/main"] = np.asarray(output.main).reshape(4, 33, 49, NUM_CLASSES)
+    weights = np.random.default_rng(8).normal(size=(4, 33, 49, NUM_CLASSES))
+    samples = parallel.shard({"image": np.float64(data()["source_image"]), "weights": weights})
+    main, *rest = jax.block_until_ready(parallel.compile(run)(parallel.replicate(wide), samples))
+    found[f"{name}/main"] = np.asarray(main).reshape(weights.shape)
+    for part, tree in zip(("moved", "gradients"), map(parallel.unreplicate, rest), strict=True):
+        record(f"{name}/{part}", tree)
 
 
 def evaluate(name, parallel):

@@ -41,6 +41,8 @@ def test_a_training_step_on_two_devices_equals_one(found, step):
 
 def test_every_batch_norm_of_the_network_sees_the_whole_batch(found):
     assert_equal(found, "forward", rtol=1e-6, atol=1e-8)
+    gradients = group(found, "one/forward/gradients/")
+    assert np.abs(gradients["layer2_0/bn1/scale"]).max() > 1e-3  # below four batch norms
 
 
 def test_the_steps_had_something_to_agree_on(found):
