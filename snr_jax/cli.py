@@ -12,6 +12,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from snr_jax.core.errors import UserError
+from snr_jax.runs.stopping import Stopped
 
 # What the system says of a disk or a path that the user chose, not of a fault in the program.
 _OF_THE_SYSTEM = (
@@ -54,7 +55,7 @@ def run(
 
 
 def run_command(command: Callable[[], int | None]) -> int:
-    """The exit code of a command: its own, 2 after a user's mistake, 130 after Ctrl-C."""
+    """The exit code of a command: its own, 2 after a user's mistake, 128 + N after signal N."""
     try:
         _quiet_libraries()
         return command() or 0
@@ -66,6 +67,9 @@ def run_command(command: Callable[[], int | None]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         remedy = "Choose another folder, or mend this and start the same command again"
         return _refuse(f"{where}{error.strerror}. {remedy}")
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr, flush=True)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return 130

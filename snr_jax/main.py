@@ -4,11 +4,13 @@
     python -m snr_jax.main --config configs/gta2city_uda.py --config.init_from=runs/gta5_dg
 
 Results go to --workdir, by default runs/gta5_dg and runs/gta2city_uda. The same command goes on
-with an interrupted run. Any key of the configuration can be set: --config.batch_size=2;
-configs/default.py lists every key. The recipe follows a colon (configs/gta5_dg.py:release).
+with an interrupted run; SIGTERM and Ctrl-C save the state first. Any key of the configuration can
+be set: --config.batch_size=2; configs/default.py lists every key. The recipe follows a colon
+(configs/gta5_dg.py:release).
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +18,7 @@ import jax
 from absl import flags
 
 from snr_jax import cli
+from snr_jax.runs import processes, stopping
 from snr_jax.runs.train import train
 
 FLAGS = flags.FlagValues()
@@ -34,20 +37,31 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("num_processes", None, "Of a run of several processes.", flag_values=FLAGS)
 flags.DEFINE_integer("process_id", None, "This process, from 0.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "join_timeout", 120, "Seconds to wait at the start for the other processes.", lower_bound=1,
+    flag_values=FLAGS,
+)
 
 
 def command(args: flags.FlagValues) -> None:
     config = cli.require(args, "config", "--config configs/gta5_dg.py")
+    number, index = args.num_processes, args.process_id
+    address = processes.check(args.coordinator, number, index)
     workdir = args.workdir or f"runs/{cli.config_name(args)}"
     if args.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(args.compilation_cache))
-    if args.coordinator:
-        jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
-    train(config, workdir)
+    if address is None:
+        with stopping.on_signals() as stop:
+            train(config, workdir, stop)
+        return
+    # JAX listens to SIGTERM itself, so that all processes stop at the same step.
+    interrupt = stopping.on_signals([signal.SIGINT], forward=signal.SIGTERM)
+    with interrupt, processes.joined(address, number, index, args.join_timeout):
+        train(config, workdir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(argv, FLAGS, __doc__, command)
+    return processes.leave(cli.run(argv, FLAGS, __doc__, command))
 
 
 if __name__ == "__main__":

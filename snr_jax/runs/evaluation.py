@@ -31,8 +31,13 @@ def evaluate(
     protocol: str = "network",
     flip: bool = False,
     log: Callable[[str], None] = print,
+    check: Callable[[], None] = lambda: None,
 ) -> dict:
-    """`metrics.report` over the samples. variables: on the devices, from `parallel.replicate`."""
+    """`metrics.report` over the samples.
+
+    variables: on the devices, from `parallel.replicate`. check: called between batches; it may
+    raise.
+    """
     step = _compiled_step(model, flip, parallel)
     batches = pipeline.eval_batches(
         samples, domain=domain, size=size, batch_size=batch_size,
@@ -48,6 +53,7 @@ def evaluate(
     last_line = start
     for count, arrays in pipeline.prefetch_to_device(batches, put):
         total += np.asarray(parallel.unreplicate(step(variables, arrays)))
+        check()
         done += count
         if time.monotonic() - last_line > 10:
             last_line = time.monotonic()

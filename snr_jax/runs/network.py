@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,11 @@ def initialize(
             "scripts/convert_torch_ckpt.py, then --config.init_from")
         return initial
     found = checkpoints.find(init_from)
+    if found.name.startswith("latest/") and found.path != Path(init_from).absolute():
+        raise UserError(
+            f"init_from: {init_from} is a run that has not finished. Finish it first (its own "
+            f"command goes on with it), or name its checkpoint: --config.init_from={found.path}"
+        )
     loaded, meta = checkpoints.load_variables(found)
     _require_known_classes(meta)
     want = architecture(model)

@@ -13,52 +13,72 @@ import optax
 from ml_collections import ConfigDict
 from orbax.checkpoint import CheckpointManager
 
-from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.state import TrainState, create_state, variable_shapes
 from snr_jax.data import pipeline
 from snr_jax.report import tables
-from snr_jax.runs import checkpoints, experiment, network, states, validation
+from snr_jax.runs import (
+    checkpoints,
+    experiment,
+    network,
+    processes,
+    progress,
+    states,
+    stopping,
+    validation,
+)
 from snr_jax.runs.experiment import Log, Split
-from snr_jax.runs.writer import Writer, create_writer
+from snr_jax.runs.stopping import Stop, Stopped, never
+from snr_jax.runs.writer import Writer, create_writer, read_scalars
 
 
-def train(config: ConfigDict, workdir: str) -> dict:
-    """Runs the experiment, or goes on with it, and returns {domain: metrics} of the last step."""
+def train(config: ConfigDict, workdir: str, stop: Stop = never) -> dict[str, dict]:
+    """Runs the experiment, or goes on with it: {domain: metrics} of the last step.
+
+    Raises `Stopped` once `stop` names a signal; what was done until then is saved. In a run of
+    several processes JAX is asked instead.
+    """
     log = partial(print, flush=True) if jax.process_index() == 0 else (lambda line: None)
     experiment.check(config)
+    with processes.locked_workdir(workdir, log):
+        return _train(config, workdir, stop, log)
+
+
+def _train(config: ConfigDict, workdir: str, stop: Stop, log: Log) -> dict[str, dict]:
     experiment.claim(config, workdir)
     parallel = create_parallel()
     splits = experiment.open_splits(config, log)
+    stopping.unless_asked(stop, "stopped before the network was made; nothing is lost")
     model = experiment.create_model(config, parallel)
     tx, schedule = experiment.create_optimizer(config)
     meta = partial(_meta, config, workdir, model)
     with states.open_manager(workdir, config.keep_checkpoints) as manager:
         state, resumed = _initial_state(config, model, tx, manager, log)
+        start = int(state.step)
         _announce(config, workdir, model, state, parallel, log)
-        with create_writer(workdir, resume_step=int(state.step) if resumed else 0) as writer:
+        stopping.unless_asked(stop, f"stopped before step {start + 1}; nothing is lost")
+        if start == config.num_steps and _validated(workdir, start):
+            log("the run is complete; nothing is written")
+            variables = parallel.replicate(state.variables)
+            results = _score(config, model, splits, parallel, log, variables)
+            log(tables.class_table(results))
+            return results
+        with create_writer(workdir, resume_step=start if resumed else 0) as writer:
             if not resumed:
                 writer.write_hparams(experiment.to_dict(config))
-            validate = partial(
-                _validate, config, workdir, model, splits, parallel, meta, writer, log
-            )
-            state, results = _loop(
+            results = _loop(
                 config, state, experiment.create_step(config, model, tx, parallel),
-                experiment.batches(config, splits, int(state.step)), parallel,
-                report=partial(_report, config.num_steps, schedule, manager, writer, log),
+                experiment.batches(config, splits, start), parallel,
+                report=partial(progress.report, config.num_steps, schedule, manager, writer, log),
                 save=lambda state: states.save_state(manager, state, meta(state)),
-                validate=validate, stopping=_stop_on_sigterm(manager), log=log,
+                validate=partial(
+                    _validate, config, workdir, model, splits, parallel, meta, writer, log, stop
+                ),
+                validated=_validated(workdir, start), asked=partial(_asked, stop, manager), log=log,
             )
-            host_state = parallel.unreplicate(state)
-            if int(host_state.step) < config.num_steps:
-                return {}
-            if not results:  # the run was complete already
-                results = validate(state, host_state)
-    final = checkpoints.folder(workdir, "final")
-    checkpoints.save_variables(final, host_state.variables, meta(host_state, results))
     log(tables.class_table(results))
-    log(f"done: {final}")
+    log(f"done: {checkpoints.folder(workdir, 'final')}")
     return results
 
 
@@ -134,12 +154,19 @@ def _loop(
     report: Callable[[int, Sequence[dict], float], None],
     save: Callable[[TrainState], None],
     validate: Callable[[TrainState, TrainState], dict[str, dict]],
-    stopping: Callable[[int], bool],
+    validated: bool,
+    asked: Callable[[int], signal.Signals | None],
     log: Log,
-) -> tuple[TrainState, dict[str, dict]]:
-    """The state on the devices at the end, and the scores of the last validation."""
-    step, results, pending = int(state.step), {}, []
-    state = parallel.replicate(state)
+) -> dict[str, dict]:
+    """The scores of the last step. validated: the state to begin with has been already."""
+
+    def due(every: int) -> bool:
+        return step % every == 0 or step == config.num_steps
+
+    step, pending, results = int(state.step), [], {}
+    host_state, state = state, parallel.replicate(state)
+    if step and due(config.eval_every_steps) and not validated:
+        results = validate(state, host_state)
     first, since, started = step + 1, time.monotonic(), step
     with contextlib.closing(pipeline.prefetch_to_device(host_batches, parallel.shard)) as batches:
         while step < config.num_steps:
@@ -151,11 +178,9 @@ def _loop(
             if step == first:
                 log(f"first step after {tables.format_duration(time.monotonic() - since)}")
                 since, started = time.monotonic(), step
-            last = step == config.num_steps
-            evaluating = step % config.eval_every_steps == 0 or last
-            stop = stopping(step)
-            saving = step % config.checkpoint_every_steps == 0 or evaluating or stop
-            if step % config.log_every_steps == 0 or saving:
+            signalled, evaluating = asked(step), due(config.eval_every_steps)
+            saving = evaluating or due(config.checkpoint_every_steps) or signalled
+            if saving or due(config.log_every_steps):
                 rate = (step - started) / max(time.monotonic() - since, 1e-9)
                 report(step, parallel.unreplicate(pending), rate)
                 pending = []
@@ -163,71 +188,28 @@ def _loop(
                 continue
             pause = time.monotonic()
             host_state = parallel.unreplicate(state)
-            if evaluating:  # before saving: a run killed meanwhile validates again
-                results = validate(state, host_state)
             save(host_state)
-            if stop and not last:
-                log(f"SIGTERM: saved step {step}; the same command goes on from there")
-                break
+            if signalled:
+                raise Stopped.by(
+                    signalled, f"step {step} is saved; the same command goes on from there"
+                )
+            if evaluating:  # after saving: a run stopped meanwhile goes on with it
+                results = validate(state, host_state)
             since += time.monotonic() - pause
-    return state, results
+    return results
 
 
-def _stop_on_sigterm(manager: CheckpointManager) -> Callable[[int], bool]:
-    asked = []
-    signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-
-    def stopping(step: int) -> bool:
-        # With several processes JAX takes SIGTERM itself, and all stop at the same step.
-        preempted = jax.process_count() > 1 and manager.reached_preemption(step)
-        return bool(asked) or preempted
-
-    return stopping
+def _asked(stop: Stop, manager: CheckpointManager, step: int) -> signal.Signals | None:
+    """The signal that asks to stop; of several processes JAX lets all know it at one step."""
+    if jax.process_count() == 1:
+        return stop()
+    return signal.SIGTERM if manager.reached_preemption(step) else None
 
 
-def _report(
-    num_steps: int,
-    schedule: optax.Schedule,
-    manager: CheckpointManager,
-    writer: Writer,
-    log: Log,
-    step: int,
-    metrics: Sequence[dict],
-    rate: float,
-) -> None:
-    """Means of the steps since the last line. A loss that is not finite stops the run."""
-    losses = [{name: float(value) for name, value in m.items()} for m in metrics]
-    _refuse_infinite(losses, step - len(losses) + 1, schedule, manager)
-    means = {name: np.mean([m[name] for m in losses]) for name in losses[0]}
-    scalars = {f"train/{name}": value for name, value in means.items()}
-    scalars["train/learning_rate"] = float(schedule(step - 1))
-    scalars["train/steps_per_second"] = rate
-    writer.write_scalars(step, scalars)
-    others = "".join(
-        f"  {name.removeprefix('loss_')} {value:.4f}"
-        for name, value in means.items() if name != "loss_source"
-    )
-    log(tables.progress_line(step, num_steps, rate, means["loss_source"]) + others)
-
-
-def _refuse_infinite(
-    losses: Sequence[dict[str, float]],
-    first: int,
-    schedule: optax.Schedule,
-    manager: CheckpointManager,
-) -> None:
-    for at, of_step in enumerate(losses, start=first):
-        bad = [name for name, value in of_step.items() if not np.isfinite(value)]
-        if bad:
-            # The state of the step before is what gave this loss.
-            good = [s for s in manager.all_steps() if s < at - 1]
-            good = f"{manager.directory}/{max(good)}" if good else "none yet"
-            raise UserError(
-                f"{bad[0]} is {of_step[bad[0]]} at step {at}, at the rate "
-                f"{float(schedule(at - 1)):.3g}. The last good checkpoint: {good}. Start anew "
-                "with a lower --config.optimizer.base_rate, or look at the data with "
-                "python -m snr_jax.data.doctor"
-            )
+def _validated(workdir: str, step: int) -> bool:
+    """Whether the validation of a step has ended: its scores are the last that it writes."""
+    scores = {k: v for k, v in read_scalars(workdir).items() if k.startswith("eval/")}
+    return any(step in steps for steps, _ in scores.values())
 
 
 def _validate(
@@ -239,22 +221,42 @@ def _validate(
     meta: Callable[[TrainState, dict], dict],
     writer: Writer,
     log: Log,
+    stop: Stop,
     state: TrainState,
     host_state: TrainState,
 ) -> dict[str, dict]:
-    """Scores both domains, writes scores and pictures, keeps the best by each."""
+    """Scores both domains, keeps what is the best by each, or final, and writes what it found."""
     start, step = time.monotonic(), int(host_state.step)
-    results = validation.score(
-        model, state.variables, splits, parallel=parallel,
-        batch_size=config.eval.batch_size, flip=config.eval.flip, log=log,
+    kept = f"stopped in the validation of step {step}, which is saved; the same command goes on"
+    results = _score(
+        config, model, splits, parallel, log, state.variables,
+        check=lambda: stopping.unless_asked(stop, kept),
     )
-    for name, scores in results.items():
-        writer.write_scalars(step, validation.scalars(name, scores))
+    described = meta(host_state, results)
+    validation.keep_best(workdir, splits, host_state.variables, described, log)
+    if step == config.num_steps:
+        final = checkpoints.folder(workdir, "final")
+        checkpoints.save_variables(final, host_state.variables, described)
     if jax.process_index() == 0:
         count = config.eval.num_pictures
         writer.write_images(step, validation.draw(model, host_state.variables, splits, count))
+    writer.write_scalars(step, validation.scalars(results))
     writer.flush()
-    validation.keep_best(workdir, splits, host_state.variables, meta(host_state, results), log)
     table = ", ".join(f"{name} mIoU {tables.percent(s['miou'])}" for name, s in results.items())
     log(f"step {step}: {table} ({tables.format_duration(time.monotonic() - start)})")
     return results
+
+
+def _score(
+    config: ConfigDict,
+    model: DeepLab,
+    splits: dict[str, Split],
+    parallel: Parallel,
+    log: Log,
+    variables: dict,
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, dict]:
+    return validation.score(
+        model, variables, splits, parallel=parallel,
+        batch_size=config.eval.batch_size, flip=config.eval.flip, log=log, check=check,
+    )

@@ -1,7 +1,7 @@
 """One validation: scores, pictures of predictions, and the best variables so far."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -25,17 +25,19 @@ def score(
     batch_size: int,
     flip: bool,
     log: Log,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, dict]:
     """`metrics.report` of every split that is scored, by its name.
 
-    variables: on the devices, from `parallel.replicate`.
+    variables: on the devices, from `parallel.replicate`. check: called between batches; it may
+    raise.
     """
     # A module without restitution classifiers and axis: evaluation needs neither.
     model = model.clone(restitution_heads=False, bn_axis_name=None)
     return {
         split.name: evaluate(
             model, variables, split.samples, domain=split.domain, size=split.size,
-            parallel=parallel, batch_size=batch_size, flip=flip, log=log,
+            parallel=parallel, batch_size=batch_size, flip=flip, log=log, check=check,
         )
         for role, split in splits.items() if role in BEST
     }
@@ -57,11 +59,14 @@ def draw(
     }
 
 
-def scalars(split: str, scores: Mapping) -> dict[str, float]:
-    """What is written of one split's scores, by the names of the metrics."""
-    prefix = f"eval/{split}/network"
-    by_class = {f"{prefix}/iou/{name}": value for name, value in scores["iou"].items()}
-    return by_class | {f"{prefix}/{key}": scores[key] for key in scores if key != "iou"}
+def scalars(results: Mapping[str, Mapping]) -> dict[str, float]:
+    """What is written of the scores, by the names of the metrics."""
+    found = {}
+    for split, scores in results.items():
+        prefix = f"eval/{split}/network"
+        found |= {f"{prefix}/iou/{name}": value for name, value in scores["iou"].items()}
+        found |= {f"{prefix}/{key}": value for key, value in scores.items() if key != "iou"}
+    return found
 
 
 def is_better(best: Mapping, new: Mapping, domain: str) -> bool:

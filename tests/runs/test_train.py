@@ -90,7 +90,7 @@ def test_killed_twice_and_started_again_equals_no_interruption(
     assert losses_of(workdir) == losses_of(adapted.workdir)
     assert [step for step, *_ in losses_of(workdir)] == list(range(1, 21))
     evaluated = [line["step"] for line in lines_of(workdir) if "train/loss_source" not in line]
-    assert evaluated == [10, 10, 20, 20]
+    assert evaluated == [10, 20]
     for name in checkpoints.NAMES:
         ours, theirs = (checkpoints.find(checkpoints.folder(w, name)).meta
                         for w in (workdir, adapted.workdir))
@@ -106,12 +106,11 @@ def test_sigterm_saves_and_the_same_command_goes_on(generalised, process, comman
     metrics = workdir / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2, running)
     running.terminate()
-    out, err = running.communicate(timeout=300)
-    assert running.returncode == 0, err
-    assert "Traceback" not in err
+    _, err = running.communicate(timeout=300)
+    assert running.returncode == 143, err
     step = losses_of(workdir)[-1][0]
     assert 2 <= step < 20
-    assert f"SIGTERM: saved step {step}; the same command goes on" in out
+    assert err == f"SIGTERM: step {step} is saved; the same command goes on from there\n"
     result = command("main", *arguments)
     assert f"going on from the checkpoint of step {step} " in result.out
     assert f"steps             {step} → 20" in result.out

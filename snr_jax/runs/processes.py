@@ -1,0 +1,168 @@
+"""A run of several processes: how they find each other, and how one leaves."""
+
+import ipaddress
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from snr_jax.core.errors import UserError
+from snr_jax.runs import last_words, lock
+from snr_jax.runs.stopping import Stopped
+
+SILENCE_SECONDS = 60  # a process that gives no sign for so long counts as gone
+TOGETHER = (0, 128 + signal.SIGTERM)  # the exit codes with which all processes end at one step
+COLLECTIVE = ("Gloo", "NCCL", "oordination", "Connection closed by peer")  # in JAX's errors
+WORKDIR_SECONDS = 20.0  # a network file system may show a new file so late
+TOKEN_BYTES = 16
+
+Address = tuple[str, int]
+
+
+def check(coordinator: str | None, number: int | None, index: int | None) -> Address | None:
+    """Host and port of --coordinator, None in a run of one process.
+
+    Raises UserError for flags of --coordinator, --num_processes, --process_id that are missing
+    or cannot be meant.
+    """
+    example = "--coordinator HOST:PORT --num_processes 2 --process_id 0"
+    if coordinator is None:
+        given = {"num_processes": number, "process_id": index}
+        for name, value in given.items():
+            if value is not None:
+                raise UserError(f"--{name} without --coordinator; expected {example}")
+        return None
+    if number is None or index is None:
+        missing = "num_processes" if number is None else "process_id"
+        raise UserError(f"--coordinator without --{missing}; expected {example}")
+    if not 0 <= index < number:
+        raise UserError(
+            f"--process_id is {index} of --num_processes {number}; expected 0 to {number - 1}"
+        )
+    host, _, port = coordinator.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator is {coordinator!r}; expected {example}")
+    _resolve((host, int(port)))
+    return host, int(port)
+
+
+def _resolve(address: Address) -> list[tuple]:
+    try:
+        return socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"--coordinator: the host {address[0]!r} is not found ({error}). Give the name or the "
+            "IP address of the machine of process 0"
+        ) from None
+
+
+@contextmanager
+def joined(address: Address, number: int, index: int, timeout: int) -> Iterator[None]:
+    """Within the block this process is one of the run's.
+
+    timeout: seconds to wait for the others. Raises UserError where JAX cannot begin, `Stopped`
+    where a collective operation has lost another process.
+    """
+    last_words.redirect_stderr()
+    host, port = address
+    name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    bind = _bind_address(address, name) if index == 0 else None
+    try:
+        jax.distributed.initialize(
+            name, number, index, coordinator_bind_address=bind, initialization_timeout=timeout,
+            heartbeat_timeout_seconds=SILENCE_SECONDS, shutdown_timeout_seconds=SILENCE_SECONDS,
+        )
+    except Exception as error:
+        raise UserError(f"--coordinator {name}: {error}") from error
+    try:
+        yield
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        if not any(word in str(error) for word in COLLECTIVE):
+            raise
+        raise Stopped(last_words.GONE, exit_code=1) from error
+
+
+def leave(code: int) -> int:
+    """The exit code of a process; after an error of one of several it ends here.
+
+    JAX's farewell would wait for the others, and they for this one.
+    """
+    if jax.distributed.is_initialized() and code not in TOGETHER:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if jax.process_index() == 0:  # it holds JAX's service: the others tell their errors first
+            time.sleep(2)
+        os._exit(code)
+    return code
+
+
+def _bind_address(address: Address, name: str) -> str:
+    """Where process 0 listens: on the address given alone, since JAX asks nobody who they are.
+
+    A machine's own name often stands for a loopback address on that machine; then on all.
+    """
+    host, port = address
+    found = _resolve(address)
+    local = all(ipaddress.ip_address(info[4][0].split("%")[0]).is_loopback for info in found)
+    literal = host == "localhost" or host.replace(".", "").isdecimal() or ":" in host
+    if local and not literal:
+        return f"[::]:{port}"
+    family, kind, _, _, where = found[0]
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(where)
+        except OSError as error:
+            raise UserError(
+                f"--coordinator {name}: process 0 cannot listen there ({error.strerror}). Give an "
+                "address of its machine and a free port"
+            ) from None
+    return name
+
+
+# ---------------------------------------------------------------- one folder for all
+
+
+@contextmanager
+def locked_workdir(workdir: str, log: Callable[[str], None]) -> Iterator[None]:
+    """`lock.locked` by process 0, after which all processes have seen that it is the same folder.
+
+    Raises UserError where the folder is in use, and in all processes where one does not see it.
+    """
+    first = jax.process_index() == 0
+    token = secrets.token_bytes(TOKEN_BYTES) if first else bytes(TOKEN_BYTES)
+    with lock.locked(workdir, token.hex(), log) if first else nullcontext():
+        if jax.process_count() > 1:
+            _agree(workdir, token)
+        yield
+
+
+def _agree(workdir: str, token: bytes) -> None:
+    shared = multihost_utils.broadcast_one_to_all(np.frombuffer(token, np.uint8))
+    seen = jax.process_index() == 0 or _wait_for(workdir, shared.tobytes().hex())
+    hosts = multihost_utils.process_allgather(np.array([seen]))
+    blind = np.flatnonzero(~hosts.reshape(-1)).tolist()
+    if blind:
+        raise UserError(
+            f"not all processes see the same folder: process {', '.join(map(str, blind))} does not "
+            f"find the lock of process 0 in {os.path.abspath(workdir)}. All processes of a run "
+            "need the same --workdir, on a file system that all share"
+        )
+
+
+def _wait_for(workdir: str, token: str) -> bool:
+    end = time.monotonic() + WORKDIR_SECONDS
+    while lock.read(workdir).get("token") != token:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
