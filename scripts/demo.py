@@ -20,11 +20,11 @@ from configs import toy_dg, toy_uda
 from snr_jax.cli import run_command
 from snr_jax.data import domains
 from snr_jax.report import tables
-from snr_jax.report.html import write_html
+from snr_jax.report.html import render
 from snr_jax.runs import checkpoints, network
 from snr_jax.runs.evaluation import pictures
 from snr_jax.runs.study import VARIANTS, draw_data, run
-from snr_jax.runs.writer import read_scalars
+from snr_jax.runs.writer import read_scalars, write_text
 
 NAMES = {"plain": "plain", "SNR": "snr", "SNR-MaxSquare": "snr_maxsquare"}  # run → its folder
 NUM_PICTURES = 6
@@ -80,8 +80,7 @@ def _write_report(out: Path, root: Path, style: str, results: dict, seconds: flo
             "target mIoU": "eval/cityscapes/network/miou",
         }.items()
     }
-    write_html(
-        out / "report.html",
+    write_text(out / "report.html", render(
         title="From one domain to another",
         lead=f"A small network learns to segment drawn streets; the target shows other streets "
         f"at {style}. SNR sees no target image, MaxSquare sees them without labels.",
@@ -100,7 +99,7 @@ def _write_report(out: Path, root: Path, style: str, results: dict, seconds: flo
             "data": f"{toy_dg.NUM_TRAIN} training and {toy_dg.NUM_VAL} validation images per "
             "domain, drawn by snr_jax/toy/writer.py, 96x192 for the network",
         },
-    )
+    ))
 
 
 if __name__ == "__main__":

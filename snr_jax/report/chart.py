@@ -1,12 +1,26 @@
 """Line charts as SVG that lives inside a page and takes the page's fonts and colours."""
 
-import math
+import io
+import re
 from collections.abc import Mapping, Sequence
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
-LEFT, TOP, RIGHT, BOTTOM, WIDTH, HEIGHT = 46, 10, 460, 232, 480, 272
+# matplotlib takes no CSS colour; these numbers stand for them until the SVG is written.
+AXIS, GRID = "var(--soft)", "var(--line)"
+STYLE = {
+    "axes.autolimit_mode": "round_numbers",
+    "axes.xmargin": 0,
+    "axes.ymargin": 0,
+    "font.size": 8.6,  # of 345.6 points of width
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "snr_jax",  # names inside do not change from one drawing to the next
+}
 
 
 def line_chart(curves: Mapping[str, Curve], colors: Sequence[str]) -> str:
@@ -14,59 +28,53 @@ def line_chart(curves: Mapping[str, Curve], colors: Sequence[str]) -> str:
 
     Values that are not finite are left out. A curve of at most 20 points has them marked; one
     of 40 or more is drawn faint under its moving average over a twentieth of its length. The
-    page styles `svg text`, `.grid`, `polyline` and `.faint`.
+    page defines the colours --soft of the text and --line of the grid.
     """
-    points = []
-    for steps, values in curves.values():
-        steps, values = np.asarray(steps, float), np.asarray(values, float)
-        points.append((steps[np.isfinite(values)], values[np.isfinite(values)]))
-    all_steps, all_values = (np.concatenate([[0.0], *(p[i] for p in points)]) for i in (0, 1))
-    if len(all_values) > 1 and all_values[1:].max() < 0:
-        all_values = all_values[1:]  # the axis of values starts at zero unless all are negative
-    xs = _ticks(all_steps.min(), all_steps.max())
-    ys = _ticks(all_values.min(), all_values.max())
-
-    def x_of(step: float) -> str:
-        return f"{LEFT + (step - xs[0]) / (xs[-1] - xs[0]) * (RIGHT - LEFT):.1f}"
-
-    def y_of(value: float) -> str:
-        return f"{BOTTOM - (value - ys[0]) / (ys[-1] - ys[0]) * (BOTTOM - TOP):.1f}"
-
-    def line(steps: np.ndarray, values: np.ndarray, style: str) -> str:
-        path = " ".join(f"{x_of(s)},{y_of(v)}" for s, v in zip(steps, values))
-        return f'<polyline points="{path}" {style}/>'
-
-    marks = []
-    for y in ys:
-        marks.append(f'<path class="grid" d="M{LEFT} {y_of(y)}H{RIGHT}"/>')
-        marks.append(_label(LEFT - 7, float(y_of(y)) + 4, "end", f"{y:.4g}"))
-    marks += [_label(x_of(x), BOTTOM + 19, "middle", f"{x:.6g}") for x in xs]
-    marks.append(_label(RIGHT, BOTTOM + 36, "end", "step"))
-    for (steps, values), color in zip(points, colors):
-        style = f'style="stroke:{color}"'
-        window = len(values) // 20
-        if window > 1:
-            marks.append(line(steps, values, f'class="faint" {style}'))
-            kernel = np.ones(window)
-            count = np.convolve(np.ones_like(values), kernel, "same")
-            values = np.convolve(values, kernel, "same") / count
-        marks.append(line(steps, values, style))
-        if len(values) <= 20:
-            dot = f'r="3" style="fill:{color}"'
-            marks += [
-                f'<circle cx="{x_of(s)}" cy="{y_of(v)}" {dot}/>' for s, v in zip(steps, values)
-            ]
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}">{"".join(marks)}</svg>'
+    # matplotlib takes no CSS: a number stands for each colour until the SVG is written.
+    numbers = {css: f"#0102{i:02x}" for i, css in enumerate(dict.fromkeys([AXIS, GRID, *colors]))}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.8, 2.72), layout="constrained")
+        axes = figure.add_subplot(frame_on=False)
+        shown = [
+            _draw(axes, steps, values, numbers[color])
+            for (steps, values), color in zip(curves.values(), colors, strict=True)
+        ]
+        highest = max((max(values) for values in shown if len(values)), default=0)
+        # The axis of values starts at zero unless all are negative.
+        axes.update_datalim([(0, min(highest, 0))])
+        axes.autoscale_view()
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+            axis.set_major_formatter("{x:.6g}")
+        axes.tick_params(length=0, pad=6, labelcolor=numbers[AXIS])
+        axes.grid(axis="y", color=numbers[GRID], linewidth=0.75, clip_on=False)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("step", loc="right", labelpad=2, color=numbers[AXIS])
+        buffer = io.StringIO()
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    svg = buffer.getvalue()
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :])  # a page needs none
+    for css, number in numbers.items():
+        svg = svg.replace(number, css)
+    return svg
 
 
-def _label(x: float | str, y: float, anchor: str, text: str) -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>'
+def _draw(axes: Axes, steps: Sequence[float], values: Sequence[float], color: str) -> np.ndarray:
+    """Draws one curve; its finite values."""
+    steps, values = np.asarray(steps, float), np.asarray(values, float)
+    steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]
+    window = len(values) // 20
+    smooth = values
+    if window > 1:
+        axes.plot(steps, values, color=color, linewidth=0.75, alpha=0.3, clip_on=False)
+        smooth = _moving_average(values, window)
+    marker = "o" if len(values) <= 20 else None
+    axes.plot(steps, smooth, color=color, marker=marker, markersize=4, clip_on=False)
+    return values
 
 
-def _ticks(low: float, high: float) -> np.ndarray:
-    """Round numbers, 1, 2 or 5 times a power of ten apart, that enclose low and high."""
-    rough = (high - low if high > low else 1.0) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = power * next(m for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return step * np.arange(first, max(last, first + 1) + 1)
+def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean over `window` values around each; fewer at the ends."""
+    kernel = np.ones(window)
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
