@@ -3,27 +3,31 @@
     python -m snr_jax.evaluate --config configs/gta5_dg.py --checkpoint runs/gta5_dg
 
 Both protocols ("network": labels at the network's size; "full": logits upsampled to the labels'
-own size), each without and with the mirrored image. Needs the labels of the split.
+own size), each without and with the mirrored image. Needs the labels of the split. Written:
+evaluation.json, where every score carries its settings, and predictions.png.
 """
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from absl import flags
-from PIL import Image
 
 from snr_jax import cli
+from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import architecture
 from snr_jax.core.parallel import create_parallel
 from snr_jax.data import domains
 from snr_jax.report.pictures import panel
 from snr_jax.report.tables import class_table, percent
-from snr_jax.runs import checkpoints, network
+from snr_jax.runs import checkpoints, experiment, network
 from snr_jax.runs.checkpoints import Checkpoint
-from snr_jax.runs.evaluation import PROTOCOLS, evaluate, pictures
-from snr_jax.runs.experiment import to_dict
+from snr_jax.runs.evaluation import PROTOCOLS, differences, evaluate, pictures
+from snr_jax.runs.photos import write_png
 from snr_jax.runs.writer import write_text
 
 FLAGS = flags.FlagValues()
@@ -43,56 +47,92 @@ flags.DEFINE_enum(
     "flip", "both", ["no", "yes", "both"], "Average with the mirror.",
     flag_values=FLAGS,
 )
-flags.DEFINE_integer("max_images", 0, "In the order of the ids; 0: all.", flag_values=FLAGS)
-flags.DEFINE_integer("pictures", 4, "Predictions to draw; 0: none.", flag_values=FLAGS)
-
-
-def _default_out(checkpoint: Checkpoint, domain: str) -> str:
-    """RUN/evaluation/final/target; outside of a run, a folder beside the checkpoint."""
-    if checkpoint.run:
-        return str(checkpoint.run / "evaluation" / checkpoint.name / domain)
-    return str(checkpoint.path.with_name(f"{checkpoint.name}_evaluation") / domain)
+flags.DEFINE_integer(
+    "max_images", 0, "In the order of the ids; 0: all.", lower_bound=0, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "pictures", 4, "Predictions to draw; 0: none.", lower_bound=0, flag_values=FLAGS
+)
 
 
 def command(args: flags.FlagValues) -> None:
     config = cli.require(args, "config", "--config configs/gta5_dg.py")
-    checkpoint = checkpoints.find(cli.require(args, "checkpoint", "--checkpoint runs/gta5_dg"))
+    where = cli.require(args, "checkpoint", "--checkpoint runs/gta5_dg")
+    experiment.check(config)
+    checkpoint = checkpoints.find(where)
+    out = Path(args.out or _default_out(checkpoint, args.domain))
+    _refuse_unwritable(out)
     options = {"dtype": config.model.dtype, "atrous": config.model.atrous}
     model, variables, meta = network.load(checkpoint, **options)
     want = {"num_classes": config.num_classes, **config.model}
     network.refuse_mismatch(str(checkpoint.path), meta["model"], want)
     place = config[args.domain]
     split = args.split or place.val_split
+    if not split:
+        raise UserError(f"{args.domain}.val_split is empty; choose one, as --split val")
     directory = os.path.join(config.data.root, place.dir)
     samples, notes = domains.list_samples(place.domain, directory, split)
     samples = samples[: args.max_images or None]
-    out = args.out or _default_out(checkpoint, args.domain)
     parallel = create_parallel()
     print(f"{checkpoint.path} on {place.domain}/{split}: {len(samples)} images "
           f"({'; '.join(notes) or directory}); results go to {out}", flush=True)
+    for note in differences(meta, config):
+        print(f"note: {note}", flush=True)
     on_devices = parallel.replicate(variables)
     common = {"domain": place.domain, "size": tuple(place.size)}
     results = {}
     for protocol in PROTOCOLS if args.protocol == "both" else (args.protocol,):
         for flip in {"both": (False, True), "no": (False,), "yes": (True,)}[args.flip]:
             name = protocol + ("+flip" if flip else "")
-            results[name] = evaluate(
+            scores = evaluate(
                 model, on_devices, samples, parallel=parallel, protocol=protocol, flip=flip,
                 batch_size=config.eval.batch_size, **common,
             )
-            print(f"{name}: mIoU {percent(results[name]['miou'])}", flush=True)
+            if math.isnan(scores["miou"]):
+                raise UserError(f"no label of {place.domain}/{split} in {directory} holds a pixel "
+                                "of the classes that are scored; look at the data with "
+                                "python -m snr_jax.data.doctor")
+            settings = {"protocol": protocol, "flip": flip, **common, "split": split,
+                        "images": len(samples), "step": checkpoint.step}
+            results[name] = {"settings": settings, **scores}
+            print(f"{name}: mIoU {percent(scores['miou'])}{_on_13(scores)}", flush=True)
     print(class_table(results))
     record = {
         "checkpoint": str(checkpoint.path), "trained": meta.get("source"),
-        "model": architecture(model), "domain": place.domain, "split": split,
-        "images": len(samples), "size": tuple(place.size), "config": to_dict(config),
+        "model": architecture(model), "config": experiment.to_dict(config),
         "results": results,
     }
-    write_text(os.path.join(out, "evaluation.json"), json.dumps(record, indent=1))
+    write_text(out / "evaluation.json", json.dumps(_finite(record), indent=1))
     if args.pictures:
         rows = pictures(model, variables, samples[: args.pictures], **common)
-        Image.fromarray(panel(rows)).save(os.path.join(out, "predictions.png"))
+        write_png(panel(rows), out / "predictions.png")
     print(f"written: {out}")
+
+
+def _default_out(checkpoint: Checkpoint, domain: str) -> Path:
+    """RUN/evaluation/final/target; outside of a run, a folder beside the checkpoint."""
+    if checkpoint.run:
+        return checkpoint.run / "evaluation" / checkpoint.name / domain
+    return checkpoint.path.with_name(f"{checkpoint.name}_evaluation") / domain
+
+
+def _refuse_unwritable(out: Path) -> None:
+    """UserError now rather than after an hour of scoring."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"--out {out}: {there} is no folder that can be written to; choose another")
+
+
+def _on_13(scores: dict) -> str:
+    """A network of 16 classes is also scored on the 13 of them that all papers have."""
+    return f", of 13 classes {percent(scores['miou_13'])}" if "miou_13" in scores else ""
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN, the score of a class without pixels: null."""
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,8 +10,8 @@ An image that cannot be read is left out and named at the end; the exit code is 
 """
 
 import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from absl import flags
 
 from snr_jax import cli
 from snr_jax.core.errors import UserError
-from snr_jax.report.tables import format_duration
+from snr_jax.core.progress import make_progress
 from snr_jax.runs import checkpoints, network
 from snr_jax.runs.photos import find_images, read_image, result_names, write_results
 from snr_jax.runs.prediction import create_network, segment
@@ -82,7 +82,7 @@ def command(args: flags.FlagValues) -> int:
     if size or tile:  # that it does not fit is told before the first image
         net(*(size or tile))
     failures = []
-    start = last_line = time.monotonic()
+    show = make_progress("images", partial(print, flush=True), every_seconds=5)
     for done, (path, name) in enumerate(zip(paths, result_names(paths), strict=True), start=1):
         try:
             image = read_image(path)
@@ -95,11 +95,7 @@ def command(args: flags.FlagValues) -> int:
         else:
             confidence = confidence if args.confidence else None
             write_results(out / name, np.asarray(image), classes, confidence, model.num_classes)
-        if time.monotonic() - last_line > 5 or done == len(paths):
-            last_line = time.monotonic()
-            rate = done / (last_line - start)
-            left = format_duration((len(paths) - done) / rate)
-            print(f"{done}/{len(paths)} images, {rate:.2f}/s, {left} left", flush=True)
+        show(done, len(paths))
     if failures:
         print(f"error: {len(failures)} of {len(paths)} images have no result:", file=sys.stderr)
         print("\n".join(f"  {failure}" for failure in failures), file=sys.stderr, flush=True)

@@ -7,14 +7,15 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from snr_jax.core import metrics
 from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.parallel import Parallel
+from snr_jax.core.progress import progress_text
 from snr_jax.core.steps import make_eval_step, make_predict_step
 from snr_jax.data import domains, pipeline
 from snr_jax.report.pictures import colorize
-from snr_jax.report.tables import format_duration
 
 PROTOCOLS = ("network", "full")
 
@@ -35,16 +36,17 @@ def evaluate(
 ) -> dict:
     """`metrics.report` over the samples.
 
-    variables: on the devices, from `parallel.replicate`. check: called between batches; it may
-    raise.
+    variables: on the devices, from `parallel.replicate`. batch_size: images over all devices,
+    rounded up to a multiple of them. check: called between batches; it may raise.
     """
     step = _compiled_step(model, flip, parallel)
+    batch_size += -batch_size % parallel.num_devices
     batches = pipeline.eval_batches(
         samples, domain=domain, size=size, batch_size=batch_size,
         num_classes=model.num_classes, label_size=protocol,
     )
 
-    def put(batch):
+    def put(batch: dict) -> tuple[int, dict]:
         arrays = {key: batch[key] for key in ("image", "label", "valid")}
         return int(batch["valid"].sum()), parallel.shard(arrays)
 
@@ -58,9 +60,29 @@ def evaluate(
         if time.monotonic() - last_line > 10:
             last_line = time.monotonic()
             rate = done / (last_line - start)
-            left = format_duration((len(samples) - done) / rate)
-            log(f"{domain}, {protocol}: {done}/{len(samples)} images, {rate:.1f}/s, {left} left")
+            log(progress_text(f"{domain}, {protocol}: images", done, len(samples), rate))
     return metrics.report(total)
+
+
+def differences(meta: dict, config: ConfigDict) -> list[str]:
+    """In words, where a configuration is not that of the checkpoint's training.
+
+    The network fits all the same (`network.refuse_mismatch`), but the user may not mean it.
+    """
+    source = meta.get("source", {})
+    pairs = {
+        "recipe": (source.get("recipe"), config.recipe),
+        "target.size": (source.get("input_size"), config.target.size),
+    }
+    return [
+        f"the network was trained with {key} {_shown(there)}, the configuration has {_shown(here)}"
+        for key, (there, here) in pairs.items()
+        if there is not None and _shown(there) != _shown(here)
+    ]
+
+
+def _shown(value: str | Sequence[int]) -> str:
+    return value if isinstance(value, str) else "x".join(map(str, value))
 
 
 @lru_cache(maxsize=8)

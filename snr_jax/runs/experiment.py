@@ -72,15 +72,21 @@ def check(config: ConfigDict) -> None:
             f"--config.optimizer.schedule_steps to at least that (now "
             f"{config.optimizer.schedule_steps})"
         )
-    devices = jax.device_count()
-    sizes = {"batch_size": config.batch_size, "eval.batch_size": config.eval.batch_size}
-    for key, size in sizes.items():
-        if size < 1 or size % devices:
-            raise UserError(f"{key} is {size}; expected a multiple of the {devices} devices. Set "
-                            f"--config.{key}={max(devices, size - size % devices)}")
     for key in ("num_steps", "log_every_steps", "eval_every_steps", "checkpoint_every_steps"):
         if config[key] < 1:
             raise UserError(f"{key} is {config[key]}; expected at least 1")
+    for key, size in (("batch_size", config.batch_size),
+                      ("eval.batch_size", config.eval.batch_size)):
+        if size < 1:
+            raise UserError(f"{key} is {size}; expected at least 1")
+
+
+def check_devices(config: ConfigDict) -> None:
+    """Raises UserError if the training batch cannot be shared out evenly."""
+    size, devices = config.batch_size, jax.device_count()
+    if size % devices:
+        raise UserError(f"batch_size is {size}; expected a multiple of the {devices} devices. Set "
+                        f"--config.batch_size={max(devices, size - size % devices)}")
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

@@ -115,7 +115,7 @@ def write_results(
     if confidence is not None:
         pictures["confidence"] = _strips(lambda p: np.rint(p * 255).astype(np.uint8), confidence)
     for kind, array in pictures.items():
-        _write_png(array, prefix.with_name(f"{prefix.name}_{kind}.png"))
+        write_png(array, prefix.with_name(f"{prefix.name}_{kind}.png"))
 
 
 def _strips(draw: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
@@ -124,7 +124,8 @@ def _strips(draw: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
     return np.concatenate([draw(*(array[top : top + _STRIP] for array in arrays)) for top in tops])
 
 
-def _write_png(array: np.ndarray, path: Path) -> None:
+def write_png(array: np.ndarray, path: Path) -> None:
+    """Writes uint8 [H,W] or [H,W,3] under a temporary name and renames it. Raises UserError."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         Image.fromarray(array).save(temporary, format="PNG")

@@ -41,6 +41,7 @@ def train(config: ConfigDict, workdir: str, stop: Stop = never) -> dict[str, dic
     """
     log = partial(print, flush=True) if jax.process_index() == 0 else (lambda line: None)
     experiment.check(config)
+    experiment.check_devices(config)
     with processes.locked_workdir(workdir, log):
         return _train(config, workdir, stop, log)
 

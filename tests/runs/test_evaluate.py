@@ -10,19 +10,42 @@ import pytest
 from PIL import Image
 
 from snr_jax.core.labels import class_names, label_id_to_train_id
+from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.state import initial_variables
 from snr_jax.data import domains
 from snr_jax.data.decode import resize_image
+from snr_jax.evaluate import _finite
 from snr_jax.runs import checkpoints, network
 
 RESULTS = ("network", "network+flip", "full", "full+flip")
 
 
 @pytest.fixture
-def evaluate_flags(generalised):
-    """The configuration of the run and its checkpoint."""
-    cut = generalised.arguments.index("--compilation_cache")
-    config = generalised.arguments[:2] + generalised.arguments[cut + 2 :]
-    return [*config, "--checkpoint", str(generalised.workdir)]
+def configured(train_flags, cache):
+    """The flags of the tiny configuration, without a checkpoint."""
+    flags = train_flags("configs/gta5_dg.py", "nowhere")
+    return [f for f in flags if f not in ("--workdir", "nowhere", "--compilation_cache", cache)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A network that predicts many classes: twenty steps of training would leave it with one."""
+    return save_network(tmp_path_factory.mktemp("untrained") / "checkpoint", num_classes=19)
+
+
+def save_network(path, num_classes):
+    model = DeepLab(num_classes=num_classes, stage_sizes=(1, 1, 1, 1), width=4)
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, x: 15 * x if path[-1].key == "kernel" else x, initial_variables(model, 0)
+    )
+    source = {"step": 20, "recipe": "paper", "input_size": (33, 65)}
+    checkpoints.save_variables(path, variables, {"model": architecture(model), "source": source})
+    return path
+
+
+@pytest.fixture
+def evaluate_flags(configured, checkpoint):
+    return [*configured, "--checkpoint", str(checkpoint)]
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +60,12 @@ def evaluated(done, evaluate_flags, command, tmp_path_factory):
         out = tmp_path_factory.mktemp("evaluated")
         result = command("evaluate", *evaluate_flags, "--out", out, "--pictures=2")
         assert result.code == 0, result
-        record = json.loads((out / "evaluation.json").read_text())
-        done.update(result=result, out=out, record=record)
+        done.update(result=result, out=out, record=read_record(out))
     return done
+
+
+def read_record(out):
+    return json.loads((out / "evaluation.json").read_text())
 
 
 def scores_in_numpy(labels, predictions, num_classes=19):
@@ -55,8 +81,8 @@ def scores_in_numpy(labels, predictions, num_classes=19):
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_numbers_are_those_of_a_direct_count(name, evaluated, generalised, data_root):
-    model, variables, _ = network.load(str(generalised.workdir))
+def test_numbers_are_those_of_a_direct_count(name, evaluated, checkpoint, data_root):
+    model, variables, _ = network.load(checkpoint)
     samples, _ = domains.list_samples("cityscapes", str(data_root / "Cityscapes"), "val")
     mean = np.array([104.00698793, 116.66876762, 122.67891434], np.float32)
 
@@ -84,23 +110,47 @@ def test_numbers_are_those_of_a_direct_count(name, evaluated, generalised, data_
         predictions.append(p.argmax(-1))
     iou, miou, accuracy = scores_in_numpy(labels, predictions)
     found = evaluated["record"]["results"][name]
+    assert len(np.unique(predictions[0])) > 3
+    for key, other in evaluated["record"]["results"].items():
+        means = [abs(found[score] - other[score]) for score in ("miou", "pixel_accuracy")]
+        assert key == name or max(means) > 6e-4, f"{key} and {name} give the same"
     # A near tie may fall otherwise in another order of summation: a few pixels of thousands.
     assert found["miou"] == pytest.approx(miou, abs=5e-4)
     assert found["pixel_accuracy"] == pytest.approx(accuracy, abs=5e-4)
     for class_name, value in iou.items():
-        assert found["iou"][class_name] == pytest.approx(value, abs=2e-3, nan_ok=True)
+        score = found["iou"][class_name]
+        score = np.nan if score is None else score
+        assert score == pytest.approx(value, abs=2e-3, nan_ok=True)
 
 
-def test_record(evaluated, generalised):
+def test_record(evaluated, checkpoint):
     record = evaluated["record"]
     assert tuple(record["results"]) == RESULTS
-    assert record["checkpoint"] == f"{generalised.workdir}/checkpoints/final"
+    assert record["checkpoint"] == str(checkpoint)
     assert record["trained"]["step"] == 20 and record["trained"]["recipe"] == "paper"
-    assert (record["domain"], record["split"], record["images"]) == ("cityscapes", "val", 3)
-    assert record["model"]["width"] == 4 and record["size"] == [33, 65]
+    assert record["model"]["width"] == 4
     assert record["config"]["optimizer"]["base_rate"] == 0.01
-    trained = checkpoints.find(generalised.workdir).meta["miou"]["cityscapes"]
-    assert record["results"]["network"]["miou"] == pytest.approx(trained)
+
+
+def test_every_score_carries_its_settings(evaluated):
+    for name, scores in evaluated["record"]["results"].items():
+        assert scores["settings"] == {
+            "protocol": name.split("+")[0], "flip": name.endswith("flip"), "domain": "cityscapes",
+            "split": "val", "images": 3, "size": [33, 65], "step": 20,
+        }  # fmt: skip
+
+
+def test_the_file_is_json_of_every_reader(evaluated):
+    """JSON knows no NaN, the score of a class without pixels."""
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    text = (evaluated["out"] / "evaluation.json").read_text()
+    assert json.loads(text, parse_constant=refuse) == evaluated["record"]
+    assert _finite({"iou": {"train": float("nan"), "road": 0.5}}) == {
+        "iou": {"train": None, "road": 0.5}
+    }  # fmt: skip
 
 
 def test_table_and_pictures(evaluated):
@@ -112,27 +162,98 @@ def test_table_and_pictures(evaluated):
     assert {words[0] for words in table if len(words) == 5} >= set(class_names(19))
     assert evaluated["result"].err == ""
     width, height = Image.open(evaluated["out"] / "predictions.png").size
-    assert width == 3 * 65 + 2 * 4 and height > 2 * 33
+    assert width == 3 * 65 + 2 * 4 and 2 * 33 < height < 3 * 33
+    assert not list(evaluated["out"].glob("*tmp*"))
 
 
-def test_choices(evaluate_flags, command, generalised):
+ONE = ("--protocol=network", "--flip=no", "--pictures=0")
+
+
+def test_choices(configured, command, generalised):
     """The other domain, one protocol, fewer images, another checkpoint; where results go."""
     best = checkpoints.folder(generalised.workdir, "best_source")
     result = command(
-        "evaluate", *evaluate_flags, "--checkpoint", best, "--domain=source", "--split=train",
+        "evaluate", *configured, "--checkpoint", best, "--domain=source", "--split=train",
         "--protocol=full", "--flip=no", "--max_images=3", "--pictures=0",
     )  # fmt: skip
     assert result.code == 0, result
     out = generalised.workdir / "evaluation" / "best_source" / "source"
-    record = json.loads((out / "evaluation.json").read_text())
-    assert tuple(record["results"]) == ("full",) and record["images"] == 3
-    assert (record["domain"], record["split"]) == ("gta5", "train")
+    record = read_record(out)
+    assert tuple(record["results"]) == ("full",)
+    settings = record["results"]["full"]["settings"]
+    assert settings == {
+        "protocol": "full", "flip": False, "domain": "gta5", "split": "train", "images": 3,
+        "size": [33, 65], "step": checkpoints.find(best).step,
+    }  # fmt: skip
     assert not (out / "predictions.png").exists()
 
 
-def test_another_network(evaluate_flags, refused, generalised):
+def test_a_run_scores_as_at_its_end(configured, command, generalised):
+    result = command("evaluate", *configured, "--checkpoint", generalised.workdir, *ONE)
+    assert result.code == 0, result
+    scores = read_record(generalised.workdir / "evaluation" / "final" / "target")["results"]
+    trained = checkpoints.find(generalised.workdir).meta["miou"]["cityscapes"]
+    assert scores["network"]["miou"] == pytest.approx(trained)
+    assert scores["network"]["settings"]["step"] == 20
+
+
+@pytest.mark.parametrize(
+    "flag, same", [("model.dtype=bfloat16", False), ("target.size=(40,70)", False),
+                   ("eval.batch_size=3", True), ("eval.batch_size=1", True),
+                   ("model.atrous=space_to_batch", True)],
+)  # fmt: skip
+def test_configuration_arrives(flag, same, evaluated, evaluate_flags, command, tmp_path):
+    """Size and type move the scores, the size of the batch does not."""
+    others = [f for f in evaluate_flags if not f.startswith(f"--config.{flag.split('=')[0]}=")]
+    result = command("evaluate", *others, f"--config.{flag}", *ONE, "--out", tmp_path)
+    assert result.code == 0, result
+    found = read_record(tmp_path)["results"]["network"]
+    before = evaluated["record"]["results"]["network"]
+    if same:
+        assert found["pixel_accuracy"] == pytest.approx(before["pixel_accuracy"], abs=1e-3)
+    else:
+        assert found["pixel_accuracy"] != before["pixel_accuracy"]
+    if "target.size" in flag:
+        assert found["settings"]["size"] == [40, 70]
+        assert "trained with target.size 33x65, the configuration has 40x70" in result.out
+    assert ("note: " in result.out) == ("target.size" in flag)
+
+
+def test_another_recipe_is_said(evaluate_flags, command, tmp_path):
+    flags = [f.replace("gta5_dg.py", "gta5_dg.py:release") for f in evaluate_flags]
+    result = command("evaluate", *flags, *ONE, "--out", tmp_path)
+    assert result.code == 0, result
+    said = "note: the network was trained with recipe paper, the configuration has release"
+    assert said in result.out
+
+
+def test_two_devices(evaluate_flags, process, evaluated, monkeypatch, tmp_path):
+    """A batch of 1, as configured by default, is filled up to the devices."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    running = process("evaluate", *evaluate_flags, *ONE, "--config.eval.batch_size=1",
+                      "--config.batch_size=1", "--out", str(tmp_path))
+    _, err = running.communicate(timeout=600)
+    assert running.returncode == 0, err
+    found = read_record(tmp_path)["results"]["network"]
+    before = evaluated["record"]["results"]["network"]
+    assert found["settings"] == before["settings"]
+    assert found["pixel_accuracy"] == pytest.approx(before["pixel_accuracy"], abs=5e-4)
+
+
+def test_sixteen_classes_are_scored_on_thirteen_too(configured, command, tmp_path):
+    sixteen = save_network(tmp_path / "sixteen", num_classes=16)
+    result = command("evaluate", *configured, "--checkpoint", sixteen,
+                     "--config.num_classes=16", *ONE)
+    assert result.code == 0, result
+    scores = read_record(tmp_path / "sixteen_evaluation" / "target")["results"]["network"]
+    assert scores["miou"] != scores["miou_13"]
+    means = [f"{100 * scores[name]:.1f}" for name in ("miou", "miou_13")]
+    assert f"network: mIoU {means[0]}, of 13 classes {means[1]}" in result.out
+
+
+def test_another_network(evaluate_flags, refused, checkpoint):
     error = refused("evaluate", *evaluate_flags, "--config.num_classes=13")
-    assert "num_classes 19 there, 13 here" in error and str(generalised.workdir) in error
+    assert "num_classes 19 there, 13 here" in error and str(checkpoint) in error
 
 
 def test_set_without_labels(evaluate_flags, refused):
@@ -150,3 +271,43 @@ def test_label_ids_out_of_range(evaluate_flags, refused, data_root, tmp_path):
                     "--out", tmp_path / "out")
     assert f"{label} holds the label ids 77" in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("--max_images=-1",), "max_images"),
+        (("--pictures=-1",), "pictures"),
+        (("--max_images=x",), "max_images=x"),
+        (("--protocol=half",), "protocol"),
+        (("--flip=maybe",), "flip"),
+        (("--domain=other",), "domain"),
+        (("--split=nonsense",), "no split 'nonsense'; it has train, val, test"),
+        (("--config.target.val_split=",), "target.val_split is empty; choose one"),
+        (("--config.target.dir=Nowhere",), "there is no directory"),
+        (("--config.target.domain=citiscapes",), "Did you mean 'cityscapes'"),
+        (("--config.model.width=4.5",), "4.5"),
+        (("--config.eval.batch_size=0",), "eval.batch_size is 0"),
+        (("--config.model.dtype=float16",), "model.dtype is 'float16'"),
+        (("--config.model.atrous=x",), "model.atrous is 'x'"),
+        (("--config.model.width=8",), "width 4 there, 8 here"),
+        (("--config.model.head_branches=4",), "head_branches 2 there, 4 here"),
+        (("--checkpoint=nowhere",), "nowhere holds no checkpoint"),
+        (("--checkpoint=",), "--checkpoint is missing"),
+        (("--config=",), "--config"),
+        (("--out=README.md/evaluation",), "README.md is no folder that can be written to"),
+        (("--images=photos",), "images"),
+        (("a.png",), "unexpected argument 'a.png'"),
+    ],
+)
+def test_mistakes(flags, words, evaluate_flags, refused):
+    assert words in refused("evaluate", *evaluate_flags, *flags)
+
+
+def test_labels_without_a_scored_pixel(evaluate_flags, refused, data_root, tmp_path):
+    shutil.copytree(data_root / "Cityscapes", tmp_path / "Cityscapes")
+    for label in (tmp_path / "Cityscapes" / "gtFine" / "val").rglob("*_labelIds.png"):
+        Image.fromarray(np.zeros_like(np.array(Image.open(label)))).save(label)
+    error = refused("evaluate", *evaluate_flags, f"--config.data.root={tmp_path}", *ONE,
+                    "--out", tmp_path / "out")
+    assert "no label of cityscapes/val in" in error and not (tmp_path / "out").exists()

@@ -93,7 +93,7 @@ def test_nothing_else_is_written(predicted):
     expected = {f"{name.split('.')[0]}_{kind}.png" for name in SIZES for kind in kinds}
     assert {path.name for path in predicted["out"].iterdir()} == expected
     out = predicted["result"].out
-    assert "8 images, seen by the network at 33x65" in out and "8/8 images" in out
+    assert "8 images, seen by the network at 33x65" in out and "images 8/8" in out
     assert predicted["result"].err == ""
 
 
@@ -367,7 +367,7 @@ def test_goes_on_past_what_cannot_be_read(checkpoint, command, tmp_path):
         assert line.startswith(f"  {images / f'{name}.png'}: cannot be read as an image: ")
         assert f"left out: {name}.png" in result.out
     assert {path.name[:2] for path in out.iterdir()} == {"a_", "f_"}
-    assert "6/6 images" in result.out
+    assert "images 6/6" in result.out
 
 
 def test_what_is_no_image_is_left_out_with_a_word(checkpoint, command, tmp_path):
