@@ -15,9 +15,6 @@ from tests import torch_twin
 
 CLASSES = 5
 IGNORE = torch_twin.IGNORE
-# XLA's code generation without its costly passes: compiling takes half the time, and compiling is
-# what these small networks cost. check_parity.py runs with all of them.
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 class Pair(NamedTuple):

@@ -12,7 +12,6 @@ from snr_jax.core.models.deeplab import Output
 from snr_jax.core.steps import restitution_loss
 from tests import torch_twin
 from tests.parity.pair import (
-    QUICK,
     arrays,
     assert_close,
     make_pair,
@@ -26,12 +25,12 @@ from tests.parity.pair import (
 WEIGHTS = {"lambda_seg": 0.1, "restitution_weight": 0.01}
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@partial(jax.jit, static_argnums=0)
 def evaluation(model, variables, image):
     return model.apply(variables, image, train=False)
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@partial(jax.jit, static_argnums=0)
 def training(model, variables, image, label):
     """Gradients of the source losses, and the output and statistics of the forward."""
 

@@ -10,7 +10,6 @@ from snr_jax.core.state import create_state
 from snr_jax.parity.training import take_as_is
 from tests import torch_twin
 from tests.parity.pair import (
-    QUICK,
     arrays,
     assert_close,
     make_pair,
@@ -67,7 +66,7 @@ def check_recipe(recipe, checkpoints=(1, 3, 20), **size):
                    "threshold": THRESHOLD}
     else:
         step = steps.make_source_step(**ours)
-    step = jax.jit(step, compiler_options=QUICK)
+    step = jax.jit(step)
 
     state, velocities = create_state(pair.variables, optimizer), {}
     before = arrays(pair.twin, pair.phi)
