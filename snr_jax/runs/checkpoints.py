@@ -136,6 +136,12 @@ def _steps(latest: Path) -> list[Path]:
     return sorted(steps, key=lambda path: int(path.name), reverse=True)
 
 
+def newest_step(workdir: str | os.PathLike) -> int | None:
+    """The step of a run's newest state, whole or not; None for a run without one."""
+    steps = _steps(folder(workdir, "latest"))
+    return int(steps[0].name) if steps else None
+
+
 def _is_checkpoint(path: Path) -> bool:
     """Whether it was meant as one: if an item is missing, reading it says so."""
     return (path / "variables").is_dir() or (path / "meta").is_dir()

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -18,12 +17,8 @@ from snr_jax.core.parallel import Parallel
 from snr_jax.core.steps import make_adaptation_step, make_source_step
 from snr_jax.data import domains, pipeline
 from snr_jax.runs import network
-from snr_jax.runs.writer import write_text
 
 Log = Callable[[str], None]
-# Keys that may change when a run goes on: they do not change what it computes.
-FREE_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "eval.", "data.root")
-
 # Keys that hold several numbers: how many, and the least of each.
 LISTS = (
     ("source.size", 2, 33), ("target.size", 2, 33), ("data.crop", 2, 0),
@@ -41,6 +36,7 @@ class Split(NamedTuple):
 
     name: str  # of its scores: the domain, with the role where both domains are of one kind
     domain: str
+    split: str
     size: tuple[int, int]
     samples: list[domains.Sample]
 
@@ -89,38 +85,6 @@ def check_devices(config: ConfigDict) -> None:
                         f"--config.batch_size={max(devices, size - size % devices)}")
 
 
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        nested = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
-
-
-def claim(config: ConfigDict, workdir: str) -> None:
-    """Records the configuration, or compares it with the one the folder's run was made with.
-
-    A folder without a checkpoint holds no run yet: the start may have failed over a mistake.
-    """
-    path = Path(workdir) / "config.json"
-    mine = to_dict(config)
-    if not path.exists() or not any((path.parent / "checkpoints" / "latest").glob("[0-9]*")):
-        if jax.process_index() == 0:
-            write_text(path, json.dumps(mine, indent=1))
-        return
-    theirs, ours = _flat(json.loads(path.read_text())), _flat(mine)
-    differing = [
-        key for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key) and not key.startswith(FREE_KEYS)
-    ]
-    if differing:
-        pairs = "; ".join(f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now" for k in differing)
-        raise UserError(
-            f"{workdir} holds a run of another configuration ({pairs}). Choose another --workdir, "
-            "or set the keys as they were to go on with it"
-        )
-
-
 def open_splits(config: ConfigDict, log: Log) -> dict[str, Split]:
     """source, source_val and, if configured, target (for adaptation) and target_val."""
 
@@ -130,7 +94,7 @@ def open_splits(config: ConfigDict, log: Log) -> dict[str, Split]:
         log(f"{role:<17} {place.domain}/{split}: {len(samples)} images in {directory}"
             + "".join(f"; {note}" for note in notes))
         name = f"{place.domain}_{role.split()[0]}" if same_kind else place.domain
-        return Split(name, place.domain, tuple(place.size), samples)
+        return Split(name, place.domain, split, tuple(place.size), samples)
 
     source, target, limit = config.source, config.target, config.eval.max_images or None
     same_kind = source.domain == target.domain

@@ -24,6 +24,7 @@ from snr_jax.runs import (
     network,
     processes,
     progress,
+    record,
     states,
     stopping,
     validation,
@@ -47,9 +48,9 @@ def train(config: ConfigDict, workdir: str, stop: Stop = never) -> dict[str, dic
 
 
 def _train(config: ConfigDict, workdir: str, stop: Stop, log: Log) -> dict[str, dict]:
-    experiment.claim(config, workdir)
     parallel = create_parallel()
     splits = experiment.open_splits(config, log)
+    record.claim(config, splits, workdir, log)
     stopping.unless_asked(stop, "stopped before the network was made; nothing is lost")
     model = experiment.create_model(config, parallel)
     tx, schedule = experiment.create_optimizer(config)
