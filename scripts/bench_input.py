@@ -1,6 +1,6 @@
 """Input speed: this project's stream against torch's DataLoader with Pillow, as the lineage loads.
 
-    python scripts/bench_input.py [--images 32] [--rounds 3] [--workers 2]
+    python scripts/bench_input.py --images 32 --rounds 3 --workers 2
 
 Both read the same 1914x1052 PNG files in the layout of GTA5, drawn into a temporary directory.
 The lineage mirrors, resizes, blurs, converts and subtracts the mean on the CPU; this project hands
@@ -8,25 +8,35 @@ over uint8 and does blur and mean inside the compiled step, which is not timed h
 The two take turns, round by round; the median ratio is printed.
 """
 
-import argparse
 import os
 import platform
 import random
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from absl import flags
 from PIL import Image, ImageFilter
 
+from snr_jax import cli
 from snr_jax.core.labels import CLASSES, palette
 from snr_jax.data.domains import DOMAINS, Sample, list_samples
 
 WIDTH, HEIGHT = 1914, 1052
 MEAN_BGR = np.array((104.00698793, 116.66876762, 122.67891434), np.float32)
 SIZE = DOMAINS["gta5"].train_size
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_integer(
+    "images", 32, "Files, and images timed per round.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("rounds", 3, "Of both, in turns.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "workers", os.cpu_count(), "DataLoader processes.", lower_bound=1, flag_values=FLAGS)
 
 
 def draw_frame(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
@@ -84,7 +94,7 @@ class LineageDataset(torch.utils.data.Dataset):
         return torch.from_numpy(chw), torch.from_numpy(train_ids)
 
 
-def images_per_second(batches, warm_up: int, count: int) -> float:
+def images_per_second(batches: Iterable, warm_up: int, count: int) -> float:
     """Over `count` batches of one image, after `warm_up` that fill the queues."""
     iterator = iter(batches)
     for _ in range(warm_up):
@@ -95,14 +105,7 @@ def images_per_second(batches, warm_up: int, count: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", type=int, default=32, help="files, and images timed per round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="DataLoader processes")
-    args = parser.parse_args()
+def command(args: flags.FlagValues) -> None:
     with tempfile.TemporaryDirectory() as folder:
         samples = write_data(Path(folder), args.images)
         megabytes = sum(os.path.getsize(s.image) for s in samples) / len(samples) / 1e6
@@ -136,5 +139,9 @@ def main() -> None:
     )
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(argv, FLAGS, __doc__, command)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

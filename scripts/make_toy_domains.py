@@ -3,67 +3,49 @@
     python scripts/make_toy_domains.py --out datasets/toy --style dusk
 """
 
-import argparse
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from snr_jax.core.errors import UserError
-from snr_jax.toy import writer as toy_domains
+from absl import flags
+
+from snr_jax import cli
+from snr_jax.core.progress import make_progress
+from snr_jax.toy import writer
 from snr_jax.toy.styles import STYLES
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", required=True, type=Path, help="folder of the two data sets")
-    styles = ", ".join(STYLES)
-    parser.add_argument("--style", default="dusk", help=f"of the target: {styles}")
-    parser.add_argument("--num-train", default=240, type=int, help="images per domain")
-    parser.add_argument("--num-val", default=60, type=int, help="images per domain")
-    parser.add_argument("--seed", default=0, type=int)
-    parser.add_argument("--height", default=128, type=int, help="pixels")
-    parser.add_argument("--width", default=256, type=int, help="pixels")
-    parser.add_argument("--only", choices=("source", "target"), help="draw one of the two")
-    parser.add_argument("--workers", default=2, type=int, help="processes")
-    parser.add_argument("--replace", action="store_true", help="overwrite another toy data set")
-    return parser
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("out", None, "Folder of the two data sets.", flag_values=FLAGS)
+flags.DEFINE_enum("style", "dusk", list(STYLES), "Of the target.", flag_values=FLAGS)
+flags.DEFINE_enum("only", None, ["source", "target"], "Draw one of the two.", flag_values=FLAGS)
+for _name, _default, _help in (
+    ("num_train", 240, "Images per domain."), ("num_val", 60, "Images per domain."),
+    ("seed", 0, "Of the scenes."), ("height", 128, "Pixels."), ("width", 256, "Pixels."),
+    ("workers", 2, "Processes."),
+):
+    flags.DEFINE_integer(_name, _default, _help, lower_bound=int(_name != "seed"),
+                         flag_values=FLAGS)
+flags.DEFINE_bool("replace", False, "Overwrite another toy data set.", flag_values=FLAGS)
+OF_WRITER = ("num_train", "num_val", "seed", "height", "width", "workers", "replace")
 
 
-def _progress(name: str):
-    """Shows images drawn, rate and time left, on one line."""
-    start = time.monotonic()
+def command(args: flags.FlagValues) -> None:
+    out = Path(cli.require(args, "out", "--out datasets/toy"))
+    options = {name: args[name].value for name in OF_WRITER}
+    for role, path, write in (
+        ("source", out / "GTA5", writer.write_gta5),
+        ("target", out / "Cityscapes", writer.write_cityscapes),
+    ):
+        if args.only in (None, role):
+            style = "source" if role == "source" else args.style
+            progress = make_progress(f"{path} ({style}): images")
+            drawn = write(path, style=style, progress=progress, **options)
+            print(f"{path}: {'done' if drawn else 'already there'}", flush=True)
 
-    def show(done: int, total: int) -> None:
-        if done % 20 and done != total:
-            return
-        rate = done / (time.monotonic() - start)
-        line = f"\r{name}: {done}/{total} images, {rate:.0f}/s, {(total - done) / rate:.0f} s left "
-        print(line, end="\n" if done == total else "", flush=True)
 
-    return show
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = _parser().parse_args(argv)
-    same = {key: getattr(args, key) for key in
-            ("num_train", "num_val", "seed", "height", "width", "workers", "replace")}  # fmt: skip
-    if args.only != "target":
-        path = args.out / "GTA5"
-        drawn = toy_domains.write_gta5(path, **same, progress=_progress(f"{path} (source)"))
-        print(f"{path}: {'done' if drawn else 'already there'}")
-    if args.only != "source":
-        path = args.out / "Cityscapes"
-        drawn = toy_domains.write_cityscapes(
-            path, style=args.style, **same, progress=_progress(f"{path} ({args.style})")
-        )
-        print(f"{path}: {'done' if drawn else 'already there'}")
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(argv, FLAGS, __doc__, command)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

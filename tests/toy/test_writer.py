@@ -189,7 +189,7 @@ def test_drawing_needs_no_tensorflow():
 
 def test_command_line(tmp_path):
     command = [sys.executable, str(ROOT / "scripts/make_toy_domains.py"), "--out", str(tmp_path),
-               "--num-train", "3", "--num-val", "2", "--seed", "5", "--height", "32", "--width",
+               "--num_train", "3", "--num_val", "2", "--seed", "5", "--height", "32", "--width",
                "64"]  # fmt: skip
 
     def call(*more):
@@ -197,7 +197,7 @@ def test_command_line(tmp_path):
 
     drawn = call("--style", "night")
     assert drawn.returncode == 0, drawn.stderr
-    assert "5/5 images" in drawn.stdout and "s left" in drawn.stdout
+    assert "images 5/5" in drawn.stderr and "s left" in drawn.stderr
     again = call("--style", "night")
     assert again.returncode == 0 and again.stdout.count("already there") == 2
     other = call("--style", "haze")
