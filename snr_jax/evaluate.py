@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,13 @@ def _default_out(checkpoint: Checkpoint, domain: str) -> Path:
 def _refuse_unwritable(out: Path) -> None:
     """UserError now rather than after an hour of scoring."""
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"--out {out}: {there} is no folder that can be written to; choose another")
+    try:
+        with tempfile.TemporaryDirectory(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--out {out}: nothing can be written to {there} ({error.strerror}); choose another"
+        ) from None
 
 
 def _on_13(scores: dict) -> str:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -21,10 +22,11 @@ from snr_jax import cli
 from snr_jax.core.errors import UserError
 from snr_jax.core.progress import make_progress
 from snr_jax.runs import checkpoints, network
-from snr_jax.runs.photos import find_images, read_image, result_names, write_results
-from snr_jax.runs.prediction import create_network, segment
+from snr_jax.runs.photos import find_images, printable, read_image, result_names, write_results
+from snr_jax.runs.prediction import Network, create_network, segment
 
 PUBLISHED_SIZE = (512, 1024)  # at which the published Cityscapes numbers are scored
+SQUEEZE = 1.6  # from 4:3 to 2:1, as a photo to the size of Cityscapes, it is 1.5
 LEAST = 33  # pixels a side that the network sees
 
 FLAGS = flags.FlagValues()
@@ -72,34 +74,58 @@ def command(args: flags.FlagValues) -> int:
     seen = f"at {size[0]}x{size[1]}" if size else "at their own size"
     if tile:
         seen = f"in tiles of {tile[0]}x{tile[1]} that share {overlap} pixels or more, {seen}"
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made: {error.strerror}; choose another") from None
     print(f"{checkpoint.path}: {len(paths)} images, seen by the network {seen}{why}; "
           f"results go to {out}")
     if others:
-        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        shown = ", ".join(map(printable, others[:3])) + (", ..." if len(others) > 3 else "")
         print(f"left out, since hidden, a folder or of another suffix: {len(others)} ({shown})")
     net = create_network(model, variables)
     if size or tile:  # that it does not fit is told before the first image
         net(*(size or tile))
-    failures = []
-    show = make_progress("images", partial(print, flush=True), every_seconds=5)
-    for done, (path, name) in enumerate(zip(paths, result_names(paths), strict=True), start=1):
-        try:
-            image = read_image(path)
-            classes, confidence = segment(
-                net, image, size=size, tile=tile, overlap=overlap, flip=args.flip
-            )
-        except UserError as error:
-            failures.append(f"{path}: {error}")
-            print(f"left out: {path.name}", flush=True)
-        else:
-            confidence = confidence if args.confidence else None
-            write_results(out / name, np.asarray(image), classes, confidence, model.num_classes)
-        show(done, len(paths))
+    failures, squeezed = _segment_all(
+        paths, out, net, model.num_classes, args.confidence,
+        size=size, tile=tile, overlap=overlap, flip=args.flip,
+    )
+    if squeezed:
+        print(f"note: to be seen at {size[0]}x{size[1]}, {squeezed} images were squeezed or "
+              f"stretched by more than {SQUEEZE}; --size, or --tile, keeps their shape")
     if failures:
         print(f"error: {len(failures)} of {len(paths)} images have no result:", file=sys.stderr)
         print("\n".join(f"  {failure}" for failure in failures), file=sys.stderr, flush=True)
     return 1 if failures else 0
+
+
+def _segment_all(
+    paths: list[Path],
+    out: Path,
+    net: Network,
+    num_classes: int,
+    with_confidence: bool,
+    **options: Any,
+) -> tuple[list[str], int]:
+    """Segments every image and writes its results; options as of `segment`.
+
+    What went wrong, a line per image without a result; and how many images were squeezed.
+    """
+    failures, squeezed = [], 0
+    show = make_progress("images", partial(print, flush=True), every_seconds=5)
+    for done, (path, name) in enumerate(zip(paths, result_names(paths), strict=True), start=1):
+        try:
+            image = read_image(path)
+            classes, confidence = segment(net, image, **options)
+        except UserError as error:
+            failures.append(f"{path}: {error}")
+            print(f"left out: {printable(path.name)}", flush=True)
+        else:
+            squeezed += _is_squeezed(options["tile"] or image.size[::-1], options["size"])
+            files = {"confidence": confidence} if with_confidence else {}
+            write_results(out / name, np.asarray(image), classes, num_classes, **files)
+        show(done, len(paths))
+    return failures, squeezed
 
 
 def _default_size(meta: dict) -> tuple[tuple[int, int], str]:
@@ -109,8 +135,14 @@ def _default_size(meta: dict) -> tuple[tuple[int, int], str]:
     return PUBLISHED_SIZE, " as the published numbers are scored (the checkpoint records no size)"
 
 
+def _is_squeezed(have: tuple[int, int], seen: tuple[int, int] | None) -> bool:
+    """Whether resizing from one height and width to the other changes the shape much."""
+    ratio = 1 if seen is None else have[0] * seen[1] / (have[1] * seen[0])
+    return max(ratio, 1 / ratio) > SQUEEZE
+
+
 def _tiles(tile: list[str] | None, overlap: int | None) -> tuple[tuple[int, int] | None, int]:
-    if not tile:
+    if tile is None:
         if overlap is not None:
             raise UserError("--overlap is of tiles; give --tile HEIGHT,WIDTH as well")
         return None, 0

@@ -1,5 +1,6 @@
 """Image files of a user's folder, and the files of their results."""
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable
@@ -52,6 +53,11 @@ def result_names(paths: list[Path]) -> list[str]:
     return [path.stem if path.stem in unique else path.name for path in paths]
 
 
+def printable(name: str) -> str:
+    """A file's name for the terminal: bytes of it that are no UTF-8 become "?"."""
+    return name.encode(errors="replace").decode()
+
+
 def read_image(path: Path) -> Image.Image:
     """An RGB image, turned as its EXIF says; 16-bit gray is scaled to 8 bits.
 
@@ -84,7 +90,7 @@ def read_image(path: Path) -> Image.Image:
 
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
-        return f"{error}. Scale it down first"
+        return f"{str(error).split(', could be')[0]}; scale it down first"
     if path.is_symlink() and not path.exists():
         return "it is a link to a file that is not there"
     if isinstance(error, OSError) and error.strerror:
@@ -98,8 +104,8 @@ def write_results(
     prefix: Path,
     image: np.ndarray,
     classes: np.ndarray,
-    confidence: np.ndarray | None,
     num_classes: int,
+    confidence: np.ndarray | None = None,
 ) -> None:
     """PREFIX_color.png, _overlay, _trainIds, _labelIds and, where it is given, _confidence.
 
@@ -133,4 +139,5 @@ def write_png(array: np.ndarray, path: Path) -> None:
     except OSError as error:
         raise UserError(f"{path} could not be written: {error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

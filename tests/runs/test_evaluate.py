@@ -295,7 +295,7 @@ def test_label_ids_out_of_range(evaluate_flags, refused, data_root, tmp_path):
         (("--checkpoint=nowhere",), "nowhere holds no checkpoint"),
         (("--checkpoint=",), "--checkpoint is missing"),
         (("--config=",), "--config"),
-        (("--out=README.md/evaluation",), "README.md is no folder that can be written to"),
+        (("--out=README.md/evaluation",), "README.md (Not a directory)"),
         (("--images=photos",), "images"),
         (("a.png",), "unexpected argument 'a.png'"),
     ],

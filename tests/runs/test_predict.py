@@ -1,6 +1,7 @@
 """Prediction: any image in, results of its own size out."""
 
 import itertools
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -349,6 +350,21 @@ def test_decompression_bomb(monkeypatch, tmp_path):
         photos.read_image(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize(
+    "flags, said", [((), True), (("--size=own",), False), (("--tile=40,40",), False),
+                    (("--tile=40,40", "--size=40,70"), True)],
+)  # fmt: skip
+def test_squeezed_images_are_said(flags, said, checkpoint, command, tmp_path):
+    (tmp_path / "images").mkdir()
+    draw(tmp_path / "images" / "upright.png", 72, 40)
+    draw(tmp_path / "images" / "photo.png", 45, 60)  # 4:3 to 2:1 is taken as it is
+    result = command("predict", "--checkpoint", checkpoint, "--images", tmp_path / "images",
+                     "--out", tmp_path / "out", *flags)
+    assert result.code == 0, result
+    assert ("were squeezed" in result.out) == said
+    assert flags or "at 33x65, 1 images were squeezed" in result.out
+
+
 def test_goes_on_past_what_cannot_be_read(checkpoint, command, tmp_path):
     images, out = tmp_path / "images", tmp_path / "out"
     images.mkdir()
@@ -381,6 +397,29 @@ def test_what_is_no_image_is_left_out_with_a_word(checkpoint, command, tmp_path)
     assert result.code == 0, result
     assert "1 images, seen" in result.out
     assert "another suffix: 3 (._a.png, folder.png, notes.txt)" in result.out
+
+
+def test_names_that_the_terminal_cannot_show(checkpoint, process, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    draw(images / "a.png", 33, 65)
+    (images / os.fsdecode(b"\xff.png")).write_bytes(b"")
+    (images / os.fsdecode(b"\xff.txt")).write_bytes(b"")
+    running = process("predict", "--checkpoint", checkpoint, "--images", images,
+                      "--out", tmp_path / "out")
+    out, err = running.communicate(timeout=300)
+    assert running.returncode == 1 and "left out: ?.png" in out and "(?.txt)" in out
+    assert err.startswith("error: 1 of 2 images have no result") and len(err.splitlines()) == 2
+
+
+def test_a_result_that_cannot_be_written(checkpoint, refused, tmp_path):
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    draw(images / ("a" * 250 + ".png"), 33, 65)
+    flags = ["--checkpoint", checkpoint, "--images", images]
+    assert "could not be written" in refused("predict", *flags, "--out", out)
+    assert not list(out.iterdir())
+    assert "cannot be made: Not a directory" in refused("predict", *flags, "--out=README.md/x")
 
 
 @pytest.mark.parametrize(
@@ -469,6 +508,7 @@ def test_mistaken_size(size, checkpoint, refused, tmp_path):
     [
         (("--tile=40",), "--tile is 40; expected HEIGHT,WIDTH in pixels, as 512,1024, of at least"),
         (("--tile=own",), "--tile is own; expected HEIGHT,WIDTH"),
+        (("--tile=",), "--tile is ; expected HEIGHT,WIDTH"),
         (("--tile=32,64",), "of at least 33 each"),
         (("--overlap=8",), "give --tile HEIGHT,WIDTH as well"),
         (("--tile=40,60", "--overlap=21"), "--overlap is 21; expected 0 to 20"),
