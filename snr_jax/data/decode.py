@@ -4,15 +4,14 @@ TensorFlow serves tf.data alone: importing this module (or calling `import_tenso
 anything else that needs it starts it quietly and without the GPUs, which belong to JAX.
 """
 
+import io
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from snr_jax.core.labels import IGNORE, UNKNOWN
-from snr_jax.data.domains import Sample, get_domain
 
 
 def import_tensorflow():
@@ -34,11 +33,23 @@ tf = import_tensorflow()
 # bit depth 24, colour type 25, three more, then the header's CRC 29-32.
 _HEADER_BYTES = 33
 _GRAY, _PALETTE = 0, 3
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF")
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow calls a file a decompression bomb
 # CRC(header as gray) xor CRC(header as palette): a CRC is linear, so neither size nor depth matter.
 _CRC_CHANGE = [0x12, 0xB5, 0xAF, 0xEE]
 Size = Sequence[int] | tf.Tensor  # height, width
 Flag = bool | tf.Tensor
 _BYTES = [bytes([i]) for i in range(256)]
+
+
+def _refuse_huge(data: tf.Tensor) -> tf.Tensor:
+    """The same content, where a PNG file's header does not claim more pixels than Pillow reads."""
+    sides = tf.io.decode_raw(tf.strings.substr(data + 24 * b"\0", 16, 8), tf.int32, False)
+    pixels = tf.reduce_prod(tf.cast(tf.bitcast(sides, tf.uint32), tf.int64))
+    huge = pixels > tf.constant(MAX_PIXELS, tf.int64)
+    message = f"its header claims more than {MAX_PIXELS} pixels"
+    with tf.control_dependencies([tf.debugging.assert_equal(huge, False, message)]):
+        return tf.identity(data)
 
 
 def decode_indices(data: tf.Tensor) -> tf.Tensor:
@@ -49,6 +60,7 @@ def decode_indices(data: tf.Tensor) -> tf.Tensor:
     scales 1-, 2- and 4-bit values to 0-255, which is undone. Raises InvalidArgumentError for
     another file.
     """
+    data = _refuse_huge(data)
     header = tf.io.decode_raw(tf.strings.substr(data, 0, _HEADER_BYTES), tf.uint8)
     tf.debugging.assert_equal(tf.size(header), _HEADER_BYTES, "no PNG file")
     depth, color_type = header[24], header[25]
@@ -68,29 +80,42 @@ def decode_indices(data: tf.Tensor) -> tf.Tensor:
     return tf.io.decode_png(data, channels=1)[..., 0] // tf.cast(255 // steps, tf.uint8)
 
 
-def _first_pixel_chunk(data):
+def _first_pixel_chunk(data: tf.Tensor) -> tf.Tensor:
     """Where the first IDAT chunk begins. A chunk: length, type (4 bytes each), content, CRC."""
+    end = tf.strings.length(data)
+    padded = data + 8 * b"\0"  # so that a file that ends too early can be read on
 
-    def is_other(start):
-        return tf.strings.substr(data, start + 4, 4) != b"IDAT"
+    def is_other(start: tf.Tensor) -> tf.Tensor:
+        return tf.strings.substr(padded, start + 4, 4) != b"IDAT"
 
-    def following(start):
-        length = tf.strings.substr(data, start, 4)
-        return [start + 12 + tf.io.decode_raw(length, tf.int32, little_endian=False)[0]]
+    def following(start: tf.Tensor) -> list[tf.Tensor]:
+        length = tf.io.decode_raw(tf.strings.substr(padded, start, 4), tf.int32, False)[0]
+        return [tf.minimum(start + 12 + tf.clip_by_value(length, 0, end), end)]
 
-    return tf.while_loop(is_other, following, [_HEADER_BYTES], maximum_iterations=100)[0]
+    start = tf.while_loop(is_other, following, [_HEADER_BYTES], maximum_iterations=1000)[0]
+    tf.debugging.assert_equal(is_other(start), False, "it ends before its pixels")
+    return start
 
 
 LABEL_DECODERS = {"indices": decode_indices}  # Domain.label_kind → file content → uint8 [H,W]
 
 
 def decode_image(data: tf.Tensor) -> tf.Tensor:
-    """PNG, JPEG, BMP or GIF (first frame) to uint8 RGB [H,W,3], equal to Pillow's."""
+    """PNG, JPEG, BMP or GIF (first frame) to uint8 RGB [H,W,3], equal to Pillow's.
+
+    Of a PNG TensorFlow checks every checksum, which Pillow does not. The other formats have none,
+    and TensorFlow's JPEG decoder writes to stderr what it then raises.
+    """
+
+    def pillow(data: bytes | np.ndarray) -> np.ndarray:
+        content = io.BytesIO(np.asarray(data, object).item())  # bytes in tf.data, an array else
+        with Image.open(content, formats=IMAGE_FORMATS) as image:
+            return np.asarray(image.convert("RGB"))
+
     image = tf.cond(
-        tf.strings.substr(data, 0, 3) == b"\xff\xd8\xff",
-        # The default's fast cosine transform is off by up to 7 levels.
-        lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
-        lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
+        tf.strings.substr(data, 0, 4) == b"\x89PNG",
+        lambda: tf.io.decode_png(_refuse_huge(data), channels=3),
+        lambda: tf.numpy_function(pillow, [data], tf.uint8),
     )
     return tf.ensure_shape(image, [None, None, 3])
 
@@ -131,8 +156,17 @@ def _nearest(length: tf.Tensor, new_length: "int | tf.Tensor") -> tf.Tensor:
     return tf.minimum(tf.cast(centres, tf.int32), length - 1)
 
 
+def alike(size: Size, other: Size) -> bool | tf.Tensor:
+    """Whether two sizes (height, width; int or int64) have aspect ratios within 5 %.
+
+    Some labels of GTA5 differ from their images by a few rows; the release resizes each by itself.
+    """
+    one, two = size[1] * other[0], other[1] * size[0]
+    return 20 * abs(one - two) <= two
+
+
 def read_image(path: tf.Tensor) -> tf.Tensor:
-    """The file as uint8 RGB [H,W,3]. Raises tf.errors.OpError; `inspect` tells what is wrong."""
+    """The file as uint8 RGB [H,W,3]. Raises tf.errors.OpError; `inspection` tells what is wrong."""
     return decode_image(tf.io.read_file(path))
 
 
@@ -151,64 +185,3 @@ def read_label_ids(path: tf.Tensor, *, label_kind: str, lookup: np.ndarray) -> t
 def to_train_ids(ids: tf.Tensor, lookup: np.ndarray) -> tf.Tensor:
     """uint8 ids of any shape to trainIds of the same, 255 ignored."""
     return tf.gather(tf.constant(lookup), tf.cast(ids, tf.int32))
-
-
-class Finding(NamedTuple):
-    """What one sample's files hold."""
-
-    faults: list[str]  # each names its file; empty: the sample is good
-    size: tuple[int, int] | None  # height, width of the image
-    histogram: np.ndarray | None  # int64 [256]: the label's pixels by trainId
-
-
-def inspect(sample: Sample, *, domain: str, num_classes: int = 19) -> Finding:
-    """Reads one sample on its own and says in words what is wrong with it, if anything.
-
-    tf.data's errors do not say which file they are about: the pipeline asks here.
-    """
-    known = get_domain(domain)
-    faults: list[str] = []
-    image = _attempt(read_image, sample.image, "no image that can be decoded", faults)
-    size = None if image is None else (int(image.shape[0]), int(image.shape[1]))
-    if sample.label is None:
-        return Finding(faults, size, None)
-
-    def read_ids(path):
-        return LABEL_DECODERS[known.label_kind](tf.io.read_file(path))
-
-    ids = _attempt(read_ids, sample.label, "no label image that can be decoded", faults)
-    if ids is None:
-        return Finding(faults, size, None)
-    if size and ids.shape != size:
-        faults.append(
-            f"{sample.image} is {size[1]}x{size[0]} and {sample.label} is "
-            f"{ids.shape[1]}x{ids.shape[0]} (width x height); they must be the same"
-        )
-    lookup = known.lookup(num_classes)
-    counts = np.bincount(ids.numpy().ravel(), minlength=256)
-    unknown = np.flatnonzero((counts > 0) & (lookup == UNKNOWN))
-    if unknown.size:
-        shown = ", ".join(map(str, unknown[:8])) + (", ..." if unknown.size > 8 else "")
-        legal = np.flatnonzero(lookup != UNKNOWN)
-        faults.append(
-            f"{sample.label} holds the label ids {shown}, which {domain} does not define "
-            f"(it has {legal[0]} to {legal[legal < IGNORE][-1]}, and {IGNORE} for nothing); "
-            f"expected: {known.layout}"
-        )
-    histogram = np.bincount(lookup, weights=counts, minlength=256).astype(np.int64)
-    return Finding(faults, size, histogram)
-
-
-def _attempt(read, path: str, complaint: str, faults: list[str]):
-    try:
-        return read(path)
-    except tf.errors.InvalidArgumentError as error:
-        faults.append(f"{path} is {complaint}: {_first_words(error)}")
-    except tf.errors.OpError as error:
-        faults.append(f"{path} cannot be read: {_first_words(error)}")
-
-
-def _first_words(error) -> str:
-    # "{{function_node ...}} message [Op:DecodeImage] name: ": the message alone is for people.
-    words = error.message.split("}} ")[-1].split(" [Op:")[0].strip()
-    return words.splitlines()[0] if words else type(error).__name__

@@ -5,27 +5,38 @@
 Exits 0 where all is well, 1 with faulty files, 2 where the split cannot be listed at all.
 """
 
-import argparse
 import os
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from absl import flags
 
-from snr_jax.core.errors import UserError
+from snr_jax import cli
 from snr_jax.core.labels import IGNORE, UNKNOWN, class_names
-from snr_jax.data import decode
-from snr_jax.data.domains import DOMAINS, Sample, list_samples
+from snr_jax.core.progress import Show, make_progress
+from snr_jax.data.domains import DOMAINS, Sample, get_domain, list_samples
+from snr_jax.data.inspection import Finding, difference, inspect
+from snr_jax.data.look import label_fault
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("domain", None, f"One of {', '.join(DOMAINS)}.", flag_values=FLAGS)
+flags.DEFINE_string("dir", None, "The data set's own folder.", flag_values=FLAGS)
+flags.DEFINE_string("split", "train", "Split to read.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "num_classes", "19", ["19", "16", "13"], "Classes of the labels.", flag_values=FLAGS
+)
+flags.DEFINE_bool("no_labels", False, "Labels may be missing.", flag_values=FLAGS)
 
 
 @dataclass(frozen=True)
 class Report:
     num_samples: int
     notes: list[str]  # of list_samples
+    differences: list[str]  # labels that differ from their images in size, by little
     faults: list[str]  # each names its file
     sizes: dict[tuple[int, int], int]  # (height, width) → images
     pixels: np.ndarray  # int64 [num_classes]: over all labels
@@ -41,32 +52,38 @@ def check(
     *,
     num_classes: int = 19,
     require_labels: bool = True,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Show = lambda done, total: None,
     num_threads: int | None = None,
 ) -> Report:
     """Decodes every image and label of the split and goes on past the broken ones.
 
-    `progress` is called after each sample with (done, total, seconds so far). Raises UserError as
-    `list_samples` does: for a missing directory, an empty split, missing files.
+    `progress` is called after each sample. Raises UserError as `list_samples` does: for a missing
+    directory, an empty split, missing files.
     """
     samples, notes = list_samples(domain, directory, split, require_labels=require_labels)
     faults: list[str] = []
+    differences: list[str] = []
     sizes: Counter = Counter()
-    pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    start = time.monotonic()
+    by_id, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    lookup = get_domain(domain).lookup(num_classes)
     findings = _inspect_all(samples, domain, num_classes, num_threads or os.cpu_count() or 1)
-    for done, finding in enumerate(findings, 1):
+    for done, (sample, finding) in enumerate(zip(samples, findings, strict=True), 1):
         faults += finding.faults
         if finding.size:
             sizes[finding.size] += 1
-        if finding.histogram is not None:
-            pixels += finding.histogram
-            images += finding.histogram > 0
-        if progress:
-            progress(done, len(samples), time.monotonic() - start)
+        if finding.pixels is not None:
+            by_id += finding.pixels
+            images += np.bincount(lookup, weights=finding.pixels, minlength=256) > 0
+            if not finding.faults and finding.size != finding.label_size:
+                differences.append(difference(sample, finding.size, finding.label_size))
+        progress(done, len(samples))
+    fault = label_fault(by_id, domain, num_classes) if by_id.any() else None
+    faults += [fault] if fault else []
+    pixels = np.bincount(lookup, weights=by_id, minlength=256).astype(np.int64)
     return Report(
         num_samples=len(samples),
         notes=notes,
+        differences=differences,
         faults=faults,
         sizes=dict(sizes.most_common()),
         pixels=pixels[:num_classes],
@@ -78,13 +95,13 @@ def check(
 
 def _inspect_all(
     samples: list[Sample], domain: str, num_classes: int, num_threads: int
-) -> Iterator[decode.Finding]:
-    def inspect(sample: Sample) -> decode.Finding:
-        return decode.inspect(sample, domain=domain, num_classes=num_classes)
+) -> Iterator[Finding]:
+    def one(sample: Sample) -> Finding:
+        return inspect(sample, domain=domain, num_classes=num_classes)
 
     pool = ThreadPoolExecutor(num_threads)
     try:
-        yield from pool.map(inspect, samples)
+        yield from pool.map(one, samples)
     finally:  # also after Ctrl-C, which must not wait for the rest
         pool.shutdown(cancel_futures=True)
 
@@ -101,54 +118,28 @@ def describe(report: Report) -> str:
         ):
             lines.append(f"{name:<12} {100 * count / total:>11.3f} {images:>9}")
         lines.append(f"{'ignored':<12} {100 * report.ignored / total:>11.3f}")
+    lines += [f"SIZES {difference}" for difference in report.differences]
+    if report.differences:
+        lines.append(f"{len(report.differences)} labels differ from their images in size, by "
+                     "little: each is resized to the training size by itself")
     lines += [f"FAULT {fault}" for fault in report.faults]
     lines.append(f"{len(report.faults)} faults" if report.faults else "no faults")
     return "\n".join(lines)
 
 
-def _make_progress_line(every_seconds: float) -> Callable[[int, int, float], None]:
-    last = 0.0
-
-    def show(done: int, total: int, seconds: float) -> None:
-        nonlocal last
-        if done < total and seconds - last < every_seconds:
-            return
-        last = seconds
-        rate = done / max(seconds, 1e-9)
-        left = (total - done) / rate
-        end = "\r" if sys.stderr.isatty() and done < total else "\n"
-        line = f"{done}/{total} samples, {rate:.1f}/s, {left:.0f} s left"
-        print(f"{line:<60}", end=end, file=sys.stderr, flush=True)
-
-    return show
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m snr_jax.data.doctor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def command(args: flags.FlagValues) -> int:
+    domain = cli.require(args, "domain", "--domain gta5")
+    directory = cli.require(args, "dir", "--dir datasets/GTA5")
+    report = check(
+        domain, directory, args.split, num_classes=int(args.num_classes),
+        require_labels=not args.no_labels, progress=make_progress("samples"),
     )
-    parser.add_argument("--domain", required=True, help=", ".join(DOMAINS))
-    parser.add_argument("--dir", required=True, help="the data set's own folder")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--num_classes", type=int, default=19, choices=(19, 16, 13))
-    parser.add_argument("--no_labels", action="store_true", help="labels may be missing")
-    args = parser.parse_args(argv)
-    try:
-        report = check(
-            args.domain,
-            args.dir,
-            args.split,
-            num_classes=args.num_classes,
-            require_labels=not args.no_labels,
-            progress=_make_progress_line(0.5 if sys.stderr.isatty() else 10),
-        )
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
     print(describe(report))
     return 1 if report.faults else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(argv, FLAGS, __doc__, command)
 
 
 if __name__ == "__main__":

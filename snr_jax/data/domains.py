@@ -125,7 +125,7 @@ def _gta5_ids(root: Path, split: str) -> tuple[set[str], str]:
             f"gta5: the split {split!r} is not defined in {root}. Put split.mat (from the data "
             f"set's read_mapping.zip) there, or a {split}.txt with one id a line"
         )
-    stems = {p.stem for kind in ("images", "labels") for p in (root / kind).glob("*.png")}
+    stems = {p.stem for kind in ("images", "labels") for p in (root / kind).glob("[!.]*.png")}
     odd = sorted(stem for stem in stems if not stem.isdecimal())
     if odd:
         raise UserError(f"gta5: {root} holds {odd[0]}.png; the names are numbers, as 00001.png")
@@ -139,15 +139,28 @@ def _ids_from_mat(path: Path, key: str) -> set[str]:
         raise UserError(f"{path} cannot be read as a MATLAB file: {error}") from error
     if key not in content:
         raise UserError(f"{path} has no key {key}; expected trainIds, valIds, testIds")
-    return {f"{int(i):05d}" for i in np.ravel(content[key])}
+    numbers = np.ravel(content[key])
+    if numbers.dtype.kind not in "uif" or not all(n > 0 and n.is_integer() for n in numbers):
+        raise UserError(
+            f"{path}: {key} holds {numbers.dtype.name} values, {numbers[:1]} the first; expected "
+            "the numbers of frames, 1 and up. Take split.mat from the data set's read_mapping.zip"
+        )
+    return {f"{int(i):05d}" for i in numbers}
 
 
 def _ids_from_text(path: Path) -> set[str]:
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()  # Windows begins a text with a mark
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}); expected one id "
+            "as 00001 a line"
+        ) from error
     ids = set()
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         word = line.strip().removesuffix(".png")
-        if word and not word.isdecimal():
-            raise UserError(f"{path}, line {number}: {line!r} is no id; expected one as 00001")
+        if word and not (word.isascii() and word.isdecimal()):
+            raise UserError(f"{path}, line {number}: {line[:40]!r} is no id; expected one as 00001")
         if word:
             ids.add(word.zfill(5))
     return ids
@@ -158,7 +171,7 @@ def _find_cityscapes(root: Path, split: str) -> tuple[Pairs, list[str]]:
     ids = {
         (path.parent.name, path.name.removesuffix(f"_{suffix}.png"))
         for folder, suffix in kinds
-        for path in (root / folder / split).glob(f"*/*_{suffix}.png")
+        for path in (root / folder / split).glob(f"*/[!.]*_{suffix}.png")  # macOS adds ._NAME files
     }
     pairs = {
         id: tuple(root / folder / split / city / f"{id}_{suffix}.png" for folder, suffix in kinds)

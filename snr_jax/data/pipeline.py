@@ -8,7 +8,7 @@ import functools
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from snr_jax.core.labels import IGNORE
 from snr_jax.data import decode
 from snr_jax.data.decode import tf
 from snr_jax.data.domains import Sample, get_domain
+from snr_jax.data.inspection import inspect
 
 RESIZE = {"image": decode.resize_image, "label": decode.resize_label}
 # Beyond the border: the mean that the network subtracts, rounded (RGB), and the id of no class.
@@ -65,7 +66,7 @@ def train_batches(
     Batches run across the ends of epochs.
 
     Raises UserError, naming the file, for one that cannot be read or holds unknown label ids, and
-    for an image and label of different sizes; ValueError for a shard that does not exist.
+    for an image and label of different shapes; ValueError for a shard that does not exist.
     """
     _require(samples, with_labels)
     if batch_size % shard_count or not 0 <= shard_index < shard_count:
@@ -73,7 +74,7 @@ def train_batches(
     rows = batch_size // shard_count
     height, width = crop or size
 
-    def rows_of(step) -> tuple[np.ndarray, np.ndarray]:
+    def rows_of(step: int) -> tuple[np.ndarray, np.ndarray]:
         positions = np.int64(step) * batch_size + shard_index * rows + np.arange(rows)
         return np.array([sample_at(p, len(samples), seed) for p in positions]), positions
 
@@ -118,7 +119,7 @@ def eval_batches(
         raise ValueError(f"label_size is {label_size!r}; it is 'network' or 'full'")
     scaled = ("image", "label") if label_size == "network" else ("image",)
 
-    def resize(sample):
+    def resize(sample: Arrays) -> Arrays:
         return sample | {key: RESIZE[key](sample[key], size) for key in scaled}
 
     load = _loader(samples, domain, num_classes, resize)
@@ -148,7 +149,7 @@ def prefetch_to_device(iterator: Iterator[T], put: Callable, depth: int = 2) -> 
     waiting: queue.Queue = queue.Queue(maxsize=depth)
     stop = threading.Event()
 
-    def offer(kind: str, value) -> None:
+    def offer(kind: str, value: object) -> None:
         while not stop.is_set():
             try:
                 return waiting.put((kind, value), timeout=0.1)
@@ -191,7 +192,10 @@ def _require(samples: Sequence[Sample], with_labels: bool) -> None:
         )
 
 
-def _loader(samples, domain: str, num_classes: int, resize: Callable, with_labels: bool = True):
+def _loader(
+    samples: Sequence[Sample], domain: str, num_classes: int, resize: Callable,
+    with_labels: bool = True,
+) -> Callable[..., Arrays]:
     """index, ... → {"image": uint8 [h,w,3], "label": uint8 trainIds [h,w]}, as `resize` makes them.
 
     `resize` gets the same dict at the files' size, with file ids, and the further arguments.
@@ -201,12 +205,13 @@ def _loader(samples, domain: str, num_classes: int, resize: Callable, with_label
     known = get_domain(domain)
     lookup = known.lookup(num_classes)
 
-    def load(index, *more):
+    def load(index: tf.Tensor, *more: tf.Tensor) -> Arrays:
         image = decode.read_image(images[index])
         if not with_labels:
             return resize({"image": image}, *more)
         ids = decode.read_label_ids(labels[index], label_kind=known.label_kind, lookup=lookup)
-        tf.debugging.assert_equal(tf.shape(image)[:2], tf.shape(ids), "sizes differ")
+        sizes = tf.shape(image, tf.int64), tf.shape(ids, tf.int64)
+        tf.debugging.assert_equal(decode.alike(*sizes), True, "shapes differ")
         sample = resize({"image": image, "label": ids}, *more)
         return sample | {"label": decode.to_train_ids(sample["label"], lookup)}
 
@@ -228,7 +233,9 @@ def _crop(sample: Arrays, draws: tf.Tensor, size: tf.Tensor, crop: tuple[int, in
     return {key: one(key, value) for key, value in sample.items()}
 
 
-def _to_numpy(dataset, samples_of, domain: str, num_classes: int) -> Iterator[dict]:
+def _to_numpy(
+    dataset: tf.data.Dataset, samples_of: Iterable[Sequence[Sample]], domain: str, num_classes: int
+) -> Iterator[dict[str, np.ndarray]]:
     """The dataset's elements; `samples_of` gives the samples of each, to explain an error."""
     elements = dataset.as_numpy_iterator()
     for samples in samples_of:
@@ -237,7 +244,7 @@ def _to_numpy(dataset, samples_of, domain: str, num_classes: int) -> Iterator[di
         except StopIteration:
             return
         except tf.errors.OpError as error:
-            findings = [decode.inspect(s, domain=domain, num_classes=num_classes) for s in samples]
+            findings = [inspect(s, domain=domain, num_classes=num_classes) for s in samples]
             faults = [fault for finding in findings for fault in finding.faults]
             if not faults:
                 raise

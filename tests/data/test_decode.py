@@ -1,4 +1,3 @@
-import dataclasses
 import io
 
 import numpy as np
@@ -8,7 +7,6 @@ from PIL import Image
 from snr_jax.core.labels import IGNORE, label_id_to_train_id
 from snr_jax.data import decode
 from snr_jax.data.decode import tf
-from snr_jax.data.domains import Sample
 from tests.data.tiny_sets import natural_image, random_ids, save_palette
 
 
@@ -95,48 +93,3 @@ def test_to_train_ids():
     ids = tf.constant([[7, 33, 0], [34, 255, 26]], tf.uint8)
     expected = [[0, 18, IGNORE], [IGNORE, IGNORE, 13]]
     assert decode.to_train_ids(ids, label_id_to_train_id()).numpy().tolist() == expected
-
-
-def good_sample(tmp_path) -> Sample:
-    Image.fromarray(natural_image(0, 20, 30)).save(tmp_path / "image.png")
-    save_palette(random_ids(0, 20, 30), tmp_path / "label.png")
-    return Sample("1", str(tmp_path / "image.png"), str(tmp_path / "label.png"))
-
-
-def test_inspect_a_good_sample(tmp_path):
-    finding = decode.inspect(good_sample(tmp_path), domain="gta5")
-    assert finding.faults == [] and finding.size == (20, 30)
-    train_ids = label_id_to_train_id()[random_ids(0, 20, 30)]
-    assert np.array_equal(finding.histogram, np.bincount(train_ids.ravel(), minlength=256))
-
-
-def test_inspect_without_a_label(tmp_path):
-    sample = dataclasses.replace(good_sample(tmp_path), label=None)
-    assert decode.inspect(sample, domain="gta5") == ([], (20, 30), None)
-
-
-def test_inspect_names_the_file_and_the_fault(tmp_path):
-    sample = good_sample(tmp_path)
-
-    def faults() -> str:
-        return "; ".join(decode.inspect(sample, domain="gta5").faults)
-
-    whole = (tmp_path / "image.png").read_bytes()
-    (tmp_path / "image.png").write_bytes(whole[: len(whole) // 2])
-    assert f"{sample.image} is no image that can be decoded: Invalid PNG data" in faults()
-    (tmp_path / "image.png").write_text("not an image")
-    assert f"{sample.image} is no image that can be decoded: " in faults()
-    (tmp_path / "image.png").unlink()
-    assert f"{sample.image} cannot be read: " in faults() and "No such file" in faults()
-
-    Image.fromarray(natural_image(0, 21, 30)).save(sample.image)
-    assert f"{sample.image} is 30x21 and {sample.label} is 30x20" in faults()
-    Image.fromarray(natural_image(0, 20, 30)).save(sample.image)
-    assert faults() == ""
-
-    save_palette(random_ids(0, 20, 30, np.array([7, 40, 200, 255], np.uint8)), sample.label)
-    assert f"{sample.label} holds the label ids 40, 200, which gta5 does not define" in faults()
-    Image.fromarray(natural_image(0, 20, 30)).save(sample.label)
-    assert f"{sample.label} is no label image that can be decoded: a PNG with colours" in faults()
-    (tmp_path / "label.png").write_text("short")
-    assert f"{sample.label} is no label image that can be decoded: no PNG file" in faults()

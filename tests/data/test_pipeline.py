@@ -273,8 +273,8 @@ def remove_image(sample):
 
 
 def change_size(sample):
-    Image.fromarray(natural_image(0, 25, 40)).save(sample.image)
-    return f"{sample.image} is 40x25 and {sample.label} is 40x24"
+    Image.fromarray(natural_image(0, 26, 40)).save(sample.image)
+    return f"{sample.label} is 40x24 and its image {sample.image} 40x26"
 
 
 def change_ids(sample):

@@ -1,0 +1,86 @@
+"""What is wrong with one sample's files, in words that name them.
+
+tf.data's errors do not say which file they are about: whoever meets one asks here.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import UnidentifiedImageError
+
+from snr_jax.core.labels import IGNORE, UNKNOWN
+from snr_jax.data import decode
+from snr_jax.data.decode import tf
+from snr_jax.data.domains import Sample, get_domain
+
+
+class Finding(NamedTuple):
+    """What one sample's files hold."""
+
+    faults: list[str]  # each names its file; empty: the sample is good
+    size: tuple[int, int] | None  # height, width of the image
+    label_size: tuple[int, int] | None
+    pixels: np.ndarray | None  # int64 [256]: the label's pixels by the file's own ids
+
+
+def inspect(sample: Sample, *, domain: str, num_classes: int = 19) -> Finding:
+    """Decodes one sample's image and, where it has one, its label."""
+    known = get_domain(domain)
+    faults: list[str] = []
+    image = _attempt(decode.decode_image, sample.image, "image that can be decoded", faults)
+    size = None if image is None else image.shape[:2]
+    if sample.label is None:
+        return Finding(faults, size, None, None)
+    read = decode.LABEL_DECODERS[known.label_kind]
+    ids = _attempt(read, sample.label, "label image that can be decoded", faults)
+    if ids is None:
+        return Finding(faults, size, None, None)
+    if size and not decode.alike(size, ids.shape):
+        faults.append(
+            f"{difference(sample, size, ids.shape)}; their shapes must agree within 5 %"
+        )
+    pixels = np.bincount(ids.ravel(), minlength=256)
+    lookup = known.lookup(num_classes)
+    unknown = np.flatnonzero((pixels > 0) & (lookup == UNKNOWN))
+    if unknown.size:
+        shown = ", ".join(map(str, unknown[:8])) + (", ..." if unknown.size > 8 else "")
+        legal = np.flatnonzero(lookup != UNKNOWN)
+        faults.append(
+            f"{sample.label} holds the label ids {shown}, which {domain} does not define "
+            f"(it has {legal[0]} to {legal[legal < IGNORE][-1]}, and {IGNORE} for nothing); "
+            f"expected: {known.layout}"
+        )
+    return Finding(faults, size, ids.shape, pixels)
+
+
+def difference(sample: Sample, size: tuple[int, int], label_size: tuple[int, int]) -> str:
+    """Both sizes (height, width) in words."""
+    return (
+        f"{sample.label} is {label_size[1]}x{label_size[0]} and its image {sample.image} "
+        f"{size[1]}x{size[0]} (width x height)"
+    )
+
+
+def _attempt(
+    read: Callable[[tf.Tensor], tf.Tensor], path: str, what: str, faults: list[str]
+) -> np.ndarray | None:
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        faults.append(f"{path} cannot be read: {error.strerror}")
+        return None
+    try:
+        return read(tf.constant(data)).numpy()
+    except Exception as error:  # whatever a decoder meets in a broken file
+        faults.append(f"{path} is no {what}: {_first_words(error)}")
+        return None
+
+
+def _first_words(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is none of {', '.join(decode.IMAGE_FORMATS)}"
+    # "{{function_node ...}} message [Op:DecodePng] name: ": the message alone is for people.
+    words = getattr(error, "message", str(error)).split("}} ")[-1].split(" [Op:")[0].strip()
+    return words.splitlines()[0] if words else type(error).__name__
