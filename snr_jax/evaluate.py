@@ -63,34 +63,34 @@ def command(args: flags.FlagValues) -> None:
     checkpoint = checkpoints.find(where)
     out = Path(args.out or _default_out(checkpoint, args.domain))
     _refuse_unwritable(out)
-    options = {"dtype": config.model.dtype, "atrous": config.model.atrous}
+    want = experiment.model_arguments(config, None)
+    options = {key: want[key] for key in ("dtype", "atrous")}
     model, variables, meta = network.load(checkpoint, **options)
-    want = {"num_classes": config.num_classes, **config.model}
     network.refuse_mismatch(str(checkpoint.path), meta["model"], want)
-    place = config[args.domain]
-    split = args.split or place.val_split
+    data = experiment.split_arguments(config, f"{args.domain}_val")
+    domain, directory, split = data["domain"], data["directory"], args.split or data["split"]
     if not split:
         raise UserError(f"{args.domain}.val_split is empty; choose one, as --split val")
-    directory = os.path.join(config.data.root, place.dir)
-    samples, notes = domains.list_samples(place.domain, directory, split)
+    samples, notes = domains.list_samples(domain, directory, split)
     samples = samples[: args.max_images or None]
     parallel = create_parallel()
-    print(f"{checkpoint.path} on {place.domain}/{split}: {len(samples)} images "
+    print(f"{checkpoint.path} on {domain}/{split}: {len(samples)} images "
           f"({'; '.join(notes) or directory}); results go to {out}", flush=True)
     for note in differences(meta, config):
         print(f"note: {note}", flush=True)
     on_devices = parallel.replicate(variables)
-    common = {"domain": place.domain, "size": tuple(place.size)}
+    common = {"domain": domain, "size": data["size"]}
+    batch_size = experiment.evaluation_arguments(config)["batch_size"]
     results = {}
     for protocol in PROTOCOLS if args.protocol == "both" else (args.protocol,):
         for flip in {"both": (False, True), "no": (False,), "yes": (True,)}[args.flip]:
             name = protocol + ("+flip" if flip else "")
             scores = evaluate(
                 model, on_devices, samples, parallel=parallel, protocol=protocol, flip=flip,
-                batch_size=config.eval.batch_size, **common,
+                batch_size=batch_size, **common,
             )
             if math.isnan(scores["miou"]):
-                raise UserError(f"no label of {place.domain}/{split} in {directory} holds a pixel "
+                raise UserError(f"no label of {domain}/{split} in {directory} holds a pixel "
                                 "of the classes that are scored; look at the data with "
                                 "python -m snr_jax.data.doctor")
             settings = {"protocol": protocol, "flip": flip, **common, "split": split,

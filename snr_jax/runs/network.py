@@ -20,14 +20,11 @@ ATROUS = ("native", "space_to_batch")
 
 
 def create_model(*, dtype: str = "float32", atrous: str = "auto", **arguments) -> DeepLab:
-    """DeepLab of the named arguments. Raises UserError for a value that does not exist.
+    """DeepLab of the named arguments. Raises UserError for an architecture that does not exist.
 
-    Of the equal forms of a convolution the backend's faster ones are taken; `atrous` may choose.
+    dtype: a key of DTYPES. atrous: one of ATROUS, or auto. Of the equal forms of a convolution the
+    backend's faster ones are taken.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"model.dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    if atrous not in ("auto", *ATROUS):
-        raise UserError(f"model.atrous is {atrous!r}; expected auto, {' or '.join(ATROUS)}")
     on_cpu = jax.default_backend() == "cpu"
     if atrous == "auto":
         atrous = "native" if on_cpu else "space_to_batch"

@@ -100,7 +100,7 @@ def _initial_state(
     if state is not None:
         log(f"going on from the checkpoint of step {int(state.step)} in {manager.directory}")
         return state, True
-    variables = network.initialize(model, config.seed, config.init_from, log)
+    variables = network.initialize(model, **experiment.initial_arguments(config), log=log)
     return jax.device_get(create_state(variables, tx)), False
 
 
@@ -260,5 +260,5 @@ def _score(
 ) -> dict[str, dict]:
     return validation.score(
         model, variables, splits, parallel=parallel,
-        batch_size=config.eval.batch_size, flip=config.eval.flip, log=log, check=check,
+        **experiment.evaluation_arguments(config), log=log, check=check,
     )

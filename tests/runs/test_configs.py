@@ -18,6 +18,7 @@ from snr_jax.runs import experiment
 
 FOLDER = Path(default.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+NAN = float("nan")
 SWITCHES = {  # method: the recipes by name
     #           SNR trained, restitution loss, repeated updates, head branches
     "paper": (True, 0.01, True, 2),
@@ -89,20 +90,43 @@ def test_docstring_is_the_command(name):
 @pytest.mark.parametrize(
     "key, value, words",
     [
-        ("loss.target", "maxsquares", "maxsquare, iw_maxsquare, entropy, iw_entropy, hard"),
+        ("loss.target", "maxsquares", '"", maxsquare, iw_maxsquare, entropy, iw_entropy, hard'),
         ("num_steps", 200_001, "--config.optimizer.schedule_steps"),
-        ("batch_size", 0, "--config.batch_size=1"),
+        ("batch_size", 0, "a whole number, 1 to 4096"),
+        ("eval.batch_size", 0, "a whole number, 1 to 4096"),
         ("log_every_steps", 0, "at least 1"),
-        ("model.dtype", "float16", "float32, bfloat16"),
+        ("keep_checkpoints", 0, "at least 1"),
+        ("eval.max_images", -1, "at least 0"),
+        ("seed", -1, "0 to 1000000000"),
+        ("model.dtype", "float16", "one of float32, bfloat16"),
         ("model.norm_restitution", "ibn", "none, in, snr"),
-        ("model.head_branches", 3, "2, 4"),
-        ("model.atrous", "fft", "native or space_to_batch"),
-        ("num_classes", 20, "19, 16 or 13"),
-        ("source.size", (720,), "2 numbers of at least 33, as '--config.source.size=(33,33)'"),
-        ("target.size", (16, 32), "2 numbers of at least 33"),
-        ("model.stage_sizes", (3, 4, 23), "4 numbers of at least 1"),
-        ("data.crop", (64,), "2 numbers"),
-        ("data.scale_range", (0.0, 1.0), "2 numbers"),
+        ("model.head_branches", 3, "one of 2, 4"),
+        ("model.atrous", "fft", "auto, native, space_to_batch"),
+        ("model.width", 3, "4 to 1024"),
+        ("model.stage_sizes", (3, 4, 23), "4 whole numbers, 1 to 100"),
+        ("model.stage_sizes", (1, 1.5, 1, 1), "4 whole numbers"),
+        ("model.stage_sizes", (1, True, 1, 1), "4 whole numbers"),
+        ("num_classes", 20, "19, 16, 13"),
+        ("source.size", (720,), "33 to 8192, as '--config.source.size=(33,33)'"),
+        ("target.size", (16, 32), "2 whole numbers, 33 to 8192"),
+        ("target.size", (33, 65, 33), "2 whole numbers"),
+        ("data.crop", (64,), "33 to 8192, or (0, 0) for none"),
+        ("data.crop", (8, 8), "2 whole numbers"),
+        ("data.crop", (0, 65), "2 whole numbers"),
+        ("data.scale_range", (0.0, 1.0), "0.1 to 10"),
+        ("data.scale_range", (2.0, 0.5), "the smaller first"),
+        ("data.scale_range", (0.5, NAN), "2 numbers"),
+        ("data.root", "", "not empty"),
+        ("source.domain", "gta6", "one of gta5, cityscapes"),
+        ("optimizer.base_rate", NAN, "0 to 10, but not 0"),
+        ("optimizer.base_rate", 0.0, "0 to 10, but not 0"),
+        ("optimizer.momentum", 1.0, "0 to 1, but not 1"),
+        ("optimizer.weight_decay", NAN, "0 to 1"),
+        ("optimizer.weight_decay", -5e-4, "0 to 1"),
+        ("optimizer.head_rate", float("inf"), "0 to 1000"),
+        ("loss.lambda_target", -0.1, "0 to 1000"),
+        ("loss.threshold", 1.5, "0 to 1"),
+        ("loss.iw_ratio", -0.2, "0 to 1"),
     ],
 )
 def test_values_that_do_not_exist(key, value, words):
@@ -110,17 +134,30 @@ def test_values_that_do_not_exist(key, value, words):
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError) as error:
         experiment.check(config)
-        experiment.create_model(config, create_parallel())
-    assert key in str(error.value) and words in str(error.value)
+    assert str(error.value).startswith(f"{key} is {value!r}") or key == "num_steps"
+    assert words in str(error.value)
 
 
-@pytest.mark.parametrize("backend, atrous, pointwise", [
-    ("cpu", "native", "product"), ("gpu", "space_to_batch", "convolution"),
-])
-def test_convolutions_take_the_form_of_the_backend(monkeypatch, backend, atrous, pointwise):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    model = experiment.create_model(get_config("gta5_dg"), create_parallel())
-    assert (model.atrous, model.pointwise) == (atrous, pointwise)
+def test_keys_that_do_not_exist():
+    config = get_config("gta5_dg")
+    with config.unlocked():
+        config.loss.lamda_seg = 0.1
+    with pytest.raises(UserError, match=r"a key that nothing reads: loss.lamda_seg"):
+        experiment.check(config)
+    with config.unlocked():
+        del config.loss["lamda_seg"], config.loss["lambda_seg"]
+    with pytest.raises(UserError, match=r"lacks the key loss.lambda_seg"):
+        experiment.check(config)
+
+
+def test_the_batch_divides_over_the_devices(monkeypatch):
+    config = get_config("gta5_dg")
+    config.batch_size = 3
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"^batch_size is 3; .* 2 devices.*batch_size=2$"):
+        experiment.check_devices(config)
+    config.batch_size = 4
+    experiment.check_devices(config)
 
 
 @pytest.mark.parametrize("name, recipe", [("gta5_dg", "paper"), ("gta2city_uda", "release")])

@@ -29,7 +29,7 @@ DG, UDA = "configs/gta5_dg.py", "configs/gta2city_uda.py"
         (("--config", DG, "--workdri=x"), "workdri"),
         (("--config", DG, "runs/x"), "unexpected argument 'runs/x'"),
         (("--config", DG, "--workdir=W", "--config.loss.target=maxsquar"), "iw_maxsquare, "),
-        (("--config", DG, "--workdir=W", "--config.num_classes=20"), "19, 16 or 13"),
+        (("--config", DG, "--workdir=W", "--config.num_classes=20"), "19, 16, 13"),
         (("--config", DG, "--workdir=W", "--config.num_steps=0"), "num_steps is 0"),
     ],
 )

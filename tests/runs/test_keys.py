@@ -1,0 +1,138 @@
+"""Every key of the configuration: its range, and that it arrives where the table says."""
+
+import inspect
+import io
+import tokenize
+from functools import partial
+
+import pytest
+
+from configs import default, gta2city_uda
+from snr_jax.runs import experiment, keys
+from snr_jax.runs.keys import KEYS
+
+# Another legal value of every key that the table sends somewhere, on top of BASE.
+BASE = {"loss.target": "iw_maxsquare", "data.crop": (65, 65), "data.scale_range": (0.5, 2.0)}
+OTHER = {
+    "seed": 1, "num_classes": 16, "init_from": "elsewhere",
+    "model.norm_restitution": "in", "model.stage_sizes": (1, 2, 1, 1), "model.width": 8,
+    "model.head_branches": 4, "model.stride_in": "conv2", "model.dtype": "bfloat16",
+    "model.atrous": "native", "model.remat": True,
+    "data.root": "elsewhere", "data.scale_range": (0.5, 1.0), "data.crop": (65, 129),
+    "source.domain": "cityscapes", "source.dir": "elsewhere", "source.train_split": "all",
+    "source.val_split": "test", "source.size": (65, 129),
+    "target.domain": "gta5", "target.dir": "elsewhere", "target.train_split": "val",
+    "target.val_split": "test", "target.size": (65, 129),
+    "batch_size": 3, "sync_batch_norm": False, "freeze_bn": True,
+    "optimizer.base_rate": 0.5, "optimizer.schedule_steps": 10**6, "optimizer.momentum": 0.5,
+    "optimizer.weight_decay": 0.5, "optimizer.head_rate": 0.5, "optimizer.snr_rate": 0.5,
+    "optimizer.train_snr": False, "optimizer.repeated_updates": False,
+    "loss.restitution_weight": 0.0, "loss.lambda_seg": 0.5, "loss.target": "maxsquare",
+    "loss.lambda_target": 0.5, "loss.threshold": 0.5, "loss.iw_ratio": 0.5,
+    "eval.batch_size": 3, "eval.flip": True, "eval.max_images": 7,
+}  # fmt: skip
+# What train.py reads: the recipe for the record, the length and the cadence of the run.
+READ_IN_TRAIN = {
+    "recipe", "num_steps", "log_every_steps", "eval_every_steps", "checkpoint_every_steps",
+    "keep_checkpoints", "eval.num_pictures",
+}  # fmt: skip
+PARTS = {
+    "source_split": partial(experiment.split_arguments, role="source"),
+    "target_split": partial(experiment.split_arguments, role="target"),
+    "source_val_split": partial(experiment.split_arguments, role="source_val"),
+    "target_val_split": partial(experiment.split_arguments, role="target_val"),
+    "source_stream": partial(experiment.stream_arguments, role="source"),
+    "target_stream": partial(experiment.stream_arguments, role="target"),
+    "model": partial(experiment.model_arguments, axis_name="replica"),
+    "initial": experiment.initial_arguments,
+    "schedule": experiment.schedule_arguments,
+    "groups": experiment.groups_arguments,
+    "sgd": experiment.sgd_arguments,
+    "step": experiment.step_arguments,
+    "evaluation": experiment.evaluation_arguments,
+}
+
+
+def arguments(overrides: dict) -> dict:
+    """PART.ARGUMENT → value, of every part."""
+
+    def plain(value):
+        return (value.func, value.keywords) if isinstance(value, partial) else value
+
+    config = gta2city_uda.get_config()
+    config.update_from_flattened_dict({**BASE, **overrides})
+    keys.check(config)
+    return {
+        f"{part}.{name}": plain(value)
+        for part, make in PARTS.items()
+        for name, value in make(config).items()
+    }
+
+
+def test_every_key_of_the_default_is_in_the_table():
+    assert keys.values(default.get_config()).keys() == KEYS.keys()
+    assert {key for key, (_, arrives) in KEYS.items() if not arrives} == READ_IN_TRAIN
+    assert OTHER.keys() | READ_IN_TRAIN == KEYS.keys()
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_arrives(key):
+    """The key changes the named arguments of the named parts, and no other."""
+    # The threshold is an argument of "hard" as well as of the guidance.
+    base = {"loss.target": "hard"} if key == "loss.threshold" else {}
+    before, after = arguments(base), arguments({**base, key: OTHER[key]})
+    changed = {name for name in before.keys() | after.keys() if before[name] != after[name]}
+    assert changed == set(KEYS[key].arrives)
+
+
+def test_arrives_unchanged():
+    """What is passed on without a change is passed on as it is, not as another key."""
+    values = {**keys.values(gta2city_uda.get_config()), **BASE, **OTHER}
+    values |= {"loss.target": "iw_maxsquare", "loss.restitution_weight": 0.25,
+               "model.norm_restitution": "snr", "source.domain": "gta5"}
+    found = arguments(values)
+    derived = {"seed", "init_from", "data.root", "source.dir", "target.dir", "sync_batch_norm",
+               "loss.target", "loss.iw_ratio"}
+    for key in OTHER.keys() - derived:
+        target = KEYS[key].arrives[-1] if key != "loss.threshold" else "step.guidance_threshold"
+        if key in ("model.norm_restitution", "loss.lambda_seg"):
+            target = KEYS[key].arrives[0]
+        assert found[target] == values[key], key
+    assert (found["initial.seed"], found["step.seed"]) == (1, 1)
+    assert (found["source_stream.seed"], found["target_stream.seed"]) == (2, 3)
+    assert found["initial.init_from"] == "elsewhere"
+    assert found["source_split.directory"] == "elsewhere/elsewhere"
+    assert found["step.target_loss"][1] == {"ratio": 0.5}
+    assert found["groups.multi_level"] and found["model.restitution_heads"]
+    assert found["model.bn_axis_name"] is None and arguments({})["model.bn_axis_name"] == "replica"
+
+
+def test_generalisation_has_no_target_loss():
+    step = experiment.step_arguments(default.get_config())
+    assert step.keys() == {"seed", "lambda_seg", "restitution_weight", "freeze_bn"}
+
+
+def test_only_the_target_of_training_may_lack_labels():
+    found = arguments({})
+    assert {part: found[f"{part}.require_labels"] for part in PARTS if "split" in part} == {
+        "source_split": True, "target_split": False, "source_val_split": True,
+        "target_val_split": True,
+    }  # fmt: skip
+    assert found["source_stream.with_labels"] and not found["target_stream.with_labels"]
+
+
+def comments() -> dict[str, str]:
+    """Key → the comment on its line in configs/default.py."""
+    source = inspect.getsource(default.get_config)
+    lines = source.splitlines()
+    return {
+        lines[token.start[0] - 1].split("=")[0].strip().removeprefix("config."): token.string
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+
+
+@pytest.mark.parametrize("key", [key for key, (legal, _) in KEYS.items() if legal.range])
+def test_comment_tells_the_range(key):
+    if not key.endswith(".domain"):  # a new domain is a new row of data/domains.py alone
+        assert KEYS[key].legal.range in comments()[key]
