@@ -1,5 +1,6 @@
 """Every key of a configuration: what it may hold, and where its value goes."""
 
+import difflib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -182,6 +183,8 @@ def check(config: ConfigDict) -> None:
     for key, (legal, _) in KEYS.items():
         if not legal.accepts(found[key]):
             example = f", as '--config.{key}={legal.example}'" if legal.example else ""
+            near = difflib.get_close_matches(str(found[key]).lower(), legal.range.split(", "), n=1)
+            guess = f". Did you mean {near[0]!r}?" if near else ""
             raise UserError(
-                f"{key} is {found[key]!r}; expected {legal.kind}{legal.range}{example}"
+                f"{key} is {found[key]!r}; expected {legal.kind}{legal.range}{example}{guess}"
             )
