@@ -9,7 +9,6 @@ evaluation.json, where every score carries its settings, and predictions.png.
 
 import json
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
