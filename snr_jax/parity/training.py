@@ -6,7 +6,7 @@ A run's name tells what it is, e.g. dg_release, uda_iw_multi_plain: dg (source a
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -16,9 +16,9 @@ import optax
 from ml_collections import ConfigDict
 
 from snr_jax.core import losses, torch_names
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.deeplab import architecture
+from snr_jax.core.parallel import create_parallel
 from snr_jax.core.state import create_state
-from snr_jax.core.steps import Step, make_adaptation_step, make_source_step
 from snr_jax.parity.compare import Networks, Row, error
 from snr_jax.parity.golden import Arrays, Network, draw_image, draw_labels
 from snr_jax.runs import experiment
@@ -69,18 +69,16 @@ def take_as_is(
     return image, label
 
 
-def make_step(config: ConfigDict, model: DeepLab) -> tuple[optax.GradientTransformation, Step]:
-    """The configuration's optimiser and its step, jitted; inputs are what the network sees."""
+def make_step(config: ConfigDict) -> tuple[optax.GradientTransformation, Callable]:
+    """Optimiser and compiled step by the functions of a training, on one device, in float64.
+
+    The step's images are what the network sees.
+    """
+    one_device = create_parallel(jax.devices()[:1])
+    model = experiment.create_model(config, one_device).clone(dtype=jnp.float64)
     optimizer, _ = experiment.create_optimizer(config)
-    options = {"model": model, "optimizer": optimizer, "prepare": take_as_is,
-               "lambda_seg": config.loss.lambda_seg}
-    if config.loss.target:
-        step = make_adaptation_step(
-            **options, target_loss=losses.TARGET_LOSSES[config.loss.target],
-            lambda_target=config.loss.lambda_target, guidance_threshold=config.loss.threshold)
-    else:
-        step = make_source_step(**options)
-    return optimizer, jax.jit(step, donate_argnums=0)
+    step = experiment.create_step(config, model, optimizer, one_device, prepare=take_as_is)
+    return optimizer, step
 
 
 def compare_training(
@@ -97,7 +95,7 @@ def compare_training(
         keys = [key for key in arrays if key.startswith(f"{name}/")]
         network = networks("snr" if any("/IN1." in key for key in keys) else "baseline")
         config = configure(base, run, network)
-        optimizer, step = make_step(config, network.model)
+        optimizer, step = make_step(config)
         # A copy: the step takes the memory of its state.
         state = create_state(jax.tree.map(jnp.copy, network.variables), optimizer)
         weights = _objective_weights(config)

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -197,13 +197,13 @@ def create_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, 
 
 
 def create_step(
-    config: ConfigDict, model: DeepLab, tx: optax.GradientTransformation, parallel: Parallel
+    config: ConfigDict, model: DeepLab, tx: optax.GradientTransformation, parallel: Parallel,
+    **options: Any,
 ) -> Callable:
-    """The compiled training step; it consumes the state it is given."""
+    """The compiled training step; it consumes the state it is given. options: of its factory."""
     make = make_adaptation_step if config.loss.target else make_source_step
-    step = make(
-        model=model, optimizer=tx, axis_name=parallel.axis_name, **step_arguments(config)
-    )
+    step = make(model=model, optimizer=tx, axis_name=parallel.axis_name,
+                **step_arguments(config), **options)
     return parallel.compile(step, donate=0)
 
 
