@@ -1,0 +1,196 @@
+"""What the full-size steps become on a GPU that is not there: `make check-hlo`.
+
+    python scripts/check_hlo.py [--steps source,adaptation,evaluation] [--save FOLDER]
+
+Compiles them in bfloat16 for the target described in scripts/targets/, on a CPU, and counts: slow
+convolutions (a weight gradient as a forward convolution with a kernel as large as the image),
+scatters, launches by kind, bytes through memory (operands and results of every launch: an upper
+bound, since nothing stays in cache), temporary memory. Exit code 1 where a limit of the table
+below is passed. Needs requirements-aot.txt; it shows what is called, not how fast it is.
+"""
+
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # without it the CUDA plugin looks for its GPU and complains
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax.experimental import topologies
+
+from snr_jax.core.workloads import KINDS, create_workload
+
+TARGETS = Path(__file__).parent / "targets"
+
+
+class Counts(NamedTuple):
+    slow_convolutions: int
+    scatters: int
+    launches: int
+    gigabytes: float
+    temporary_gib: float
+
+
+LIMITS = {
+    "source": Counts(0, 0, 2100, 36, 5.5),
+    "adaptation": Counts(0, 0, 3600, 56, 5.5),
+    "evaluation": Counts(0, 0, 500, 14, 2.0),
+}
+LARGEST_KERNEL = 13  # side of a window; the network's own are 7 at most
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_list("steps", list(KINDS), f"Of {', '.join(KINDS)}", flag_values=FLAGS)
+flags.DEFINE_string("target", "h200", "A file NAME.txtpb of scripts/targets", flag_values=FLAGS)
+flags.DEFINE_string("atrous", "space_to_batch", "Form of dilated convolutions", flag_values=FLAGS)
+flags.DEFINE_string("pointwise", "convolution", "Form of 1x1 convolutions", flag_values=FLAGS)
+flags.DEFINE_bool("remat", False, "Recompute blocks in the backward pass", flag_values=FLAGS)
+flags.DEFINE_string("save", "", "Folder for the compiled texts", flag_values=FLAGS)
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4,
+          "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\(([^)]*)\)(.*)")
+_NO_LAUNCH = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all"}
+
+
+class Launch(NamedTuple):
+    kind: str
+    bytes: int
+
+
+def shape_bytes(shape: str) -> int:
+    """Bytes of 'f32[2,3]{1,0}' or of a tuple of such."""
+    total = 0
+    for dtype, sides in _SHAPE.findall(shape):
+        size = _BYTES.get(dtype, 0)
+        for side in filter(None, sides.split(",")):
+            size *= int(side)
+        total += size
+    return total
+
+
+def kind_of(name: str, operation: str, rest: str) -> str:
+    """A word for a launch: the library's function, or what a fusion is named after."""
+    if operation == "custom-call":
+        return re.search(r'custom_call_target="([^"]+)"', rest)[1].strip("_$")
+    if operation == "fusion":
+        for word in ("transpose", "reduce", "concatenate", "pad", "gemm"):
+            if word in name:
+                return f"fusion: {word}"
+        return "fusion: other"
+    return operation
+
+
+def launches(text: str) -> list[Launch]:
+    """The kernels that the entry computation of a compiled text starts."""
+    entry = text[text.index("\nENTRY "):]
+    sizes, found = {}, []
+    for line in entry.splitlines()[1:]:
+        if line.startswith("}"):
+            break
+        if (match := _INSTRUCTION.match(line)) is None:
+            continue
+        name, shape, operation, operands, rest = match.groups()
+        sizes[name] = shape_bytes(shape)
+        if operation not in _NO_LAUNCH:
+            read = sum(sizes[operand] for operand in re.findall(r"%([^\s,]+)", operands))
+            found.append(Launch(kind_of(name, operation, rest), read + sizes[name]))
+    return found
+
+
+def slow_convolutions(text: str) -> int:
+    windows = re.findall(r"window=\{size=(\d+)x(\d+)[^}]*\}[^\n]*__cudnn\$convForward", text)
+    return sum(max(int(a), int(b)) > LARGEST_KERNEL for a, b in windows)
+
+
+def count(text: str, temporary_bytes: int) -> Counts:
+    found = launches(text)
+    return Counts(
+        slow_convolutions=slow_convolutions(text),
+        scatters=len(re.findall(r"\bscatter\(", text)),
+        launches=len(found),
+        gigabytes=sum(launch.bytes for launch in found) / 1e9,
+        temporary_gib=temporary_bytes / 2**30,
+    )
+
+
+def compile_step(kind: str, target: str, **model: object) -> tuple[str, int]:
+    """(compiled text, bytes of temporary memory) of a step in bfloat16."""
+    topology = topologies.get_topology_desc(
+        platform="cuda", target_config=target, topology="1x1x1")
+    placed = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    work = create_workload(kind, dtype=jnp.bfloat16, **model)
+    arguments = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
+        (work.state_shapes(), work.batch))
+    step = jax.jit(work.step, donate_argnums=0 if work.optimizer else ())
+    compiled = step.trace(*arguments).lower(lowering_platforms=("cuda",)).compile()
+    return compiled.as_text(), compiled.memory_analysis().temp_size_in_bytes
+
+
+def report(kind: str, counts: Counts, text: str, seconds: float) -> None:
+    print(f"\n{kind}: compiled in {seconds:.0f} s")
+    for name, value, limit in zip(Counts._fields, counts, LIMITS[kind], strict=True):
+        words = "" if value <= limit else "  <- passed"
+        print(f"  {name.replace('_', ' '):<20}{value:>10.5g}   limit {limit:g}{words}")
+    number, size = Counter(), Counter()
+    for launch in launches(text):
+        number[launch.kind] += 1
+        size[launch.kind] += launch.bytes
+    for name, n in number.most_common():
+        print(f"    {name:<34}{n:>6}{size[name] / 1e9:>9.2f} GB")
+
+
+def command() -> int:
+    path = TARGETS / f"{FLAGS.target}.txtpb"
+    if strange := [kind for kind in FLAGS.steps if kind not in KINDS]:
+        return refuse(f"--steps has {strange[0]!r}; expected some of {', '.join(KINDS)}")
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in TARGETS.glob("*.txtpb")))
+        return refuse(f"--target={FLAGS.target}: no such target; there are {known}")
+    model = {"atrous": FLAGS.atrous, "pointwise": FLAGS.pointwise, "remat": FLAGS.remat}
+    passed = False
+    for kind in FLAGS.steps:
+        start = time.monotonic()
+        try:
+            text, temporary = compile_step(kind, path.read_text(), **model)
+        except RuntimeError as error:
+            if "cuda" not in str(error).lower():
+                raise
+            return refuse(f"JAX cannot compile for CUDA here ({str(error).splitlines()[0]}). "
+                          "Install requirements-aot.txt, as `make check-hlo` does")
+        counts = count(text, temporary)
+        if FLAGS.save:
+            Path(FLAGS.save).mkdir(parents=True, exist_ok=True)
+            (Path(FLAGS.save) / f"{kind}.txt").write_text(text)
+        report(kind, counts, text, time.monotonic() - start)
+        passed |= any(a > b for a, b in zip(counts, LIMITS[kind]))
+    return int(passed)
+
+
+def refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv if argv is None else argv)
+    if {"--help", "-h"} & set(argv[1:]):
+        print(f"{__doc__.strip()}\n\nflags:\n{FLAGS.get_help()}")
+        return 0
+    try:
+        FLAGS(argv)
+    except flags.Error as error:
+        return refuse(str(error))
+    return command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

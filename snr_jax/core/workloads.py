@@ -1,0 +1,78 @@
+"""The compiled steps of the paper's recipe at given sizes, without data: to time and to compile."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from snr_jax.core import losses, optim
+from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.core.state import TrainState, create_state, initial_variables, variable_shapes
+from snr_jax.core.steps import make_adaptation_step, make_eval_step, make_source_step
+
+KINDS = ("source", "adaptation", "evaluation")
+Size = tuple[int, int]
+
+
+class Workload(NamedTuple):
+    """step(state, batch), or step(variables, batch) where there is no optimiser."""
+
+    step: Callable
+    model: nn.Module
+    optimizer: optax.GradientTransformation | None
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+    def state_shapes(self) -> TrainState | dict:
+        variables = variable_shapes(self.model)
+        if self.optimizer is None:
+            return variables
+        return jax.eval_shape(lambda v: create_state(v, self.optimizer), variables)
+
+    def initial_state(self) -> TrainState | dict:
+        variables = initial_variables(self.model, 0)
+        return variables if self.optimizer is None else create_state(variables, self.optimizer)
+
+    def random_batch(self, seed: int = 0) -> dict[str, np.ndarray]:
+        random = np.random.default_rng(seed)
+        high = {"source_label": self.model.num_classes, "label": self.model.num_classes, "valid": 2}
+        return {name: random.integers(0, high.get(name, 256), x.shape).astype(x.dtype)
+                for name, x in self.batch.items()}
+
+
+def create_workload(
+    kind: str,
+    *,
+    source_size: Size = (720, 1280),
+    target_size: Size = (512, 1024),
+    scored_size: Size = (1024, 2048),
+    batch_size: int = 1,
+    **model: object,
+) -> Workload:
+    """kind: one of `KINDS`; model: arguments of `DeepLab`.
+
+    The recipe is "paper": SNR is trained, restitution loss, repeated updates. Adaptation is by
+    MaxSquare. Evaluation mirrors and scores the target's images at `scored_size`.
+    """
+
+    def bytes_of(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, *shape), jnp.uint8)
+
+    if kind == "evaluation":
+        network = DeepLab(**model)
+        batch = {"image": bytes_of(*target_size, 3), "label": bytes_of(*scored_size),
+                 "valid": jax.ShapeDtypeStruct((batch_size,), bool)}
+        return Workload(make_eval_step(model=network, flip=True), network, None, batch)
+    network = DeepLab(restitution_heads=True, **model)
+    groups = optim.param_groups(repeated_updates=True, train_snr=True, multi_level=False)
+    optimizer = optim.sgd(optim.poly_schedule(2.5e-4, 200_000), groups)
+    options = {"model": network, "optimizer": optimizer, "restitution_weight": 0.01}
+    batch = {"source_image": bytes_of(*source_size, 3), "source_label": bytes_of(*source_size)}
+    if kind == "source":
+        return Workload(make_source_step(**options), network, optimizer, batch)
+    batch["target_image"] = bytes_of(*target_size, 3)
+    step = make_adaptation_step(**options, target_loss=losses.maxsquare)
+    return Workload(step, network, optimizer, batch)
