@@ -2,12 +2,14 @@
 # make test    lint and tests, from nothing
 # make study   the demo's networks over 3 seeds, all variants, two styles
 # make parity  the full-size comparison with PyTorch
+# make check-hlo   what the full-size steps become on an H200, compiled without one
+# make bench-step  a training step against PyTorch's, timed on this machine
 VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint study parity clean
+.PHONY: demo test lint study parity check-hlo bench-step clean
 
 demo: $(VENV)/.runs
 	$(RUN) scripts/demo.py --out runs/demo
@@ -23,6 +25,16 @@ study: $(VENV)/.runs
 
 parity: $(VENV)/.tests
 	$(RUN) -m pytest -m full tests/parity
+
+check-hlo: $(VENV)/aot/.done
+	PYTHONPATH=$(VENV)/aot $(RUN) scripts/check_hlo.py
+
+bench-step: $(VENV)/.tests
+	$(RUN) scripts/bench_step.py --out runs/bench_step.json
+
+$(VENV)/aot/.done: $(VENV)/.runs requirements-aot.txt
+	$(PIP) --no-deps --upgrade --target $(VENV)/aot -r requirements-aot.txt
+	touch $@
 
 $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)

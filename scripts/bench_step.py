@@ -263,6 +263,7 @@ def command() -> int:
             print(table(rows), flush=True)
             result["rows"] += rows
     if FLAGS.out:
+        Path(FLAGS.out).parent.mkdir(parents=True, exist_ok=True)
         Path(FLAGS.out).write_text(json.dumps(result, indent=1) + "\n")
     return 0 if all("failed" not in row for row in result["rows"]) else 1
 

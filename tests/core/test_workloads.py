@@ -1,0 +1,87 @@
+"""The steps that are timed and compiled, and the scripts that read and print about them."""
+
+import jax
+import pytest
+
+from scripts import bench_step, check_hlo
+from snr_jax.core.workloads import KINDS, create_workload
+
+TINY = {"stage_sizes": (1, 1, 1, 1), "width": 4, "source_size": (33, 49), "target_size": (41, 33),
+        "scored_size": (50, 60), "batch_size": 2}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_workload_is_the_step_that_its_name_says(kind):
+    work = create_workload(kind, **TINY)
+    result = jax.eval_shape(work.step, work.state_shapes(), work.batch)
+    if kind == "evaluation":
+        assert result.shape == (19, 19)
+        return
+    state, metrics = result
+    assert jax.tree.structure(state) == jax.tree.structure(work.state_shapes())
+    expected = {"loss_source", "loss_restitution"}
+    assert metrics.keys() == expected | ({"loss_target"} if kind == "adaptation" else set())
+    batch = work.random_batch()
+    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+        k: (v.shape, v.dtype) for k, v in work.batch.items()}
+    assert batch["source_label"].max() < 19
+
+
+TEXT = """
+%fused (p: f32[2,3]) -> s32[4] {
+  ROOT %s = s32[4]{0} scatter(%a, %b, %c), to_apply=%add
+}
+
+ENTRY %main (p.1: f32[2,3]) -> f32[2,3] {
+  %p.1 = f32[2,3]{1,0} parameter(0)
+  %loop_add_fusion = (f32[2,3]{1,0}, bf16[4]{0}) fusion(%p.1), kind=kLoop, calls=%fused
+  %get-tuple-element.1 = f32[2,3]{1,0} get-tuple-element(%loop_add_fusion), index=0
+  %conv.1 = (bf16[5]{0}, u8[0]{0}) custom-call(%p.1, %get-tuple-element.1), \
+window={size=7x7 stride=2x2}, custom_call_target="__cudnn$convForward"
+  %conv.2 = (bf16[5]{0}, u8[0]{0}) custom-call(%p.1), \
+window={size=91x161 pad=2_2x2_2}, custom_call_target="__cudnn$convForward"
+  ROOT %copy.1 = f32[2,3]{0,1} copy(%get-tuple-element.1)
+}
+"""
+
+
+def test_a_compiled_text_is_counted_by_hand():
+    """Bytes: fusion 24 + (24 + 8), the convolutions 24 + 24 + 10 and 24 + 10, the copy 24 + 24."""
+    assert [tuple(launch) for launch in check_hlo.launches(TEXT)] == [
+        ("fusion: other", 56), ("cudnn$convForward", 58), ("cudnn$convForward", 34), ("copy", 48)]
+    counts = check_hlo.count(TEXT, 3 * 2**29)
+    assert counts == (1, 1, 4, pytest.approx(196e-9), 1.5)
+
+
+@pytest.mark.parametrize(("script", "flag", "word"), [
+    (check_hlo, "--steps=sources", "source, adaptation, evaluation"),
+    (check_hlo, "--target=h900", "h200"),
+    (bench_step, "--cases=tpu", "gpu, cpu, demo"),
+    (bench_step, "--rounds=0", "rounds"),
+])
+def test_a_flag_of_no_meaning_is_refused(script, flag, word, capsys):
+    assert script.main(["script", flag]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and word in error and error.count("\n") == 1
+    script.FLAGS.unparse_flags()
+    for name in script.FLAGS:
+        script.FLAGS[name].unparse()
+
+
+def test_times_by_hand():
+    """The ratio is the median of the rounds' ratios, not the ratio of the medians."""
+    common = {"case": "cpu", "kind": "adaptation", "peak_gib": 1.0, "build_s": 1.0,
+              "first_turn_s": 2.0}
+    rows = [{**common, "contestant": "ours", "milliseconds": [100.0, 400.0, 200.0]},
+            {**common, "contestant": "theirs", "milliseconds": [300.0, 400.0, 400.0]},
+            {**common, "contestant": "absent", "milliseconds": [], "failed": "no such device"}]
+    ours, theirs, absent = bench_step.table(rows).splitlines()[1:]
+    assert ours.split() == ["ours", "200.0", "150.0-300.0", "10.0", "1.00", "3.0", "1.00"]
+    assert theirs.split() == ["theirs", "400.0", "350.0-400.0", "5.0", "1.00", "3.0", "2.00"]
+    assert absent.split(maxsplit=1) == ["absent", "failed: no such device"]
+
+
+def test_a_contestant_that_dies_says_why():
+    worker = bench_step.start_worker("cpu/source/fortran", on_gpu=False)
+    with pytest.raises(ChildProcessError, match="fortran"):
+        bench_step.answer(worker)
