@@ -98,6 +98,7 @@ def _parse(
 ) -> list[str]:
     """Sets the flags; what stands without one, a value for each name of `arguments`."""
     _reset(flag_values)
+    argv = _last_of_each_key(argv)
     _ARGV[:] = argv
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # its tracebacks
@@ -124,6 +125,23 @@ def _parse(
     return rest[1:]
 
 
+def _last_of_each_key(argv: Sequence[str]) -> list[str]:
+    """Of a configuration key that is set twice the last counts; two tuples would be joined."""
+    joined: list[str] = []
+    for argument in argv:  # --config.KEY VALUE becomes one argument
+        bare = joined and re.fullmatch(r"--?config\.[\w.]+", joined[-1])
+        if bare and re.match(r"[^-]|-[\d.]", argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    names = [argument.partition("=")[0].lstrip("-") for argument in joined]
+    last = {name: i for i, name in enumerate(names)}
+    return [
+        argument for i, (name, argument) in enumerate(zip(names, joined, strict=True))
+        if last[name] == i or not name.startswith("config.")
+    ]
+
+
 def _reset(flag_values: flags.FlagValues) -> None:
     """Forgets what an earlier command line of this process set."""
     for name in list(flag_values):
@@ -141,7 +159,20 @@ def require(flag_values: flags.FlagValues, name: str, example: str):
     if name == "config" and not isinstance(value, ConfigDict):
         path = config_flags.get_config_filename(flag_values[name])
         raise UserError(f"--config: there is no file {path}; for instance {example}")
+    if name == "config":
+        _refuse_recipe(flag_values[name])
     return value
+
+
+def _refuse_recipe(flag: flags.Flag) -> None:
+    """The recipe sets switches when the configuration is made; as a key it would set none."""
+    recipe = config_flags.get_override_values(flag).get("recipe")
+    if recipe is not None:
+        path = config_flags.get_config_filename(flag).partition(":")[0]
+        raise UserError(
+            f"--config.recipe={recipe} changes no switch; choose the recipe as --config "
+            f"{path}:{recipe}"
+        )
 
 
 def config_name(flag_values: flags.FlagValues) -> str:
