@@ -3,10 +3,10 @@
     python scripts/demo.py --out runs/demo
 
 Draws two toy domains, trains the plain network and SNR on the source, adapts SNR to the unlabelled
-target with MaxSquare, and writes OUT/report.html.
+target with MaxSquare, and writes OUT/report.html and OUT/predictions.png. The same command goes on
+with an interrupted demo.
 """
 
-import argparse
 import os
 import platform
 import sys
@@ -15,92 +15,74 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from absl import flags
+from PIL import Image
 
 from configs import toy_dg, toy_uda
-from snr_jax.cli import run_command
-from snr_jax.data import domains
+from snr_jax import cli
+from snr_jax.core.progress import format_duration
 from snr_jax.report import tables
 from snr_jax.report.html import render
-from snr_jax.runs import checkpoints, network
-from snr_jax.runs.evaluation import pictures
-from snr_jax.runs.study import VARIANTS, draw_data, run
-from snr_jax.runs.writer import read_scalars, write_text
+from snr_jax.report.pictures import panel
+from snr_jax.runs import checkpoints, stopping
+from snr_jax.runs.comparison import compare
+from snr_jax.runs.study import VARIANTS, configured, draw_data
+from snr_jax.runs.train import train
+from snr_jax.runs.writer import write_text
+from snr_jax.toy.styles import STYLES
 
-NAMES = {"plain": "plain", "SNR": "snr", "SNR-MaxSquare": "snr_maxsquare"}  # run → its folder
-NUM_PICTURES = 6
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("out", "runs/demo", "Folder of data, runs and report.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "style", "dusk", [style for style in STYLES if style != "source"], "Of the target domain.",
+    flag_values=FLAGS,
+)
 
 
-def command(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--style", default="dusk", help="of the target domain")
-    args = parser.parse_args(argv)
+def command(args: flags.FlagValues) -> None:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/snr_jax"))
     start = time.monotonic()
-    out, root, style = args.out, args.out / "data", args.style
-    draw_data(root, [style], toy_dg.NUM_TRAIN, toy_dg.NUM_VAL)
-    results = {}
-    for number, (name, folder) in enumerate(NAMES.items(), start=1):
-        print(f"\n=== {number}/3 {name}, {tables.format_duration(time.monotonic() - start)} so far",
-              flush=True)
-        config, variant = toy_dg.get_config("standard"), name
-        if name == "SNR-MaxSquare":
-            config, variant = toy_uda.get_config("standard"), "SNR"
-            config.init_from = str(checkpoints.folder(out / "snr", "final"))
-        results[name] = run(config, out / folder, root, style, VARIANTS[variant])
-    seconds = time.monotonic() - start
-    _write_report(out, root, style, results, seconds)
-    print("\nmIoU            " + "".join(f"{name:>15}" for name in results))
-    for role in ("source", "target"):
-        cells = (tables.percent(r[role]["miou"]) for r in results.values())
-        print(f"{role:<16}" + "".join(f"{cell:>15}" for cell in cells))
-    print("\non the target, by class\n" + tables.class_table(
-        {name: r["target"] for name, r in results.items()}))
-    print(f"\nopen {out / 'report.html'} ({tables.format_duration(seconds)})")
-
-
-def _write_report(out: Path, root: Path, style: str, results: dict, seconds: float) -> None:
-    config = toy_dg.get_config("standard")
-    samples, _ = domains.list_samples("cityscapes", str(root / style / "Cityscapes"), "val")
-    chosen = samples[:: max(len(samples) // NUM_PICTURES, 1)][:NUM_PICTURES]
-    rows = [{} for _ in chosen]
-    for name, folder in NAMES.items():
-        model, variables, _ = network.load(str(out / folder))
-        drawn = pictures(model, variables, chosen, domain="cityscapes", size=config.target.size)
-        for row, picture in zip(rows, drawn, strict=True):
-            row |= {"input": picture["input"], "label": picture["label"],
-                    name: picture["prediction"]}
-    scalars = {name: read_scalars(out / folder) for name, folder in NAMES.items()}
-    curves = {
-        title: {name: series[key] for name, series in scalars.items() if key in series}
-        for title, key in {
-            "source loss": "train/loss_source",
-            "target mIoU": "eval/cityscapes/network/miou",
-        }.items()
+    out, root = Path(args.out), Path(args.out) / "data"
+    draw_data(root, [args.style], toy_dg.NUM_TRAIN, toy_dg.NUM_VAL)
+    init_from = {"init_from": str(checkpoints.folder(out / "snr", "final"))}
+    runs = {  # name: folder, configuration, overrides
+        "plain": ("plain", toy_dg, VARIANTS["plain"]),
+        "SNR": ("snr", toy_dg, VARIANTS["SNR"]),
+        "SNR-MaxSquare": ("snr_maxsquare", toy_uda, VARIANTS["SNR"] | init_from),
     }
-    write_text(out / "report.html", render(
+    for number, (name, (folder, module, overrides)) in enumerate(runs.items(), start=1):
+        so_far = format_duration(time.monotonic() - start)
+        print(f"\n=== {number}/{len(runs)} {name}, {so_far} so far", flush=True)
+        config = configured(module.get_config("standard"), root, args.style, overrides)
+        with stopping.on_signals() as stop:
+            train(config, str(out / folder), stop)
+    found = compare({name: out / folder for name, (folder, *_) in runs.items()})
+    seconds = format_duration(time.monotonic() - start)
+    page = render(
         title="From one domain to another",
-        lead=f"A small network learns to segment drawn streets; the target shows other streets "
-        f"at {style}. SNR sees no target image, MaxSquare sees them without labels.",
-        summary={
-            name: {"source": r["source"]["miou"], f"target ({style})": r["target"]["miou"]}
-            for name, r in results.items()
-        },
-        results={name: r["target"] for name, r in results.items()},
-        curves=curves,
-        images=rows,
+        lead="A small network learns to segment drawn streets; the target shows other streets "
+        f"at {args.style}. SNR sees no target image, MaxSquare sees them without labels.",
         notes={
             "commands": ["make demo"],
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, "
             f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
-            "time": tables.format_duration(seconds),
+            "time": seconds,
             "data": f"{toy_dg.NUM_TRAIN} training and {toy_dg.NUM_VAL} validation images per "
             "domain, drawn by snr_jax/toy/writer.py, 96x192 for the network",
         },
-    ))
+        **found,
+    )
+    write_text(out / "report.html", page)
+    Image.fromarray(panel(found["images"][:4])).save(out / "predictions.png", optimize=True)
+    print(f"\non the target, by class\n{tables.class_table(found['results'])}\n")
+    for name, scores in found["summary"].items():
+        print(f"{name:<16}" + "   ".join(f"{k} {tables.percent(v)}" for k, v in scores.items()))
+    print(f"\nopen {out / 'report.html'} ({seconds})")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(argv, FLAGS, __doc__, command)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(command))
+    sys.exit(main())

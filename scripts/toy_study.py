@@ -3,74 +3,54 @@
     python scripts/toy_study.py --out runs/toy_study
 
 Each variant is trained on the source and scored on every style, then adapted with MaxSquare to
-each style from there. What is already in OUT/results.json is not run again.
+each style from there. Numbers in OUT/results.json that were made with the same configuration,
+initial values and data stay; the others are made again. OUT/table.md holds what there is so far.
 """
 
-import argparse
-import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from absl import flags
 
 from configs import toy_dg, toy_uda
-from snr_jax.cli import run_command
-from snr_jax.report.tables import format_duration
-from snr_jax.runs import checkpoints
-from snr_jax.runs.study import VARIANTS, draw_data, markdown, run, score
-from snr_jax.runs.writer import write_text
+from snr_jax import cli
+from snr_jax.core.errors import UserError
+from snr_jax.runs import stopping
+from snr_jax.runs.study import draw_data, study
 from snr_jax.toy.styles import STYLES
 
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("out", "runs/toy_study", "Folder of data, runs, table.", flag_values=FLAGS)
+flags.DEFINE_list("seeds", ["0", "1", "2"], "Numbers, joined by commas.", flag_values=FLAGS)
+flags.DEFINE_list("styles", ["dusk", "haze"], "Of the target, as dusk,haze.", flag_values=FLAGS)
 
-def command(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/toy_study"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--styles", nargs="+", default=["dusk", "haze"],
-                        choices=[s for s in STYLES if s != "source"])  # fmt: skip
-    args = parser.parse_args(argv)
+
+def command(args: flags.FlagValues) -> None:
+    if not args.seeds or not all(seed.isdecimal() for seed in args.seeds):
+        raise UserError(f"--seeds is {','.join(args.seeds)!r}; expected numbers, as 0,1,2")
+    targets = [style for style in STYLES if style != "source"]
+    if not args.styles or not set(args.styles) <= set(targets):
+        raise UserError(f"--styles is {','.join(args.styles)!r}; expected some of "
+                        f"{','.join(targets)}")
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/snr_jax"))
-    root, record = args.out / "data", args.out / "results.json"
-    draw_data(root, args.styles, toy_dg.NUM_TRAIN, toy_dg.NUM_VAL)
-    results = json.loads(record.read_text()) if record.exists() else {}
-    total = len(args.seeds) * len(VARIANTS) * (1 + len(args.styles))
-    start, done = time.monotonic(), 0
-    for seed in args.seeds:
-        for variant, overrides in VARIANTS.items():
-            row = results.setdefault(variant, {}).setdefault(str(seed), {})
-            base = args.out / f"{variant.replace(' ', '')}_{seed}"
-            jobs = ["", *args.styles]
-            for style in jobs:
-                done += 1
-                column = f"{style} + MaxSquare" if style else "source"
-                if column in row:
-                    continue
-                print(f"\n=== {done}/{total}: {variant}, seed {seed}, {column}; "
-                      f"{format_duration(time.monotonic() - start)} so far", flush=True)
-                quick = {"eval.num_pictures": 0, "eval_every_steps": 10**6}
-                if style:
-                    uda = toy_uda.get_config("standard")
-                    uda.init_from = str(checkpoints.folder(base, "final"))
-                    scores = run(uda, Path(f"{base}_{style}"), root, style, overrides | quick,
-                                 seed)
-                    row[column] = scores["target"]["miou"]
-                else:
-                    dg = toy_dg.get_config("standard")
-                    scores = run(dg, base, root, args.styles[0], overrides | quick, seed)
-                    row["source"] = scores["source"]["miou"]
-                    row[args.styles[0]] = scores["target"]["miou"]
-                    for other in args.styles[1:]:
-                        row[other] = score(dg, base, root, other)["miou"]
-                write_text(record, json.dumps(results, indent=1))
-    table = markdown(results, args.styles)
-    write_text(args.out / "table.md", table + "\n")
-    print(f"\n{table}\n\nwritten: {args.out / 'table.md'}, {record}")
+    out = Path(args.out)
+    draw_data(out / "data", args.styles, toy_dg.NUM_TRAIN, toy_dg.NUM_VAL)
+    configs = toy_dg.get_config("standard"), toy_uda.get_config("standard")
+    seeds = [int(seed) for seed in args.seeds]
+    try:
+        with stopping.on_signals() as stop:
+            study(out, *configs, seeds=seeds, styles=args.styles, stop=stop)
+    finally:
+        if (out / "table.md").exists():
+            print(f"\n{(out / 'table.md').read_text()}\nin {out / 'table.md'}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(argv, FLAGS, __doc__, command)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(command))
+    sys.exit(main())

@@ -45,14 +45,3 @@ def test_help(name, helps):
 def test_scripts_are_there():
     wanted = {"convert_torch_ckpt.py", "check_parity.py", "make_toy_domains.py", "demo.py"}
     assert wanted <= set(SCRIPTS)
-
-
-def test_the_study_reports_mean_and_deviation():
-    from snr_jax.runs.study import markdown
-
-    runs = {"0": {"source": 0.40, "dusk": 0.1}, "1": {"source": 0.44, "dusk": 0.2}}
-    table = markdown({"plain": runs, "SNR": {"0": {"source": 0.5}}}, ["dusk"]).splitlines()
-    assert table[0] == "| | source | dusk | dusk + MaxSquare |"
-    # Deviation of a sample of two: half the difference times sqrt(2).
-    assert table[2] == "| plain | 42.0 ± 2.8 | 15.0 ± 7.1 | - |"
-    assert table[4] == "| SNR | 50.0 | - | - |"

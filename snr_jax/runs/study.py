@@ -1,18 +1,31 @@
-"""The study on the toy domains: its variants, one training or scoring of it, and its table."""
+"""Networks on the toy domains: their variants, and the study of which part helps how much.
 
+    OUT/data/GTA5, OUT/data/STYLE/Cityscapes   what `draw_data` draws
+    OUT/VARIANT_SEED[_STYLE]                   the runs
+    OUT/results.json                           every number with what it was made with
+    OUT/table.md                               mean and deviation, written anew after each number
+"""
+
+import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from snr_jax.core.errors import UserError
 from snr_jax.core.parallel import create_parallel
+from snr_jax.core.progress import format_duration, make_progress
 from snr_jax.data import domains
 from snr_jax.report.tables import percent
-from snr_jax.runs import network
+from snr_jax.runs import checkpoints, experiment, network, record, stopping
 from snr_jax.runs.evaluation import evaluate
+from snr_jax.runs.experiment import Log
+from snr_jax.runs.stopping import Stop, never
 from snr_jax.runs.train import train
+from snr_jax.runs.writer import write_text
 from snr_jax.toy import writer as toy_domains
 
 VARIANTS = {
@@ -22,61 +35,191 @@ VARIANTS = {
     "SNR + restitution loss": {"model.norm_restitution": "snr", "loss.restitution_weight": 0.01},
 }
 DATA_SEED = 1
+QUICK = {"eval.num_pictures": 0, "eval_every_steps": 10**6}  # the study scores the end alone
+# variant -> seed -> column -> {"miou": fraction, "made_with": fingerprint}
+Results = dict[str, dict[str, dict[str, dict]]]
 
 
-def draw_data(root: Path, styles: Sequence[str], num_train: int, num_val: int) -> None:
+def draw_data(
+    root: Path, styles: Sequence[str], num_train: int, num_val: int, log: Log = print
+) -> None:
     """ROOT/GTA5 and ROOT/STYLE/Cityscapes for every style; what is there stays."""
     common = {"num_train": num_train, "num_val": num_val, "seed": DATA_SEED,
-              "height": 128, "width": 256, "workers": 2}
-    progress = _progress(f"drawing {root}")
-    toy_domains.write_gta5(root / "GTA5", **common, progress=progress)
+              "height": 128, "width": 256, "workers": 2,
+              "progress": make_progress(f"drawing in {root}: image", log, every_seconds=5)}
+    toy_domains.write_gta5(root / "GTA5", **common)
     for style in styles:
-        directory = root / style / "Cityscapes"
-        toy_domains.write_cityscapes(directory, style=style, **common, progress=progress)
+        toy_domains.write_cityscapes(root / style / "Cityscapes", style=style, **common)
 
 
-def _progress(label: str) -> Callable[[int, int], None]:
-    start = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        if done % 100 == 0 or done == total:
-            print(f"{label}: {done}/{total}, {time.monotonic() - start:.0f} s", flush=True)
-
-    return show
-
-
-def run(
-    config: ConfigDict, workdir: Path, root: Path, style: str, overrides: Mapping, seed: int = 0
-) -> dict:
-    """Trains (or takes up again) one network: {"source": metrics, "target": metrics}."""
+def configured(
+    config: ConfigDict, root: Path, style: str | None, overrides: Mapping, seed: int = 0
+) -> ConfigDict:
+    """A copy for the toy domains in `root`. style: of the target; None: no target is scored."""
+    config = config.copy_and_resolve_references()
     config.data.root = str(root)
-    config.target.dir = f"{style}/Cityscapes"
+    if style is None:
+        config.target.val_split = ""
+    else:
+        config.target.dir = f"{style}/Cityscapes"
     config.seed = seed
     config.update_from_flattened_dict(overrides)
-    results = train(config, str(workdir))
-    return {"source": results["gta5"], "target": results["cityscapes"]}
+    return config
 
 
-def score(config: ConfigDict, workdir: Path, root: Path, style: str) -> dict:
-    """Metrics of a trained network on another style's validation images."""
-    model, variables, _ = network.load(str(workdir))
-    directory = root / style / "Cityscapes"
-    samples, _ = domains.list_samples("cityscapes", str(directory), "val")
+# ---------------------------------------------------------------- the study
+
+
+class Job(NamedTuple):
+    """One number: a column of the table, for a variant and a seed."""
+
+    variant: str
+    seed: int
+    style: str | None  # None: the source
+    adapted: bool
+
+    @property
+    def column(self) -> str:
+        return (self.style or "source") + (" + MaxSquare" if self.adapted else "")
+
+
+def columns(styles: Sequence[str]) -> list[tuple[str | None, bool]]:
+    """(style, adapted) of every column."""
+    return [(None, False), *((style, adapted) for style in styles for adapted in (False, True))]
+
+
+def study(
+    out: Path,
+    source_config: ConfigDict,
+    adaptation_config: ConfigDict,
+    *,
+    seeds: Sequence[int],
+    styles: Sequence[str],
+    stop: Stop = never,
+    log: Log = print,
+) -> str:
+    """Makes every number that is missing, or was made with something else; the table.
+
+    Each variant is trained on the source and scored on every style, then adapted to each from
+    there. Raises `Stopped` as `train` does; the numbers made until then are in OUT.
+    """
+    results = _read(out / "results.json")
+    jobs = [
+        Job(variant, seed, style, adapted)
+        for seed in seeds for variant in VARIANTS for style, adapted in columns(styles)
+    ]
+    start = time.monotonic()
+    for number, job in enumerate(jobs, start=1):
+        base = out / f"{job.variant.replace(' ', '')}_{job.seed}"
+        config = _configured(job, base, out / "data", source_config, adaptation_config)
+        here = record.fingerprint(config, experiment.open_splits(config, _silent))
+        row = results.setdefault(job.variant, {}).setdefault(str(job.seed), {})
+        if job.style is None and not _has_network(base) and _lacks_columns(row, styles):
+            row.pop(job.column, None)  # what is missing starts from its network
+        title = f"{number}/{len(jobs)}: {job.variant}, seed {job.seed}, {job.column}"
+        if changes := _changes(row.get(job.column), here):
+            log(f"\n=== {title} ({changes}); "
+                f"{format_duration(time.monotonic() - start)} so far")
+            stopping.unless_asked(stop, f"stopped before {title}; the same command goes on")
+            miou = _measure(job, base, config, here, stop, log)
+            row[job.column] = {"miou": miou, "made_with": here}
+            write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
+        write_text(out / "table.md", table(results, styles) + "\n")
+    return table(results, styles)
+
+
+def _silent(line: str) -> None:
+    """A log that nobody reads."""
+
+
+def _read(path: Path) -> Results:
+    if not path.exists():
+        return {}
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        entries = [entry for seeds in results.values() for row in seeds.values()
+                   for entry in row.values()]  # fmt: skip
+        if any(not isinstance(entry["miou"], float) for entry in entries):
+            raise ValueError("a number is missing")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Remove it to score the runs beside it again, or choose "
+            "another --out"
+        ) from None
+    return results
+
+
+def _configured(
+    job: Job, base: Path, root: Path, source_config: ConfigDict, adaptation_config: ConfigDict
+) -> ConfigDict:
+    """What the number is made with; the networks of the source know nothing of the styles."""
+    overrides = VARIANTS[job.variant] | QUICK
+    if not job.adapted:
+        return configured(source_config, root, job.style, overrides, job.seed)
+    overrides |= {"init_from": str(checkpoints.folder(base, "final"))}
+    return configured(adaptation_config, root, job.style, overrides, job.seed)
+
+
+def _changes(entry: Mapping | None, here: Mapping) -> str:
+    """Why a number has to be made, or nothing."""
+    if entry is None:
+        return "not made yet"
+    return "; ".join(record.differences(entry["made_with"], here))
+
+
+def _measure(
+    job: Job, base: Path, config: ConfigDict, here: Mapping, stop: Stop, log: Log
+) -> float:
+    if job.adapted:
+        workdir = Path(f"{base}_{job.style}")
+        _set_aside_another(workdir, here, log)
+        return train(config, str(workdir), stop)[config.target.domain]["miou"]
+    if job.style is None:
+        _set_aside_another(base, here, log)
+        return train(config, str(base), stop)[config.source.domain]["miou"]
+    return _score(config, base, stop)["miou"]
+
+
+def _set_aside_another(workdir: Path, here: Mapping, log: Log) -> None:
+    """A run of other settings makes room for one of these."""
+    if not (workdir / record.RUN_FILE).exists():
+        return
+    if record.differences(record.read(workdir), here):
+        number = 1 + len(list(workdir.parent.glob(f"{workdir.name}.other-*")))
+        other = workdir.rename(f"{workdir}.other-{number}")
+        log(f"{workdir} holds a run made with something else; it is {other} now")
+
+
+def _lacks_columns(row: Mapping, styles: Sequence[str]) -> bool:
+    return not {Job("", 0, *column).column for column in columns(styles)} <= row.keys()
+
+
+def _has_network(workdir: Path) -> bool:
+    return checkpoints.folder(workdir, "final").is_dir()
+
+
+def _score(config: ConfigDict, workdir: Path, stop: Stop) -> dict:
+    """Metrics of a trained network on the validation images of the target."""
+    model, variables, _ = network.load(str(checkpoints.folder(workdir, "final")))
+    directory = Path(config.data.root) / config.target.dir
+    samples, _ = domains.list_samples("cityscapes", str(directory), config.target.val_split)
     parallel = create_parallel()
     return evaluate(
         model, parallel.replicate(variables), samples, domain="cityscapes",
-        size=config.target.size, parallel=parallel, batch_size=config.eval.batch_size,
+        size=tuple(config.target.size), parallel=parallel, batch_size=config.eval.batch_size,
+        check=lambda: stopping.unless_asked(stop, "stopped while scoring; start it again"),
     )
 
 
-def markdown(results: Mapping[str, Mapping], styles: Sequence[str]) -> str:
-    """Mean and deviation over the seeds, in % mIoU, per variant and style."""
-    columns = ["source", *(f"{s}{how}" for s in styles for how in ("", " + MaxSquare"))]
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+def table(results: Mapping[str, Mapping], styles: Sequence[str]) -> str:
+    """Mean and deviation over the seeds, in % mIoU, per variant and style, as markdown."""
+    names = [Job("", 0, *column).column for column in columns(styles)]
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for variant in VARIANTS:
         cells = []
-        for column in columns:
-            values = [r[column] for r in results.get(variant, {}).values() if column in r]
+        for name in names:
+            rows = results.get(variant, {}).values()
+            values = [row[name]["miou"] for row in rows if name in row]
             mean = percent(np.mean(values) if values else None)
             spread = f" ± {percent(np.std(values, ddof=1))}" if len(values) > 1 else ""
             cells.append(mean + spread)

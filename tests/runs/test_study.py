@@ -1,0 +1,103 @@
+"""The study on tiny networks: what is made, what stays, what is made again."""
+
+import json
+import signal
+
+import pytest
+
+from configs import toy_dg, toy_uda
+from snr_jax.core.errors import UserError
+from snr_jax.runs import study
+from snr_jax.runs.stopping import Stopped
+
+COLUMNS = ["source", "dusk", "dusk + MaxSquare", "haze", "haze + MaxSquare"]
+TINY = {
+    "model.stage_sizes": (1, 1, 1, 1), "model.width": 4, "source.size": (33, 65),
+    "target.size": (33, 65), "batch_size": 2, "optimizer.base_rate": 0.01, "num_steps": 2,
+    "log_every_steps": 1, "eval.batch_size": 2,
+}
+
+
+@pytest.fixture
+def out(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "VARIANTS", {"IN": {"model.norm_restitution": "in"}})
+    study.draw_data(tmp_path / "data", ["dusk", "haze"], 4, 2)
+    return tmp_path
+
+
+def run(out, styles, stop=study.never, **overrides):
+    """The columns that were made, and what was said."""
+    configs = toy_dg.get_config(), toy_uda.get_config()
+    for config in configs:
+        config.update_from_flattened_dict(TINY | overrides)
+    lines = []
+    study.study(out, *configs, seeds=[0], styles=styles, stop=stop, log=lines.append)
+    made = [line.split("seed 0, ")[1].split(" (")[0] for line in lines if "===" in line]
+    return made, lines
+
+
+def read(out):
+    row = json.loads((out / "results.json").read_text())["IN"]["0"]
+    return {column: entry["miou"] for column, entry in row.items()}
+
+
+def test_what_is_missing_or_made_with_something_else_is_made(out):
+    assert run(out, ["dusk"])[0] == COLUMNS[:3]
+    first, written = read(out), (out / "IN_0" / "metrics.jsonl").read_bytes()
+    assert run(out, ["dusk"])[0] == []
+    # A style added later, even as the first: the network of the source is not trained again.
+    assert run(out, ["haze", "dusk"])[0] == COLUMNS[3:]
+    assert (out / "IN_0" / "metrics.jsonl").read_bytes() == written
+    assert {column: read(out)[column] for column in first} == first
+    table = (out / "table.md").read_text().splitlines()
+    assert table[0] == "| | source | haze | haze + MaxSquare | dusk | dusk + MaxSquare |"
+    assert "-" not in table[2] and len(read(out)) == 5
+
+    made, lines = run(out, ["dusk"], **{"optimizer.base_rate": 0.1})
+    assert made == COLUMNS[:3]
+    assert any("optimizer.base_rate: 0.01 there, 0.1 now" in line for line in lines)
+    assert (out / "IN_0.other-1").is_dir() and (out / "IN_0_dusk.other-1").is_dir()
+    assert read(out)["source"] != first["source"]
+    assert run(out, ["dusk"], **{"optimizer.base_rate": 0.1})[0] == []
+
+
+def test_other_data_are_scored_again(out):
+    run(out, ["dusk"])
+    (out / "data/dusk").rename(out / "data/clear")
+    (out / "data/haze").rename(out / "data/dusk")
+    assert run(out, ["dusk"])[0] == ["dusk", "dusk + MaxSquare"]
+
+
+def test_a_stopped_study_keeps_its_numbers(out):
+    calls = []
+
+    def stop():
+        calls.append(True)
+        done = out / "results.json"
+        return signal.SIGTERM if done.exists() and "source" in read(out) else None
+
+    with pytest.raises(Stopped) as stopped:
+        run(out, ["dusk"], stop=stop)
+    assert stopped.value.exit_code == 143 and calls
+    assert list(read(out)) == ["source"]
+    assert "| - | - |" in (out / "table.md").read_text().splitlines()[2]
+    assert run(out, ["dusk"])[0] == COLUMNS[1:3]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"IN": {"0": {"source": 0.5}}}'])
+def test_damaged_numbers_are_told(out, text):
+    (out / "results.json").write_text(text)
+    with pytest.raises(UserError, match=r"results\.json is damaged.*Remove it"):
+        run(out, ["dusk"])
+
+
+def test_the_table_has_mean_and_deviation():
+    def made(**scores):
+        return {name: {"miou": miou} for name, miou in scores.items()}
+
+    runs = {"0": made(source=0.40, dusk=0.1), "1": made(source=0.44, dusk=0.2)}
+    table = study.table({"plain": runs, "SNR": {"0": made(source=0.5)}}, ["dusk"]).splitlines()
+    assert table[0] == "| | source | dusk | dusk + MaxSquare |"
+    # Deviation of a sample of two: half the difference times sqrt(2).
+    assert table[2] == "| plain | 42.0 ± 2.8 | 15.0 ± 7.1 | - |"
+    assert table[4] == "| SNR | 50.0 | - | - |"
