@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.parallel import create_parallel
-from snr_jax.core.progress import format_duration, make_progress
+from snr_jax.core.progress import Show, format_duration, make_progress
 from snr_jax.data import domains
 from snr_jax.report.tables import percent
 from snr_jax.runs import checkpoints, experiment, network, record, stopping
@@ -45,11 +45,16 @@ def draw_data(
 ) -> None:
     """ROOT/GTA5 and ROOT/STYLE/Cityscapes for every style; what is there stays."""
     common = {"num_train": num_train, "num_val": num_val, "seed": DATA_SEED,
-              "height": 128, "width": 256, "workers": 2,
-              "progress": make_progress(f"drawing in {root}: image", log, every_seconds=5)}
-    toy_domains.write_gta5(root / "GTA5", **common)
+              "height": 128, "width": 256, "workers": 2}
+
+    def progress(directory: Path) -> Show:
+        return make_progress(f"drawing {directory}: image", log)
+
+    source = root / "GTA5"
+    toy_domains.write_gta5(source, **common, progress=progress(source))
     for style in styles:
-        toy_domains.write_cityscapes(root / style / "Cityscapes", style=style, **common)
+        target = root / style / "Cityscapes"
+        toy_domains.write_cityscapes(target, style=style, **common, progress=progress(target))
 
 
 def configured(
