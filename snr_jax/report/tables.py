@@ -3,10 +3,6 @@
 import math
 from collections.abc import Mapping
 
-from snr_jax.core.progress import format_duration, progress_text
-
-__all__ = ["class_names", "class_table", "format_duration", "percent", "progress_line"]
-
 Results = Mapping[str, Mapping]  # run -> {"miou": fraction, "iou": {class: fraction or NaN}, ...}
 
 
@@ -26,11 +22,6 @@ def class_table(results: Results) -> str:
     rule = "-" * len(aligned(mean))
     body = [aligned(row) for row in rows]
     return "\n".join([body[0], rule, *body[1:], rule, aligned(mean)])
-
-
-def progress_line(step: int, num_steps: int, rate: float, loss: float) -> str:
-    """ "step 120/800, 3.4/s, 3 min 20 s left  loss 0.412"; rate in steps per second."""
-    return f"{progress_text('step', step, num_steps, rate)}  loss {loss:.3f}"
 
 
 def percent(fraction: float | None, sign: str = "") -> str:

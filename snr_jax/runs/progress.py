@@ -7,7 +7,7 @@ import optax
 from orbax.checkpoint import CheckpointManager
 
 from snr_jax.core.errors import UserError
-from snr_jax.report import tables
+from snr_jax.core.progress import progress_text
 from snr_jax.runs.experiment import Log
 from snr_jax.runs.writer import Writer
 
@@ -34,7 +34,8 @@ def report(
         f"  {name.removeprefix('loss_')} {value:.4f}"
         for name, value in means.items() if name != "loss_source"
     )
-    log(tables.progress_line(step, num_steps, rate, means["loss_source"]) + others)
+    line = progress_text("step", step, num_steps, rate)
+    log(f"{line}  loss {means['loss_source']:.3f}{others}")
 
 
 def _refuse_infinite(

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from snr_jax.core.errors import UserError
@@ -76,15 +77,7 @@ def differences(there: Mapping, here: Mapping) -> list[str]:
 
 def _comparable(record: Mapping) -> dict:
     data = {f"data of {role}": of_split for role, of_split in record["data"].items()}
-    return _flat(record["config"]) | _flat(data)
-
-
-def _flat(tree: Mapping, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
+    return flatten_dict(record["config"], sep=".") | flatten_dict(data, sep=".")
 
 
 def identity(samples: Sequence[Sample], *, labels: bool = True) -> dict:
@@ -226,7 +219,7 @@ def _start(step: int) -> dict:
 
 def _changes(before: Mapping, now: Mapping) -> list[str]:
     old, new = (
-        _flat({k: v for k, v in start.items() if k not in ("time", "step")})
+        flatten_dict({k: v for k, v in start.items() if k not in ("time", "step")}, sep=".")
         for start in (before, now)
     )
     return [

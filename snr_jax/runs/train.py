@@ -15,6 +15,7 @@ from orbax.checkpoint import CheckpointManager
 
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import Parallel, create_parallel
+from snr_jax.core.progress import format_duration
 from snr_jax.core.state import TrainState, create_state, variable_shapes
 from snr_jax.data import pipeline
 from snr_jax.report import tables
@@ -178,13 +179,14 @@ def _loop(
             if parallel.must_wait or step == first:
                 jax.block_until_ready(metrics)
             if step == first:
-                log(f"first step after {tables.format_duration(time.monotonic() - since)}")
+                log(f"first step after {format_duration(time.monotonic() - since)}")
                 since, started = time.monotonic(), step
             signalled, evaluating = asked(step), due(config.eval_every_steps)
             saving = evaluating or due(config.checkpoint_every_steps) or signalled
             if saving or due(config.log_every_steps):
+                fetched = parallel.unreplicate(pending)  # waits for the steps
                 rate = (step - started) / max(time.monotonic() - since, 1e-9)
-                report(step, parallel.unreplicate(pending), rate)
+                report(step, fetched, rate)
                 pending = []
             if not saving:
                 continue
@@ -245,7 +247,7 @@ def _validate(
     writer.write_scalars(step, validation.scalars(results))
     writer.flush()
     table = ", ".join(f"{name} mIoU {tables.percent(s['miou'])}" for name, s in results.items())
-    log(f"step {step}: {table} ({tables.format_duration(time.monotonic() - start)})")
+    log(f"step {step}: {table} ({format_duration(time.monotonic() - start)})")
     return results
 
 

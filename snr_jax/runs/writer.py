@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -74,8 +75,11 @@ class Writer:
         self._events.write_images(int(step), {k: np.asarray(v)[None] for k, v in images.items()})
 
     def write_hparams(self, hparams: Mapping) -> None:
-        """A configuration, nested or flat, for TensorBoard's table of runs."""
-        self._events.write_hparams(_flatten(hparams))
+        """A configuration, nested dicts, for TensorBoard's table of runs."""
+        self._events.write_hparams({
+            key: value if isinstance(value, bool | int | float) else str(value)
+            for key, value in flatten_dict(hparams, sep=".").items()
+        })
 
     def flush(self) -> None:
         self._lines.flush()
@@ -125,14 +129,3 @@ def _read_lines(path: str) -> list[dict]:
             if number < len(lines):
                 raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
     return records
-
-
-def _flatten(tree: Mapping, prefix: str = "") -> dict[str, bool | int | float | str]:
-    """{"data": {"root": "x"}} becomes {"data.root": "x"}: the value types that hparams take."""
-    flat = {}
-    for key, value in tree.items():
-        if hasattr(value, "items"):  # dict, ConfigDict
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float) else str(value)
-    return flat
