@@ -301,7 +301,7 @@ def write_tiff(path, rows, kind, bits, white_is_zero=False):
     path.write_bytes(header + data + struct.pack("<H", len(tags)) + packed + bytes(4))
 
 
-DEEP = np.array([[0, 257 * 100, 65535]])
+DEEP = np.array([[0, 257 * 100 + 129, 65535]])  # the second is nearer to 101 than to 100
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "zero.tif"])
@@ -313,7 +313,7 @@ def test_sixteen_bits_are_scaled(name, tmp_path):
         write_tiff(tmp_path / name, 65535 - deep if name == "zero.tif" else deep, 1, 16,
                    white_is_zero=name == "zero.tif")  # fmt: skip
     image = np.asarray(photos.read_image(tmp_path / name))
-    assert image.tolist() == [[[0] * 3, [100] * 3, [255] * 3]]
+    assert image.tolist() == [[[0] * 3, [101] * 3, [255] * 3]]
 
 
 @pytest.mark.parametrize(
