@@ -17,6 +17,8 @@ import sys
 COORDINATION = re.compile(
     rb"[IWEF]\d{4} [\d:.]+ +\d+ (coordination_|preemption_|client\.h|distributed|grpc|add_port)"
 )
+# The run tells of it itself.
+NOISE = re.compile(rb"W\d{4} .* preemption_notifier\S+ SIGTERM caught")
 FATAL = b"distributed service detected fatal errors"
 GONE = (
     "error: another process of this run has ended or cannot be reached (its own messages say "
@@ -67,6 +69,8 @@ def main() -> int:
         if rest.endswith(b"\n") or not piece:
             lines, rest = [*lines, rest], b""
         for line in lines:
+            if NOISE.match(line):
+                continue
             if held or COORDINATION.match(line):
                 held.append(line)
             else:

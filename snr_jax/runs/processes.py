@@ -72,10 +72,10 @@ def joined(address: Address, number: int, index: int, timeout: int) -> Iterator[
     timeout: seconds to wait for the others. Raises UserError where JAX cannot begin, `Stopped`
     where a collective operation has lost another process.
     """
-    last_words.redirect_stderr()
     host, port = address
     name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     bind = _bind_address(address, name) if index == 0 else None
+    last_words.redirect_stderr()
     try:
         jax.distributed.initialize(
             name, number, index, coordinator_bind_address=bind, initialization_timeout=timeout,

@@ -1,5 +1,6 @@
 """The loop: what a run leaves behind, and that stopping and going on leave no trace."""
 
+import contextlib
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util import tensor_util
 
 from configs import gta5_dg
+from snr_jax import main
 from snr_jax.core.labels import class_names
 from snr_jax.core.optim import SGDState
 from snr_jax.core.state import TrainState
@@ -99,18 +101,19 @@ def test_killed_twice_and_started_again_equals_no_interruption(
     assert {path.name for path in latest.iterdir()} == {"14", "20"}
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(generalised, process, command, tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_the_same_command_goes_on(sent, generalised, process, command, tmp_path):
     workdir = tmp_path / "stopped"
     arguments = generalised.arguments_in(workdir)
     running = process("main", *arguments)
     metrics = workdir / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2, running)
-    running.terminate()
+    running.send_signal(sent)
     _, err = running.communicate(timeout=300)
-    assert running.returncode == 143, err
+    assert running.returncode == 128 + sent, err
     step = losses_of(workdir)[-1][0]
     assert 2 <= step < 20
-    assert err == f"SIGTERM: step {step} is saved; the same command goes on from there\n"
+    assert err == f"{sent.name}: step {step} is saved; the same command goes on from there\n"
     result = command("main", *arguments)
     assert f"going on from the checkpoint of step {step} " in result.out
     assert f"steps             {step} → 20" in result.out
@@ -118,14 +121,70 @@ def test_sigterm_saves_and_the_same_command_goes_on(generalised, process, comman
     assert losses_of(workdir) == losses_of(generalised.workdir)
 
 
+@pytest.fixture
+def stopping_when(monkeypatch):
+    """stopping_when(condition): from then on a signal has asked the commands to stop."""
+
+    def use(condition) -> None:
+        @contextlib.contextmanager
+        def on_signals():
+            yield lambda: signal.SIGTERM if condition() else None
+
+        monkeypatch.setattr(main.stopping, "on_signals", on_signals)
+
+    return use
+
+
+def test_stopped_before_the_first_step(generalised, command, stopping_when, tmp_path):
+    arguments = generalised.arguments_in(tmp_path / "run")
+    stopping_when(lambda: True)
+    result = command("main", *arguments)
+    assert result.code == 143
+    assert result.err == "SIGTERM: stopped before the network was made; nothing is lost\n"
+    stopping_when(lambda: (tmp_path / "run/checkpoints").exists())
+    result = command("main", *arguments)
+    assert result.code == 143
+    assert result.err == "SIGTERM: stopped before step 1; nothing is lost\n"
+
+
+@pytest.mark.parametrize("step", [10, 20])
+def test_stopped_in_a_validation(step, generalised, command, stopping_when, tmp_path):
+    """Its step is saved, and going on begins with it; not a line is there twice."""
+    workdir = tmp_path / "run"
+    arguments = generalised.arguments_in(workdir)
+    saved = checkpoints.folder(workdir, "latest") / str(step)
+    stopping_when(saved.exists)
+    result = command("main", *arguments)
+    assert result.code == 143
+    assert result.err.startswith(f"SIGTERM: stopped in the validation of step {step}, which is")
+    assert not any("eval/gta5/network/miou" in line for line in lines_of(workdir)[-2:])
+    assert not checkpoints.folder(workdir, "final").exists()
+    stopping_when(lambda: False)
+    assert command("main", *arguments).code == 0
+    assert_same_state(generalised.workdir, workdir)
+
+    def scores(workdir):
+        return [{k: v for k, v in line.items() if k.startswith(("step", "eval/"))}
+                for line in lines_of(workdir) if "eval/gta5/network/miou" in line]
+
+    assert scores(workdir) == scores(generalised.workdir)
+    assert [line["step"] for line in scores(workdir)] == [10, 20]
+    assert losses_of(workdir) == losses_of(generalised.workdir)
+
+
 def test_complete_run_is_left_as_it_is(generalised, command, tmp_path):
     workdir = tmp_path / "again"
     shutil.copytree(generalised.workdir, workdir)
-    arguments = generalised.arguments_in(workdir)
-    result = command("main", *arguments)
+
+    def files():
+        return {path: (path.stat().st_mtime_ns, path.read_bytes())
+                for path in workdir.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    before = files()
+    result = command("main", *generalised.arguments_in(workdir))
     assert result.code == 0 and "steps             20 → 20" in result.out
-    assert_same_state(generalised.workdir, workdir)
-    assert losses_of(workdir) == losses_of(generalised.workdir)
+    assert files() == before
+    assert result.out.splitlines()[-1] in generalised.out  # the table
 
 
 def test_keys_that_compute_nothing_may_change(generalised, command, tmp_path):
