@@ -1,3 +1,4 @@
+# make install the package and what it needs, into .venv
 # make demo    toy domains, three networks and a report, from nothing
 # make test    lint and tests, from nothing
 # make study   the demo's networks over 3 seeds, all variants, two styles
@@ -9,10 +10,12 @@ PYTHON ?= python3
 RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint study parity check-hlo bench-step clean
+.PHONY: demo install test lint study parity check-hlo bench-step clean
 
 demo: $(VENV)/.runs
 	$(RUN) scripts/demo.py --out runs/demo
+
+install: $(VENV)/.runs
 
 test: lint
 	$(RUN) -m pytest -n 2 --dist loadfile

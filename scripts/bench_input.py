@@ -69,7 +69,7 @@ def write_data(directory: Path, count: int) -> list[Sample]:
 class LineageDataset(torch.utils.data.Dataset):
     """What the published loaders do for one sample."""
 
-    def __init__(self, samples: list[Sample]):
+    def __init__(self, samples: list[Sample]) -> None:
         self.samples = samples
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -85,7 +86,7 @@ def _quiet_libraries() -> None:
     logging.set_verbosity(logging.FATAL)
     default = sys.unraisablehook
 
-    def hook(unraisable) -> None:
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
         # Writes that end after one of them has failed find their event loop gone.
         if str(unraisable.exc_value) != "Event loop is closed":
             default(unraisable)
@@ -151,7 +152,7 @@ def _reset(flag_values: flags.FlagValues) -> None:
             flag_values[name].unparse()
 
 
-def require(flag_values: flags.FlagValues, name: str, example: str):
+def require(flag_values: flags.FlagValues, name: str, example: str) -> Any:
     """The value of a flag that must be given."""
     value = flag_values[name].value
     if not value:

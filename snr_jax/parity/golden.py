@@ -8,7 +8,7 @@ import re
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,11 @@ FILES = ("losses", "metrics", "forward", "training")
 class Arrays(dict):
     """The arrays of one file by their keys; a key that is not there is the user's mistake."""
 
-    def __init__(self, path: Path, arrays: dict[str, np.ndarray]):
+    def __init__(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
         super().__init__(arrays)
         self.path = path
 
-    def __missing__(self, key: str):
+    def __missing__(self, key: str) -> NoReturn:
         raise UserError(f"{self.path}: no array {key!r}; expected the form that "
                         "`check_parity.py --help` describes")
 

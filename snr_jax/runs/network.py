@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ATROUS = ("native", "space_to_batch")
 
 
-def create_model(*, dtype: str = "float32", atrous: str = "auto", **arguments) -> DeepLab:
+def create_model(*, dtype: str = "float32", atrous: str = "auto", **arguments: Any) -> DeepLab:
     """DeepLab of the named arguments. Raises UserError for an architecture that does not exist.
 
     dtype: a key of DTYPES. atrous: one of ATROUS, or auto. Of the equal forms of a convolution the
@@ -37,7 +38,7 @@ def create_model(*, dtype: str = "float32", atrous: str = "auto", **arguments) -
     return model
 
 
-def load(checkpoint: Checkpoint | str, **options) -> tuple[DeepLab, dict, dict]:
+def load(checkpoint: Checkpoint | str, **options: Any) -> tuple[DeepLab, dict, dict]:
     """Model, variables (numpy) and meta of a checkpoint; options as of `create_model`."""
     variables, meta = checkpoints.load_variables(checkpoint)
     _require_known_classes(meta)
