@@ -22,6 +22,7 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import architecture
 from snr_jax.core.parallel import create_parallel
 from snr_jax.data import domains
+from snr_jax.data.look import look
 from snr_jax.report.pictures import panel
 from snr_jax.report.tables import class_table, percent
 from snr_jax.runs import checkpoints, experiment, network
@@ -75,6 +76,8 @@ def command(args: flags.FlagValues) -> None:
     parallel = create_parallel()
     print(f"{checkpoint.path} on {domain}/{split}: {len(samples)} images "
           f"({'; '.join(notes) or directory}); results go to {out}", flush=True)
+    for warning in look(samples, domain=domain, num_classes=config.num_classes):
+        print(f"WARNING {warning}", flush=True)
     for note in differences(meta, config):
         print(f"note: {note}", flush=True)
     on_devices = parallel.replicate(variables)
@@ -88,10 +91,6 @@ def command(args: flags.FlagValues) -> None:
                 model, on_devices, samples, parallel=parallel, protocol=protocol, flip=flip,
                 batch_size=batch_size, **common,
             )
-            if math.isnan(scores["miou"]):
-                raise UserError(f"no label of {domain}/{split} in {directory} holds a pixel "
-                                "of the classes that are scored; look at the data with "
-                                "python -m snr_jax.data.doctor")
             settings = {"protocol": protocol, "flip": flip, **common, "split": split,
                         "images": len(samples), "step": checkpoint.step}
             results[name] = {"settings": settings, **scores}

@@ -14,8 +14,10 @@ from snr_jax.core import losses, optim
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.parallel import Parallel
+from snr_jax.core.progress import make_progress
 from snr_jax.core.steps import make_adaptation_step, make_source_step
 from snr_jax.data import domains, pipeline
+from snr_jax.data import look as data_look
 from snr_jax.runs import keys, network
 
 Log = Callable[[str], None]
@@ -183,6 +185,21 @@ def open_splits(config: ConfigDict, log: Log) -> dict[str, Split]:
         return splits | {"target_val": open_split("target_val")}
     log("target validation none: target.val_split is empty")
     return splits
+
+
+def look(splits: dict[str, Split], num_classes: int, log: Log) -> None:
+    """A quick look at every split, before work begins; raises UserError for what it cannot use."""
+    warnings = []
+    for role, split in splits.items():
+        show = make_progress(f"a look at {role}: images", log)
+        warnings += data_look.look(
+            split.samples, domain=split.domain, num_classes=num_classes,
+            with_labels=role != "target",  # training does not read a target's labels
+            progress=lambda done, total, show=show: done < total and show(done, total),
+        )
+    warnings += data_look.shared({role: split.samples for role, split in splits.items()})
+    for warning in warnings:
+        log(f"WARNING {warning}")
 
 
 def create_model(config: ConfigDict, parallel: Parallel) -> DeepLab:

@@ -52,6 +52,7 @@ def _train(config: ConfigDict, workdir: str, stop: Stop, log: Log) -> dict[str, 
     parallel = create_parallel()
     splits = experiment.open_splits(config, log)
     record.claim(config, splits, workdir, log)
+    experiment.look(splits, config.num_classes, log)
     stopping.unless_asked(stop, "stopped before the network was made; nothing is lost")
     model = experiment.create_model(config, parallel)
     tx, schedule = experiment.create_optimizer(config)

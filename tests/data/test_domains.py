@@ -79,6 +79,45 @@ def test_gta5_broken_split_mat(tmp_path):
         list_samples("gta5", str(root), "val")
 
 
+@pytest.mark.parametrize(
+    "values", [np.array(["a", "bc"]), np.array([0, 1]), np.array([1.5]), np.array([np.nan, 1]),
+               np.array([[1, "x"]], object), np.array([1 + 2j]), {"a": 1}],
+)
+def test_gta5_split_mat_without_numbers_of_frames(tmp_path, values):
+    root = write_gta5(tmp_path, [1])
+    scipy.io.savemat(root / "split.mat", {"trainIds": values})
+    with pytest.raises(UserError, match=r"split.mat: trainIds holds .* expected the numbers of"):
+        list_samples("gta5", str(root), "train")
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x89PNG\r\n\x1a\n\0\0", b"\xff\xfe0\x000\x001\x00", bytes(9000),
+                b"PK\x03\x04 zip", "\u0661".encode()],
+)
+def test_gta5_lists_that_are_no_text(tmp_path, content):
+    root = write_gta5(tmp_path, [1])
+    (root / "train.txt").write_bytes(content)
+    with pytest.raises(UserError, match=r"train.txt.*expected one") as caught:
+        list_samples("gta5", str(root), "train")
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
+def test_a_list_written_on_windows(tmp_path):
+    root = write_gta5(tmp_path, [1, 2, 3])
+    (root / "train.txt").write_bytes(b"\xef\xbb\xbf00001\r\n00003\r\n")
+    assert ids_of("gta5", root, "train")[0] == ["00001", "00003"]
+
+
+def test_hidden_files_are_no_samples(tmp_path):
+    """macOS writes ._NAME beside NAME on disks of other systems."""
+    gta5, cityscapes = write_gta5(tmp_path, [1]), write_cityscapes(tmp_path, 1, "val")
+    (gta5 / "images" / "._00001.png").write_bytes(b"")
+    assert ids_of("gta5", gta5, "train")[0] == ["00001"]
+    (image,) = cityscapes.glob("leftImg8bit/val/*/*.png")
+    image.with_name(f"._{image.name}").write_bytes(b"")
+    assert len(ids_of("cityscapes", cityscapes, "val")[0]) == 1
+
+
 def test_gta5_names_that_are_no_numbers(tmp_path):
     root = write_gta5(tmp_path, [1])
     (root / "images" / "copy of 1.png").write_bytes(b"")

@@ -310,4 +310,4 @@ def test_labels_without_a_scored_pixel(evaluate_flags, refused, data_root, tmp_p
         Image.fromarray(np.zeros_like(np.array(Image.open(label)))).save(label)
     error = refused("evaluate", *evaluate_flags, f"--config.data.root={tmp_path}", *ONE,
                     "--out", tmp_path / "out")
-    assert "no label of cityscapes/val in" in error and not (tmp_path / "out").exists()
+    assert "cityscapes: every pixel of the labels" in error and not (tmp_path / "out").exists()
