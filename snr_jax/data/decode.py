@@ -20,7 +20,8 @@ def import_tensorflow():
     It has to be the process's first import of tensorflow. Variables the user has set are kept.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # what JAX sets: warnings
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     import tensorflow
 
     tensorflow.config.set_visible_devices([], "GPU")
