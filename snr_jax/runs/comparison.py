@@ -8,10 +8,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from snr_jax.core.errors import UserError
-from snr_jax.report.tables import Results
 from snr_jax.runs import network, record
 from snr_jax.runs.evaluation import pictures
-from snr_jax.runs.experiment import open_splits
+from snr_jax.runs.experiment import Split, open_splits
 from snr_jax.runs.writer import read_scalars
 
 
@@ -30,14 +29,14 @@ def compare(folders: Mapping[str, Path], num_pictures: int = 6) -> dict:
         role: {name: _last_scores(folders[name], scalars[name], split) for name in folders}
         for role, split in roles.items()
     }
-    curves = {"source loss": "train/loss_source"}
-    curves |= {f"{role} mIoU": f"eval/{split}/network/miou" for role, split in roles.items()}
+    last, split = list(roles.items())[-1]
+    curves = {"source loss": "train/loss_source", f"{last} mIoU": f"eval/{split}/network/miou"}
     return {
         "summary": {
             name: {f"{role} ({roles[role]})": scores[role][name]["miou"] for role in roles}
             for name in folders
         },
-        "results": scores[list(roles)[-1]],
+        "results": scores[last],
         "curves": {
             title: {name: series[key] for name, series in scalars.items() if key in series}
             for title, key in curves.items()
@@ -47,7 +46,7 @@ def compare(folders: Mapping[str, Path], num_pictures: int = 6) -> dict:
     }
 
 
-def _last_scores(folder: Path, scalars: Mapping[str, tuple], split: str) -> Results:
+def _last_scores(folder: Path, scalars: Mapping[str, tuple], split: str) -> dict:
     """The scores of the last validation: {"miou", "iou": {class: fraction or NaN}}."""
     prefix = f"eval/{split}/network/"
     last = {
@@ -60,7 +59,7 @@ def _last_scores(folder: Path, scalars: Mapping[str, tuple], split: str) -> Resu
     return {"miou": last["miou"], "iou": iou}
 
 
-def _pictures(folders: Mapping[str, Path], split, count: int) -> list[dict[str, np.ndarray]]:
+def _pictures(folders: Mapping[str, Path], split: Split, count: int) -> list[dict[str, np.ndarray]]:
     """{"input", "label", run: prediction, ...} of some images, spread over the split."""
     chosen = split.samples[:: max(len(split.samples) // max(count, 1), 1)][:count]
     rows = [{} for _ in chosen]
