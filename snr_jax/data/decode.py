@@ -7,6 +7,7 @@ anything else that needs it starts it quietly and without the GPUs, which belong
 import io
 import os
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
@@ -14,7 +15,7 @@ from PIL import Image
 from snr_jax.core.labels import IGNORE, UNKNOWN
 
 
-def import_tensorflow():
+def import_tensorflow() -> ModuleType:
     """The tensorflow module, with errors alone in its log, and without GPUs.
 
     It has to be the process's first import of tensorflow. Variables the user has set are kept.

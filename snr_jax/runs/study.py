@@ -26,7 +26,7 @@ from snr_jax.runs.experiment import Log
 from snr_jax.runs.stopping import Stop, never
 from snr_jax.runs.train import train
 from snr_jax.runs.writer import write_text
-from snr_jax.toy import writer as toy_domains
+from snr_jax.toy import writer
 
 VARIANTS = {
     "plain": {"model.norm_restitution": "none"},
@@ -51,10 +51,10 @@ def draw_data(
         return make_progress(f"drawing {directory}: image", log)
 
     source = root / "GTA5"
-    toy_domains.write_gta5(source, **common, progress=progress(source))
+    writer.write_gta5(source, **common, progress=progress(source))
     for style in styles:
         target = root / style / "Cityscapes"
-        toy_domains.write_cityscapes(target, style=style, **common, progress=progress(target))
+        writer.write_cityscapes(target, style=style, **common, progress=progress(target))
 
 
 def configured(

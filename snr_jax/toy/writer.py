@@ -1,6 +1,6 @@
 """Toy domains: procedural streets in several styles, in the layouts of GTA5 and Cityscapes.
 
-Content (toy_scenes.py) depends on (seed, index) alone, style on a literal table here; so the
+Content (scenes.py) depends on (seed, index) alone, style on a literal table here; so the
 same street can be had in every style, with the same labels. Needs numpy and Pillow only.
 """
 
@@ -38,7 +38,10 @@ def _gta5_label(label_ids: np.ndarray) -> Image.Image:
     return image
 
 
-def _write_pair(job, *, seed, height, width, style, as_label):
+def _write_pair(
+    job: tuple[int, Path, Path], *, seed: int, height: int, width: int, style: str,
+    as_label: Callable[[np.ndarray], Image.Image],
+) -> None:
     index, image_path, label_path = job
     image, label_ids = draw_pair(seed, index, height, width, style)
     Image.fromarray(image).save(image_path, compress_level=3)
