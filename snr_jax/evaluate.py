@@ -29,6 +29,7 @@ from snr_jax.runs import checkpoints, experiment, network
 from snr_jax.runs.checkpoints import Checkpoint
 from snr_jax.runs.evaluation import PROTOCOLS, differences, evaluate, pictures
 from snr_jax.runs.photos import write_png
+from snr_jax.runs.record import evaluation_settings
 from snr_jax.runs.writer import write_text
 
 FLAGS = flags.FlagValues()
@@ -91,9 +92,11 @@ def command(args: flags.FlagValues) -> None:
                 model, on_devices, samples, parallel=parallel, protocol=protocol, flip=flip,
                 batch_size=batch_size, **common,
             )
-            settings = {"protocol": protocol, "flip": flip, **common, "split": split,
-                        "images": len(samples), "step": checkpoint.step}
-            results[name] = {"settings": settings, **scores}
+            settings = evaluation_settings(
+                samples, split=split, protocol=protocol, flip=flip, dtype=config.model.dtype,
+                **common,
+            )
+            results[name] = {"settings": {**settings, "step": checkpoint.step}, **scores}
             print(f"{name}: mIoU {percent(scores['miou'])}{_on_13(scores)}", flush=True)
     print(class_table(results))
     record = {

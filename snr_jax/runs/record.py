@@ -26,9 +26,10 @@ from ml_collections import ConfigDict
 
 from snr_jax.core.errors import UserError
 from snr_jax.data.domains import Sample
+from snr_jax.report import tables
 from snr_jax.runs import checkpoints
 from snr_jax.runs.experiment import Split, to_dict
-from snr_jax.runs.writer import write_text
+from snr_jax.runs.writer import read_scalars, write_text
 
 RUN_FILE = "run.json"
 # Keys that do not change what a run computes. The data may move: they are compared themselves.
@@ -173,22 +174,33 @@ def read(workdir: str | os.PathLike) -> dict:
 
 
 def finished(
-    config: ConfigDict, splits: Mapping[str, Split], workdir: str, validated: bool
+    config: ConfigDict, splits: Mapping[str, Split], workdir: str, log: Callable[[str], None]
 ) -> dict | None:
-    """The scores of the last step, by split, if the run is complete; it is only read.
+    """The recorded scores of the last step, by split, if the run is complete. Only reads.
 
-    validated: whether the scores of the last step were written. Raises UserError if the run there
-    is of other settings or data.
+    They are told besides. Raises UserError if the run there is of other settings or data.
     """
     try:
         final = checkpoints.find(checkpoints.folder(workdir, "final"))
     except UserError:
         return None
-    if final.step != config.num_steps or not validated or "scores" not in final.meta:
+    complete = final.step == config.num_steps and validated(workdir, config.num_steps)
+    if not complete or not final.meta.get("scores") or not (Path(workdir) / RUN_FILE).exists():
         return None
-    if (Path(workdir) / RUN_FILE).exists():
-        _refuse_differences(read(workdir), fingerprint(config, splits), workdir)
-    return final.meta["scores"]
+    there = read(workdir)
+    _refuse_differences(there, fingerprint(config, splits), workdir)
+    results = final.meta["scores"]
+    log(f"the run in {workdir} is complete since step {final.step}, begun "
+        f"{there['starts'][0]['time']}; nothing is written")
+    log(tables.class_table(results))
+    log(f"done: {final.path}")
+    return results
+
+
+def validated(workdir: str | os.PathLike, step: int) -> bool:
+    """Whether the validation of a step has ended: its line of scores is the last that it writes."""
+    scores = (steps for name, (steps, _) in read_scalars(workdir).items() if name[:5] == "eval/")
+    return any(step in steps for steps in scores)
 
 
 def _refuse_differences(there: Mapping, here: Mapping, workdir: str) -> None:

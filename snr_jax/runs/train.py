@@ -32,7 +32,7 @@ from snr_jax.runs import (
 )
 from snr_jax.runs.experiment import Log, Split
 from snr_jax.runs.stopping import Stop, Stopped, never
-from snr_jax.runs.writer import Writer, create_writer, read_scalars
+from snr_jax.runs.writer import Writer, create_writer
 
 
 def train(config: ConfigDict, workdir: str, stop: Stop = never) -> dict[str, dict]:
@@ -44,15 +44,21 @@ def train(config: ConfigDict, workdir: str, stop: Stop = never) -> dict[str, dic
     log = partial(print, flush=True) if jax.process_index() == 0 else (lambda line: None)
     experiment.check(config)
     experiment.check_devices(config)
-    with processes.locked_workdir(workdir, log):
-        return _train(config, workdir, stop, log)
-
-
-def _train(config: ConfigDict, workdir: str, stop: Stop, log: Log) -> dict[str, dict]:
-    parallel = create_parallel()
     splits = experiment.open_splits(config, log)
+    if jax.process_count() == 1 and (results := record.finished(config, splits, workdir, log)):
+        return results  # before the lock, which writes
+    with processes.locked_workdir(workdir, log):
+        return record.finished(config, splits, workdir, log) or _train(
+            config, splits, workdir, stop, log
+        )
+
+
+def _train(
+    config: ConfigDict, splits: dict[str, Split], workdir: str, stop: Stop, log: Log
+) -> dict[str, dict]:
     record.claim(config, splits, workdir, log)
     experiment.look(splits, config.num_classes, log)
+    parallel = create_parallel()
     stopping.unless_asked(stop, "stopped before the network was made; nothing is lost")
     model = experiment.create_model(config, parallel)
     tx, schedule = experiment.create_optimizer(config)
@@ -62,13 +68,9 @@ def _train(config: ConfigDict, workdir: str, stop: Stop, log: Log) -> dict[str, 
         start = int(state.step)
         _announce(config, workdir, model, state, parallel, log)
         stopping.unless_asked(stop, f"stopped before step {start + 1}; nothing is lost")
-        if start == config.num_steps and _validated(workdir, start):
-            log("the run is complete; nothing is written")
-            variables = parallel.replicate(state.variables)
-            results = _score(config, model, splits, parallel, log, variables)
-            log(tables.class_table(results))
-            return results
-        with create_writer(workdir, resume_step=start if resumed else 0) as writer:
+        # At the last step something is missing, or the run would count as finished.
+        validated = start < config.num_steps and record.validated(workdir, start)
+        with create_writer(workdir, start if resumed else 0, with_scores=validated) as writer:
             if not resumed:
                 writer.write_hparams(experiment.to_dict(config))
             results = _loop(
@@ -79,7 +81,7 @@ def _train(config: ConfigDict, workdir: str, stop: Stop, log: Log) -> dict[str, 
                 validate=partial(
                     _validate, config, workdir, model, splits, parallel, meta, writer, log, stop
                 ),
-                validated=_validated(workdir, start), asked=partial(_asked, stop, manager), log=log,
+                validated=validated, asked=partial(_asked, stop, manager), log=log,
             )
     log(tables.class_table(results))
     log(f"done: {checkpoints.folder(workdir, 'final')}")
@@ -141,8 +143,7 @@ def _meta(
         "recipe": config.recipe,
         "input_size": tuple(config.target.size),
     }
-    scores = {name: scores["miou"] for name, scores in (results or {}).items()}
-    return {"model": architecture(model), "source": source, "miou": scores}
+    return {"model": architecture(model), "source": source, "scores": results or {}}
 
 
 # ---------------------------------------------------------------- the loop
@@ -211,12 +212,6 @@ def _asked(stop: Stop, manager: CheckpointManager, step: int) -> signal.Signals 
     return signal.SIGTERM if manager.reached_preemption(step) else None
 
 
-def _validated(workdir: str, step: int) -> bool:
-    """Whether the validation of a step has ended: its scores are the last that it writes."""
-    scores = {k: v for k, v in read_scalars(workdir).items() if k.startswith("eval/")}
-    return any(step in steps for steps, _ in scores.values())
-
-
 def _validate(
     config: ConfigDict,
     workdir: str,
@@ -233,35 +228,24 @@ def _validate(
     """Scores both domains, keeps what is the best by each, or final, and writes what it found."""
     start, step = time.monotonic(), int(host_state.step)
     kept = f"stopped in the validation of step {step}, which is saved; the same command goes on"
-    results = _score(
-        config, model, splits, parallel, log, state.variables,
+    results = validation.score(
+        model, state.variables, splits, step=step, parallel=parallel,
+        **experiment.evaluation_arguments(config), log=log,
         check=lambda: stopping.unless_asked(stop, kept),
     )
     described = meta(host_state, results)
     validation.keep_best(workdir, splits, host_state.variables, described, log)
     if step == config.num_steps:
         final = checkpoints.folder(workdir, "final")
+        checkpoints.find_or_set_aside(final, log)
         checkpoints.save_variables(final, host_state.variables, described)
     if jax.process_index() == 0:
         count = config.eval.num_pictures
         writer.write_images(step, validation.draw(model, host_state.variables, splits, count))
-    writer.write_scalars(step, validation.scalars(results))
+    # The last that a validation writes: `record.validated` takes it for its end.
+    settings = {name: scores["settings"] for name, scores in results.items()}
+    writer.write_scalars(step, validation.scalars(results), settings)
     writer.flush()
     table = ", ".join(f"{name} mIoU {tables.percent(s['miou'])}" for name, s in results.items())
     log(f"step {step}: {table} ({format_duration(time.monotonic() - start)})")
     return results
-
-
-def _score(
-    config: ConfigDict,
-    model: DeepLab,
-    splits: dict[str, Split],
-    parallel: Parallel,
-    log: Log,
-    variables: dict,
-    check: Callable[[], None] = lambda: None,
-) -> dict[str, dict]:
-    return validation.score(
-        model, variables, splits, parallel=parallel,
-        **experiment.evaluation_arguments(config), log=log, check=check,
-    )

@@ -10,7 +10,10 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from snr_jax.core.errors import UserError
+
 METRICS_FILE = "metrics.jsonl"
+SETTINGS = "settings"  # the key of a line of scores
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -27,12 +30,15 @@ def write_text(path: str | os.PathLike, text: str) -> None:
             os.remove(temporary)
 
 
-def create_writer(workdir: str | os.PathLike, resume_step: int = 0) -> "Writer":
+def create_writer(
+    workdir: str | os.PathLike, resume_step: int = 0, with_scores: bool = True
+) -> "Writer":
     """The writer of a run, a context manager that flushes and closes.
 
     `resume_step` is the step of the checkpoint that the run goes on from: lines of later steps
-    leave metrics.jsonl, since they will be written again; 0 starts the file afresh. In a run of
-    several processes the first alone writes.
+    leave metrics.jsonl, since they will be written again, and without `with_scores` the scores of
+    that step too; 0 starts the file afresh. In a run of several processes the first alone writes.
+    Raises UserError for a file with broken lines.
     """
     from snr_jax.data.decode import import_tensorflow
 
@@ -45,8 +51,9 @@ def create_writer(workdir: str | os.PathLike, resume_step: int = 0) -> "Writer":
     path = os.path.join(workdir, METRICS_FILE)
     if os.path.exists(path):
         lines = _read_lines(path) if resume_step else []
-        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= resume_step]
-        write_text(path, "".join(kept))
+        last = resume_step - (not with_scores)
+        kept = [x for x in lines if x["step"] <= (last if SETTINGS in x else resume_step)]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
     events = metric_writers.AsyncWriter(metric_writers.SummaryWriter(os.fspath(workdir)))
     return Writer(events, path)
 
@@ -61,13 +68,20 @@ class Writer:
         self._events = events
         self._lines = open(metrics_path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Numbers or 0-d arrays by name; a value that is not finite becomes null in the file."""
+    def write_scalars(
+        self, step: int, scalars: Mapping[str, float], settings: Mapping[str, Mapping] | None = None
+    ) -> None:
+        """Numbers or 0-d arrays by name; a value that is not finite becomes null in the file.
+
+        settings: of scores, by the split; for the file alone.
+        """
         step = int(step)
         values = {name: np.asarray(value).item() for name, value in scalars.items()}
         self._events.write_scalars(step, values)
         finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
         line = {"step": step, "time": round(time.time(), 3), **finite}
+        if settings is not None:
+            line[SETTINGS] = settings
         self._lines.write(json.dumps(line) + "\n")
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
@@ -101,7 +115,7 @@ def read_scalars(workdir: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.n
 
     In the order of the steps; of two values for one step the later line counts; null reads as
     NaN. A torn last line, left by a killed run, is passed over; a broken line elsewhere raises
-    ValueError. An absent file gives an empty dict.
+    UserError. An absent file gives an empty dict.
     """
     path = os.path.join(workdir, METRICS_FILE)
     if not os.path.exists(path):
@@ -109,7 +123,7 @@ def read_scalars(workdir: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.n
     series: dict[str, dict[int, float]] = {}
     for line in _read_lines(path):
         for name, value in line.items():
-            if name not in ("step", "time"):
+            if name not in ("step", "time", SETTINGS):
                 value = math.nan if value is None else value
                 series.setdefault(name, {})[line["step"]] = value
     return {
@@ -124,8 +138,14 @@ def _read_lines(path: str) -> list[dict]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError("no object with a step")
+            records.append(record)
+        except ValueError as error:
             if number < len(lines):
-                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+                raise UserError(
+                    f"{path}, line {number} is damaged ({error}). Remove that line to go on "
+                    "without it, or put a copy of the file back"
+                ) from None
     return records

@@ -15,6 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
+from snr_jax.core.errors import UserError
 from snr_jax.core.labels import CLASSES
 from snr_jax.report import pictures, tables
 from snr_jax.report.chart import line_chart
@@ -94,7 +95,7 @@ def test_resume_drops_what_will_be_written_again(tmp_path):
 
 def test_broken_line_in_the_middle_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2"):
         read_scalars(tmp_path)
 
 

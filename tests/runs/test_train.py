@@ -96,7 +96,7 @@ def test_killed_twice_and_started_again_equals_no_interruption(
     for name in checkpoints.NAMES:
         ours, theirs = (checkpoints.find(checkpoints.folder(w, name)).meta
                         for w in (workdir, adapted.workdir))
-        assert ours["miou"] == theirs["miou"] and ours["checksums"] == theirs["checksums"]
+        assert ours["scores"] == theirs["scores"] and ours["checksums"] == theirs["checksums"]
     assert {path.name for path in latest.parent.iterdir()} == {"latest", *checkpoints.NAMES}
     assert {path.name for path in latest.iterdir()} == {"14", "20"}
 
@@ -172,19 +172,116 @@ def test_stopped_in_a_validation(step, generalised, command, stopping_when, tmp_
     assert losses_of(workdir) == losses_of(generalised.workdir)
 
 
-def test_complete_run_is_left_as_it_is(generalised, command, tmp_path):
-    workdir = tmp_path / "again"
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file's bytes and every folder, by its path."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+            for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def copied(generalised, tmp_path):
+    """A copy of the complete run, and the command for it."""
+    workdir = tmp_path / "copied"
     shutil.copytree(generalised.workdir, workdir)
+    return workdir, generalised.arguments_in(workdir)
 
-    def files():
-        return {path: path.read_bytes() for path in workdir.rglob("*")
-                if path.is_file() and path.name not in (".lock", "run.json")}
 
-    before = files()
-    result = command("main", *generalised.arguments_in(workdir))
-    assert result.code == 0 and "steps             20 → 20" in result.out
-    assert files() == before
-    assert result.out.splitlines()[-1] in generalised.out  # the table
+def test_a_complete_run_tells_its_record_and_writes_nothing(copied, command, generalised):
+    workdir, arguments = copied
+    before = contents(workdir)
+    result = command("main", *arguments)
+    assert result.code == 0 and result.err == ""
+    assert f"the run in {workdir} is complete since step 20" in result.out
+    table = generalised.out[generalised.out.index("class  ") :]
+    table = table[: table.index("done: ")]
+    assert len(table) > 500 and table in result.out
+    assert contents(workdir) == before
+
+
+def test_a_complete_run_of_other_settings_or_data_is_refused(copied, refused, data_root, tmp_path):
+    workdir, arguments = copied
+    before = contents(workdir)
+    error = refused("main", *arguments, "--config.eval.flip=true")
+    assert "eval.flip: False there, True now" in error
+    shutil.copytree(data_root, tmp_path / "other")
+    (tmp_path / "other/GTA5/val.txt").write_text("7\n")
+    error = refused("main", *arguments, f"--config.data.root={tmp_path / 'other'}")
+    assert "data of source_val.images: 2 there, 1 now" in error
+    assert contents(workdir) == before
+
+
+def without_final(workdir: Path) -> None:
+    """As after a kill between the last validation's best and its final."""
+    shutil.rmtree(checkpoints.folder(workdir, "final"))
+
+
+def broken_final(workdir: Path) -> None:
+    (checkpoints.folder(workdir, "final") / "meta" / "metadata").write_text("[]")
+
+
+def without_last_scores(workdir: Path) -> None:
+    """As after a kill between final and the last line of the validation."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert "settings" in json.loads(lines[-1])
+    (workdir / "metrics.jsonl").write_text("".join(lines[:-1]))
+
+
+@pytest.mark.parametrize("cut", [without_final, broken_final, without_last_scores])
+def test_an_end_that_was_cut_short_is_made_up_for_once(copied, command, generalised, cut):
+    workdir, arguments = copied
+    cut(workdir)
+    result = command("main", *arguments)
+    assert result.code == 0 and "is complete" not in result.out
+    assert ("set aside" in result.out) == (cut is broken_final)
+
+    def scored(folder: Path) -> list[dict]:
+        return [{k: v for k, v in line.items() if k != "time" and "per_second" not in k}
+                for line in lines_of(folder)]
+
+    assert scored(workdir) == scored(generalised.workdir)
+    for name in ("final", "best_source", "oracle_target"):
+        one, other = (checkpoints.find(checkpoints.folder(w, name)).meta
+                      for w in (workdir, generalised.workdir))
+        assert one["scores"] == other["scores"] and one["checksums"] == other["checksums"]
+    before = contents(workdir)
+    assert "is complete" in command("main", *arguments).out
+    assert contents(workdir) == before
+
+
+def test_every_score_carries_its_settings(generalised):
+    scored = [line for line in lines_of(generalised.workdir) if "settings" in line]
+    assert [line["step"] for line in scored] == [10, 20]
+    for line in scored:
+        assert {name.split("/")[1] for name in line if name.startswith("eval/")} == {
+            "gta5", "cityscapes"
+        }  # fmt: skip
+        for domain, images in (("gta5", 2), ("cityscapes", 3)):
+            settings = line["settings"][domain]
+            assert settings["domain"] == domain and settings["split"] == "val"
+            assert settings["images"] == images and settings["size"] == [33, 65]
+            assert settings["flip"] is False and settings["protocol"] == "network"
+            assert settings["step"] == line["step"]
+
+
+def test_a_damaged_record_is_one_line(copied, refused, data_root):
+    workdir, arguments = copied
+    shutil.rmtree(checkpoints.folder(workdir, "final"))
+    whole = (workdir / "metrics.jsonl").read_text()
+    lines = whole.splitlines(keepends=True)
+    for broken in ('{"step": 3, "tr\n', "[]\n", "{}\n"):
+        (workdir / "metrics.jsonl").write_text("".join([*lines[:2], broken, *lines[3:]]))
+        error = refused("main", *arguments)
+        assert f"{workdir}/metrics.jsonl, line 3 is damaged" in error and "Remove that" in error
+    (workdir / "metrics.jsonl").write_text(whole)
+    for broken in ("", "[]"):
+        (workdir / "run.json").write_text(broken)
+        error = refused("main", *arguments)
+        assert f"{workdir}/run.json is damaged" in error and "remove it to go on" in error
+    best = checkpoints.folder(workdir, "best_source")
+    (best / "meta" / "metadata").write_text("{")
+    images = ("--images", str(data_root / "GTA5/images"), "--out", str(workdir / "out"))
+    for door, more in (("evaluate", arguments[:2]), ("predict", images)):
+        assert f"{best} cannot be read" in refused(door, *more, "--checkpoint", str(best))
 
 
 def test_keys_that_compute_nothing_may_change(generalised, command, tmp_path):
@@ -326,11 +423,13 @@ def test_checkpoints_say_what_they_are(adapted):
     for name, domain in (("best_source", "gta5"), ("oracle_target", "cityscapes")):
         meta = checkpoints.find(checkpoints.folder(adapted.workdir, name)).meta
         by_step = scores(domain)
-        assert meta["miou"][domain] == max(by_step.values()) == by_step[meta["source"]["step"]]
+        kept = meta["scores"][domain]["miou"]
+        assert kept == max(by_step.values()) == by_step[meta["source"]["step"]]
     variables, meta = checkpoints.load_variables(adapted.workdir)
     assert meta["source"]["step"] == 20 and meta["source"]["recipe"] == "paper"
     assert meta["source"]["input_size"] == [33, 65]
-    assert meta["miou"] == {d: scores(d)[20] for d in ("gta5", "cityscapes")}
+    final = {domain: of_domain["miou"] for domain, of_domain in meta["scores"].items()}
+    assert final == {d: scores(d)[20] for d in ("gta5", "cityscapes")}
     assert meta["model"] == {
         "num_classes": 19, "stage_sizes": (1, 1, 1, 1), "width": 4, "norm_restitution": "snr",
         "head_branches": 2, "stride_in": "conv1",
