@@ -175,6 +175,16 @@ def test_a_disk_that_fails_once_costs_no_state(state, tmp_path, monkeypatch, num
     assert_equal(restore(tmp_path, state)[0], at_step(state, 3))
 
 
+def test_the_step_of_a_state_set_aside_is_saved_again(state, tmp_path):
+    """By the same run, which has known that step as saved."""
+    save_steps(tmp_path, state, [1, 2, 3])
+    flip_bytes(checkpoints.folder(tmp_path, "latest") / "3")
+    with states.open_manager(tmp_path, 5) as manager:
+        states.restore_state(manager, state, [].append)
+        states.save_state(manager, at_step(state, 3), meta_of())
+    assert_equal(restore(tmp_path, state)[0], at_step(state, 3))
+
+
 def test_what_was_set_aside_before_stays(state, tmp_path):
     save_steps(tmp_path, state, [1, 2, 3])
     for expected in (["3-1"], ["3-1", "3-2"]):
