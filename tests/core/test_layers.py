@@ -261,6 +261,13 @@ def test_batch_norm_keeps_its_input_alone_for_the_gradient(dtype):
     assert len(kept) == 1 and kept[0].dtype == dtype
 
 
+def test_both_forms_of_the_sums_are_equal():
+    a, b = jnp.asarray(normal(2, 9, 7, 3)), jnp.asarray(normal(2, 9, 7, 3, seed=1))
+    expected = [np.asarray(x, np.float64).sum((0, 1, 2)) for x in (a, b)]
+    for form in (layers._sums_apart, layers._sums_together, layers._two_sums):
+        np.testing.assert_allclose(form(a, b), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_batch_norm_of_one_pixel_is_its_offset():
     y, stats = run_batch_norm(np.full((1, 1, 1, 2), 7, np.float32), bias=3.0)
     np.testing.assert_array_equal(y, 3)
