@@ -8,6 +8,8 @@ from functools import partial
 import pytest
 
 from configs import default, gta2city_uda
+from snr_jax.core import losses
+from snr_jax.core.parallel import create_parallel
 from snr_jax.runs import experiment, keys
 from snr_jax.runs.keys import KEYS
 
@@ -83,6 +85,106 @@ def test_arrives(key):
     before, after = arguments(base), arguments({**base, key: OTHER[key]})
     changed = {name for name in before.keys() | after.keys() if before[name] != after[name]}
     assert changed == set(KEYS[key].arrives)
+
+
+@pytest.mark.parametrize("name", ["iw_maxsquare", "iw_entropy"])
+def test_the_ratio_reaches_both_losses_with_image_weights(name):
+    function, options = arguments({"loss.target": name, "loss.iw_ratio": 0.5})["step.target_loss"]
+    assert function is losses.TARGET_LOSSES[name] and options == {"ratio": 0.5}
+
+
+def recorder(monkeypatch, module, name: str, result=None) -> dict:
+    """Replaces a function by one that keeps its named arguments."""
+    kept = {}
+
+    def record(*_, **named):
+        kept.update(named)
+        return result
+
+    monkeypatch.setattr(module, name, record)
+    return kept
+
+
+def changed_config(**more):
+    config = gta2city_uda.get_config()
+    config.update_from_flattened_dict({**BASE, **OTHER, **more})
+    return config
+
+
+def test_create_optimizer_passes_its_arguments_on(monkeypatch):
+    config = changed_config()
+    for name in ("schedule", "groups", "sgd"):
+        function = {"schedule": "poly_schedule", "groups": "param_groups"}.get(name, name)
+        with monkeypatch.context() as patch:
+            kept = recorder(patch, experiment.optim, function, ())
+            if name != "sgd":
+                recorder(patch, experiment.optim, "sgd")
+            experiment.create_optimizer(config)
+        assert kept == PARTS[name](config)
+
+
+@pytest.mark.parametrize("axis_name", [None, "replica"])
+def test_create_model_passes_its_arguments_on(axis_name, monkeypatch):
+    config = changed_config(sync_batch_norm=True)
+    kept = recorder(monkeypatch, experiment.network, "create_model")
+    experiment.create_model(config, create_parallel()._replace(axis_name=axis_name))
+    assert kept == experiment.model_arguments(config, axis_name)
+    assert kept["bn_axis_name"] == axis_name
+
+
+@pytest.mark.parametrize(
+    "target, factory", [("", "make_source_step"), ("hard", "make_adaptation_step")]
+)
+def test_create_step_passes_its_arguments_on(target, factory, monkeypatch):
+    config = changed_config(**{"loss.target": target})
+    kept = recorder(monkeypatch, experiment, factory, lambda state, batch: (state, {}))
+    parallel = create_parallel()._replace(axis_name="replica")
+    experiment.create_step(config, "model", "optimizer", parallel)
+    places = {"model": "model", "optimizer": "optimizer", "axis_name": "replica"}
+    wanted = {**experiment.step_arguments(config), **places}
+    plain = [{k: (v.func, v.keywords) if isinstance(v, partial) else v for k, v in d.items()}
+             for d in (kept, wanted)]
+    assert plain[0] == plain[1]
+
+
+def test_batches_pass_their_arguments_on(monkeypatch):
+    config, kept = changed_config(), []
+    batch = {"image": 1, "label": 2}
+    monkeypatch.setattr(
+        experiment.pipeline, "train_batches",
+        lambda samples, **named: kept.append((samples, named)) or iter([batch]),
+    )
+    splits = {
+        role: experiment.Split(role, f"domain of {role}", "train", (33, 65), f"samples of {role}")
+        for role in ("source", "target")
+    }
+    assert list(experiment.batches(config, splits, 7)) == [
+        {"source_image": 1, "source_label": 2, "target_image": 1}
+    ]
+    for (samples, named), role in zip(kept, splits, strict=True):
+        assert samples == f"samples of {role}"
+        assert named == {
+            **experiment.stream_arguments(config, role), "domain": f"domain of {role}",
+            "size": (33, 65), "start_step": 7, "shard_index": 0, "shard_count": 1,
+        }
+
+
+def test_open_splits_passes_its_arguments_on(monkeypatch):
+    config, kept = changed_config(), {}
+
+    def list_samples(domain, directory, split, *, require_labels):
+        kept[domain, directory, split] = require_labels
+        return list(range(20)), []
+
+    monkeypatch.setattr(experiment.domains, "list_samples", list_samples)
+    splits = experiment.open_splits(config, lambda line: None)
+    assert list(splits) == ["source", "target", "source_val", "target_val"]
+    for role, split in splits.items():
+        wanted = experiment.split_arguments(config, role)
+        found = split.domain, wanted["directory"], split.split
+        assert found == (wanted["domain"], wanted["directory"], wanted["split"])
+        assert kept[found] == wanted["require_labels"] and split.size == wanted["size"]
+        assert len(split.samples) == (7 if "val" in role else 20)
 
 
 def test_arrives_unchanged():
