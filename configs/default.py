@@ -34,7 +34,7 @@ def get_config(recipe: str = "paper") -> ConfigDict:
 
     config.recipe = recipe  # recorded with the run; the switches below are what counts
     config.seed = 0  # of initial values, order, augmentation; 0 to 1000000000
-    config.num_classes = 19  # 19, 16, 13: of Cityscapes, SYNTHIA, CrossCity
+    config.num_classes = 19  # 2 to 254: 19, 16, 13 of the protocols, or those of an own source
     config.init_from = ""  # a run, one of its checkpoints, or a converted one; "": random values
 
     config.model = ConfigDict()
@@ -53,7 +53,7 @@ def get_config(recipe: str = "paper") -> ConfigDict:
     config.data.crop = (0, 0)  # height, width of a crop; 33 to 8192, or (0, 0) for none
 
     config.source = ConfigDict()
-    config.source.domain = "gta5"  # which layout on disk; the labelled side
+    config.source.domain = "gta5"  # a row of data/domains.py or my_domain.yaml; the labelled side
     config.source.dir = "GTA5"  # below data.root
     config.source.train_split = "train"  # "train", "val", "test" or "all"
     config.source.val_split = "val"  # chooses best_source

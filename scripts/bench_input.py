@@ -25,7 +25,8 @@ from PIL import Image, ImageFilter
 
 from snr_jax import cli
 from snr_jax.core.labels import CLASSES, palette
-from snr_jax.data.domains import DOMAINS, Sample, list_samples
+from snr_jax.data.domains import DOMAINS, list_samples
+from snr_jax.data.samples import Listing, Sample
 
 WIDTH, HEIGHT = 1914, 1052
 MEAN_BGR = np.array((104.00698793, 116.66876762, 122.67891434), np.float32)
@@ -55,7 +56,7 @@ def draw_frame(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
     return image, label
 
 
-def write_data(directory: Path, count: int) -> list[Sample]:
+def write_data(directory: Path, count: int) -> Listing:
     rng = np.random.default_rng(0)
     (directory / "images").mkdir()
     (directory / "labels").mkdir()
@@ -63,7 +64,7 @@ def write_data(directory: Path, count: int) -> list[Sample]:
         image, label = draw_frame(rng)
         image.save(directory / "images" / f"{number:05d}.png")
         label.save(directory / "labels" / f"{number:05d}.png")
-    return list_samples("gta5", str(directory), "train")[0]
+    return list_samples("gta5", str(directory), "train")
 
 
 class LineageDataset(torch.utils.data.Dataset):
@@ -107,7 +108,7 @@ def images_per_second(batches: Iterable, warm_up: int, count: int) -> float:
 
 def command(args: flags.FlagValues) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        samples = write_data(Path(folder), args.images)
+        samples, labels, _ = write_data(Path(folder), args.images)
         megabytes = sum(os.path.getsize(s.image) for s in samples) / len(samples) / 1e6
         warm_up = 4 * args.workers
         repeated = (samples * (warm_up // len(samples) + 2))[: args.images + warm_up + 8]
@@ -124,7 +125,7 @@ def command(args: flags.FlagValues) -> None:
         rates = []
         for number in range(1, args.rounds + 1):
             lineage = images_per_second(loader, warm_up, args.images)
-            stream = train_batches(samples, domain="gta5", size=SIZE, batch_size=1, seed=number)
+            stream = train_batches(samples, labels, size=SIZE, batch_size=1, seed=number)
             ours = images_per_second(stream, warm_up, args.images)
             stream.close()
             rates.append((lineage, ours))

@@ -19,9 +19,9 @@ from absl import flags
 
 from snr_jax import cli
 from snr_jax.core.errors import UserError
+from snr_jax.core.labels import class_names
 from snr_jax.core.models.deeplab import architecture
 from snr_jax.core.parallel import create_parallel
-from snr_jax.data import domains
 from snr_jax.data.look import look
 from snr_jax.report.pictures import panel
 from snr_jax.report.tables import class_table, percent
@@ -68,33 +68,37 @@ def command(args: flags.FlagValues) -> None:
     options = {key: want[key] for key in ("dtype", "atrous")}
     model, variables, meta = network.load(checkpoint, **options)
     network.refuse_mismatch(str(checkpoint.path), meta["model"], want)
+    classes = experiment.create_classes(config)
+    if (there := class_names(network.classes_of(meta))) != class_names(classes):
+        raise UserError(
+            f"{checkpoint.path} knows the classes {', '.join(there)}; the configuration has "
+            f"{', '.join(class_names(classes))}. Set --config.source.domain to that of its training"
+        )
     data = experiment.split_arguments(config, f"{args.domain}_val")
-    domain, directory, split = data["domain"], data["directory"], args.split or data["split"]
-    if not split:
+    if not (args.split or data["split"]):
         raise UserError(f"{args.domain}.val_split is empty; choose one, as --split val")
-    samples, notes = domains.list_samples(domain, directory, split)
-    samples = samples[: args.max_images or None]
+    chosen = {"split": args.split or data["split"], "max_images": args.max_images}
+    split = experiment.open_split(
+        **data | chosen, classes=classes,
+        log=lambda line: print(f"{checkpoint.path} on {line}; results go to {out}", flush=True),
+    )
     parallel = create_parallel()
-    print(f"{checkpoint.path} on {domain}/{split}: {len(samples)} images "
-          f"({'; '.join(notes) or directory}); results go to {out}", flush=True)
-    for warning in look(samples, domain=domain, num_classes=config.num_classes):
+    for warning in look(split.samples, split.labels):
         print(f"WARNING {warning}", flush=True)
     for note in differences(meta, config):
         print(f"note: {note}", flush=True)
     on_devices = parallel.replicate(variables)
-    common = {"domain": domain, "size": data["size"]}
     batch_size = experiment.evaluation_arguments(config)["batch_size"]
     results = {}
     for protocol in PROTOCOLS if args.protocol == "both" else (args.protocol,):
         for flip in {"both": (False, True), "no": (False,), "yes": (True,)}[args.flip]:
             name = protocol + ("+flip" if flip else "")
             scores = evaluate(
-                model, on_devices, samples, parallel=parallel, protocol=protocol, flip=flip,
-                batch_size=batch_size, **common,
+                model, on_devices, split, parallel=parallel, protocol=protocol, flip=flip,
+                batch_size=batch_size,
             )
             settings = evaluation_settings(
-                samples, split=split, protocol=protocol, flip=flip, dtype=config.model.dtype,
-                **common,
+                split, protocol=protocol, flip=flip, dtype=config.model.dtype
             )
             results[name] = {"settings": {**settings, "step": checkpoint.step}, **scores}
             print(f"{name}: mIoU {percent(scores['miou'])}{_on_13(scores)}", flush=True)
@@ -106,7 +110,7 @@ def command(args: flags.FlagValues) -> None:
     }
     write_text(out / "evaluation.json", json.dumps(_finite(record), indent=1))
     if args.pictures:
-        rows = pictures(model, variables, samples[: args.pictures], **common)
+        rows = pictures(model, variables, split.first(args.pictures))
         write_png(panel(rows), out / "predictions.png")
     print(f"written: {out}")
 

@@ -20,6 +20,7 @@ from absl import flags
 
 from snr_jax import cli
 from snr_jax.core.errors import UserError
+from snr_jax.core.labels import Classes
 from snr_jax.core.progress import make_progress
 from snr_jax.runs import checkpoints, network
 from snr_jax.runs.photos import find_images, printable, read_image, result_names, write_results
@@ -87,7 +88,7 @@ def command(args: flags.FlagValues) -> int:
     if size or tile:  # that it does not fit is told before the first image
         net(*(size or tile))
     failures, squeezed = _segment_all(
-        paths, out, net, model.num_classes, args.confidence,
+        paths, out, net, network.classes_of(meta), args.confidence,
         size=size, tile=tile, overlap=overlap, flip=args.flip,
     )
     if squeezed:
@@ -103,7 +104,7 @@ def _segment_all(
     paths: list[Path],
     out: Path,
     net: Network,
-    num_classes: int,
+    known: Classes,
     with_confidence: bool,
     **options: Any,
 ) -> tuple[list[str], int]:
@@ -123,7 +124,7 @@ def _segment_all(
         else:
             squeezed += _is_squeezed(options["tile"] or image.size[::-1], options["size"])
             files = {"confidence": confidence} if with_confidence else {}
-            write_results(out / name, np.asarray(image), classes, num_classes, **files)
+            write_results(out / name, np.asarray(image), classes, known, **files)
         show(done, len(paths))
     return failures, squeezed
 

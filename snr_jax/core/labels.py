@@ -1,9 +1,11 @@
 """Classes, label ids and colours: one literal table, everything else derived from it.
 
-Sources: the label definition of the Cityscapes benchmark (ids, official palette) and the
-id mappings of the SYNTHIA-RAND-CITYSCAPES release.
+Sources: the label definition of the Cityscapes benchmark (ids, official palette), the id mappings
+of the SYNTHIA-RAND-CITYSCAPES release, and those of Mapillary Vistas as RobustNet scores it.
 """
 
+import colorsys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,89 +16,123 @@ UNKNOWN = 254  # what the mappings give for an id that the data set does not def
 
 class TrainClass(NamedTuple):
     name: str
-    label_id: int  # Cityscapes and GTA5 files
-    synthia_id: int | None  # SYNTHIA files; None: the set has no such class
+    label_id: int  # in the label files of Cityscapes and GTA5, and of its benchmark's server
     color: tuple[int, int, int]  # RGB
-    in_16: bool  # among the 16 classes shared with SYNTHIA
-    in_13: bool  # among the 13 classes shared with CrossCity
+    in_16: bool = False  # among the 16 classes shared with SYNTHIA
+    in_13: bool = False  # among the 13 classes shared with CrossCity
 
 
-# The position in this table is the trainId.
-CLASSES = (
-    TrainClass("road", 7, 3, (128, 64, 128), True, True),
-    TrainClass("sidewalk", 8, 4, (244, 35, 232), True, True),
-    TrainClass("building", 11, 2, (70, 70, 70), True, True),
-    TrainClass("wall", 12, 21, (102, 102, 156), True, False),
-    TrainClass("fence", 13, 5, (190, 153, 153), True, False),
-    TrainClass("pole", 17, 7, (153, 153, 153), True, False),
-    TrainClass("light", 19, 15, (250, 170, 30), True, True),
-    TrainClass("sign", 20, 9, (220, 220, 0), True, True),
-    TrainClass("vegetation", 21, 6, (107, 142, 35), True, True),
-    TrainClass("terrain", 22, 16, (152, 251, 152), False, False),
-    TrainClass("sky", 23, 1, (70, 130, 180), True, True),
-    TrainClass("person", 24, 10, (220, 20, 60), True, True),
-    TrainClass("rider", 25, 17, (255, 0, 0), True, True),
-    TrainClass("car", 26, 8, (0, 0, 142), True, True),
-    TrainClass("truck", 27, 18, (0, 0, 70), False, False),
-    TrainClass("bus", 28, 19, (0, 60, 100), True, True),
-    TrainClass("train", 31, 20, (0, 80, 100), False, False),
-    TrainClass("motorcycle", 32, 12, (0, 0, 230), True, True),
-    TrainClass("bicycle", 33, 11, (119, 11, 32), True, True),
+Classes = tuple[TrainClass, ...]  # the position is the trainId
+
+CLASSES: Classes = (
+    TrainClass("road", 7, (128, 64, 128), True, True),
+    TrainClass("sidewalk", 8, (244, 35, 232), True, True),
+    TrainClass("building", 11, (70, 70, 70), True, True),
+    TrainClass("wall", 12, (102, 102, 156), True),
+    TrainClass("fence", 13, (190, 153, 153), True),
+    TrainClass("pole", 17, (153, 153, 153), True),
+    TrainClass("light", 19, (250, 170, 30), True, True),
+    TrainClass("sign", 20, (220, 220, 0), True, True),
+    TrainClass("vegetation", 21, (107, 142, 35), True, True),
+    TrainClass("terrain", 22, (152, 251, 152)),
+    TrainClass("sky", 23, (70, 130, 180), True, True),
+    TrainClass("person", 24, (220, 20, 60), True, True),
+    TrainClass("rider", 25, (255, 0, 0), True, True),
+    TrainClass("car", 26, (0, 0, 142), True, True),
+    TrainClass("truck", 27, (0, 0, 70)),
+    TrainClass("bus", 28, (0, 60, 100), True, True),
+    TrainClass("train", 31, (0, 80, 100)),
+    TrainClass("motorcycle", 32, (0, 0, 230), True, True),
+    TrainClass("bicycle", 33, (119, 11, 32), True, True),
 )
-NUM_LABEL_IDS = 35  # 0-33 in Cityscapes; GTA5 adds 34, the licence plate
-NUM_SYNTHIA_IDS = 23
 
 
-def classes(num_classes: int) -> tuple[TrainClass, ...]:
-    """The classes of the 19-, 16- or 13-class protocol, in the order of their trainIds."""
+class IdTable(NamedTuple):
+    """What the numbers in a data set's label files mean. Ids up to the last are defined."""
+
+    names: dict[int, str]  # id → class; several ids may be one class, others are no class
+    last: int
+
+
+ID_TABLES = {
+    # Cityscapes defines 0-33; GTA5 adds 34, the licence plate.
+    "label_ids": IdTable({c.label_id: c.name for c in CLASSES}, 34),
+    "train_ids": IdTable({i: c.name for i, c in enumerate(CLASSES)}, 18),
+    "synthia": IdTable(
+        {1: "sky", 2: "building", 3: "road", 4: "sidewalk", 5: "fence", 6: "vegetation",
+         7: "pole", 8: "car", 9: "sign", 10: "person", 11: "bicycle", 12: "motorcycle",
+         15: "light", 16: "terrain", 17: "rider", 18: "truck", 19: "bus", 20: "train",
+         21: "wall"}, 22,
+    ),
+    # Mapillary Vistas 1.2, as RobustNet and its followers score it.
+    "mapillary": IdTable(
+        {13: "road", 24: "road", 41: "road", 2: "sidewalk", 15: "sidewalk", 17: "building",
+         6: "wall", 3: "fence", 45: "pole", 47: "pole", 48: "light", 50: "sign",
+         30: "vegetation", 29: "terrain", 27: "sky", 19: "person", 20: "rider", 21: "rider",
+         22: "rider", 55: "car", 61: "truck", 54: "bus", 58: "train", 57: "motorcycle",
+         52: "bicycle"}, 65,
+    ),
+}  # fmt: skip
+
+
+def classes(which: int | Classes) -> Classes:
+    """The classes of the 19-, 16- or 13-class protocol, in their order; a table stays itself."""
+    if not isinstance(which, int):
+        return which
     chosen = {
         19: CLASSES,
         16: tuple(c for c in CLASSES if c.in_16),
         13: tuple(c for c in CLASSES if c.in_13),
     }
-    if num_classes not in chosen:
-        raise ValueError(f"num_classes is {num_classes}; the protocols have 19, 16 or 13 classes")
-    return chosen[num_classes]
+    if which not in chosen:
+        raise ValueError(f"num_classes is {which}; the protocols have 19, 16 or 13 classes")
+    return chosen[which]
 
 
-def class_names(num_classes: int = 19) -> tuple[str, ...]:
-    return tuple(c.name for c in classes(num_classes))
+def own_classes(names: Sequence[str], colors: Sequence[tuple[int, int, int]] = ()) -> Classes:
+    """A table of any classes; those of a protocol are its own. Without colours, distinct ones."""
+    for protocol in map(classes, (19, 16, 13)):
+        same_colors = not colors or [c.color for c in protocol] == list(map(tuple, colors))
+        if tuple(names) == class_names(protocol) and same_colors:
+            return protocol
+    colors = colors or [_distinct_color(i) for i in range(len(names))]
+    return tuple(TrainClass(n, i, tuple(c)) for i, (n, c) in enumerate(zip(names, colors)))
 
 
-def palette(num_classes: int = 19) -> np.ndarray:
+def _distinct_color(index: int) -> tuple[int, int, int]:
+    """Hues a golden section apart."""
+    value = 0.95 if index % 2 == 0 else 0.65
+    red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def class_names(which: int | Classes = 19) -> tuple[str, ...]:
+    return tuple(c.name for c in classes(which))
+
+
+def palette(which: int | Classes = 19) -> np.ndarray:
     """Colours, uint8 [256, 3] RGB: a row per trainId, black for everything else."""
     table = np.zeros((256, 3), np.uint8)
-    for train_id, c in enumerate(classes(num_classes)):
+    for train_id, c in enumerate(classes(which)):
         table[train_id] = c.color
     return table
 
 
-def _lookup(pairs: dict[int, int], num_ids: int) -> np.ndarray:
+def to_train_id(ids: IdTable, which: int | Classes = 19) -> np.ndarray:
+    """uint8 [256]: id in the file → trainId, IGNORE (also of 255), or UNKNOWN if undefined."""
+    position = {name: i for i, name in enumerate(class_names(which))}
     table = np.full(256, UNKNOWN, np.uint8)
-    table[:num_ids] = IGNORE
+    table[: ids.last + 1] = IGNORE
     table[255] = IGNORE
-    for file_id, train_id in pairs.items():
-        table[file_id] = train_id
+    for file_id, name in ids.names.items():
+        table[file_id] = position.get(name, IGNORE)
     return table
 
 
-def label_id_to_train_id(num_classes: int = 19) -> np.ndarray:
-    """uint8 [256]: Cityscapes/GTA5 label id → trainId, IGNORE, or UNKNOWN for undefined ids."""
-    chosen = classes(num_classes)
-    return _lookup({c.label_id: i for i, c in enumerate(chosen)}, NUM_LABEL_IDS)
-
-
-def synthia_to_train_id(num_classes: int = 19) -> np.ndarray:
-    """uint8 [256]: SYNTHIA id → trainId, IGNORE, or UNKNOWN for undefined ids."""
-    chosen = classes(num_classes)
-    pairs = {c.synthia_id: i for i, c in enumerate(chosen) if c.synthia_id is not None}
-    return _lookup(pairs, NUM_SYNTHIA_IDS)
-
-
-def train_id_to_label_id(num_classes: int = 19) -> np.ndarray:
+def train_id_to_label_id(which: int | Classes = 19) -> np.ndarray:
     """uint8 [256]: trainId → label id of the official server; 0 (unlabeled) elsewhere."""
     table = np.zeros(256, np.uint8)
-    for train_id, c in enumerate(classes(num_classes)):
+    for train_id, c in enumerate(classes(which)):
         table[train_id] = c.label_id
     return table
 

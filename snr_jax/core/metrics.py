@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from snr_jax.core.labels import class_names, positions_13_in_16
+from snr_jax.core.labels import Classes, class_names, positions_13_in_16
 
 
 def confusion_matrix(label: jax.Array, prediction: jax.Array, num_classes: int) -> jax.Array:
@@ -74,16 +74,18 @@ def _mean(values: np.ndarray) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
-def report(confusion: np.ndarray) -> dict:
+def report(confusion: np.ndarray, classes: Classes | None = None) -> dict:
     """`scores` with the IoU named: {"miou": ..., "iou": {"road": ..., ...}, ...}.
+
+    classes: those of the matrix; by default those of the protocol of that size.
 
     A matrix of 16 classes is scored on 13 as well, as papers on SYNTHIA do: `miou_13` is the mean
     over the 13 classes of the IoU of the 16-class matrix. Wall, fence and pole stay in the matrix:
     a car predicted as a wall is a miss of the car, and a wall predicted as a car a false car.
     """
     result = scores(confusion)
-    names = class_names(len(confusion))
+    names = class_names(classes or len(confusion))
     report = {**result, "iou": dict(zip(names, result["iou"], strict=True))}
-    if len(confusion) == 16:
+    if names == class_names(16):
         report["miou_13"] = _mean(np.array(result["iou"])[positions_13_in_16()])
     return report

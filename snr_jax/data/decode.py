@@ -99,7 +99,25 @@ def _first_pixel_chunk(data: tf.Tensor) -> tf.Tensor:
     return start
 
 
-LABEL_DECODERS = {"indices": decode_indices}  # Domain.label_kind → file content → uint8 [H,W]
+def decode_synthia(data: tf.Tensor) -> tf.Tensor:
+    """The class of a SYNTHIA label: the first of three 16-bit channels, uint8 [H,W].
+
+    The others hold instances. Classes beyond 254 become 254, which no data set defines.
+    """
+    data = _refuse_huge(data)
+    header = tf.io.decode_raw(tf.strings.substr(data, 0, _HEADER_BYTES), tf.uint8)
+    tf.debugging.assert_equal(tf.size(header), _HEADER_BYTES, "no PNG file")
+    tf.debugging.assert_equal(
+        header[24:26], tf.constant([16, 2], tf.uint8),
+        "a PNG of another kind, where one of three channels with 16 bits is needed: the program "
+        "that saved it again has cut the classes off",
+    )
+    classes = tf.io.decode_png(data, channels=3, dtype=tf.uint16)[..., 0]
+    return tf.cast(tf.minimum(classes, 254), tf.uint8)
+
+
+# Labels.kind → file content → uint8 [H,W]
+LABEL_DECODERS = {"indices": decode_indices, "synthia": decode_synthia}
 
 
 def decode_image(data: tf.Tensor) -> tf.Tensor:
@@ -172,13 +190,13 @@ def read_image(path: tf.Tensor) -> tf.Tensor:
     return decode_image(tf.io.read_file(path))
 
 
-def read_label_ids(path: tf.Tensor, *, label_kind: str, lookup: np.ndarray) -> tf.Tensor:
+def read_label_ids(path: tf.Tensor, *, kind: str, lookup: np.ndarray) -> tf.Tensor:
     """The file's own ids, uint8 [H,W]. Raises tf.errors.OpError as `read_image`.
 
     Also for ids that `lookup` (uint8 [256]: file id → trainId) does not know. It is applied later,
     by `to_train_ids`, when the label is small.
     """
-    ids = LABEL_DECODERS[label_kind](tf.io.read_file(path))
+    ids = LABEL_DECODERS[kind](tf.io.read_file(path))
     last = np.flatnonzero(lookup[:IGNORE] != UNKNOWN)[-1]  # the defined ids are 0 to last, and 255
     tf.debugging.assert_equal(tf.reduce_any((ids > last) & (ids < IGNORE)), False, "unknown id")
     return ids

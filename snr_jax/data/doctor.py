@@ -18,9 +18,10 @@ from absl import flags
 from snr_jax import cli
 from snr_jax.core.labels import IGNORE, UNKNOWN, class_names
 from snr_jax.core.progress import Show, make_progress
-from snr_jax.data.domains import DOMAINS, Sample, get_domain, list_samples
+from snr_jax.data.domains import DOMAINS, list_samples
 from snr_jax.data.inspection import Finding, difference, inspect
 from snr_jax.data.look import label_fault
+from snr_jax.data.samples import Labels, Sample
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("domain", None, f"One of {', '.join(DOMAINS)}.", flag_values=FLAGS)
@@ -60,26 +61,27 @@ def check(
     `progress` is called after each sample. Raises UserError as `list_samples` does: for a missing
     directory, an empty split, missing files.
     """
-    samples, notes = list_samples(domain, directory, split, require_labels=require_labels)
+    samples, labels, notes = list_samples(
+        domain, directory, split, classes=num_classes, require_labels=require_labels
+    )
     faults: list[str] = []
     differences: list[str] = []
     sizes: Counter = Counter()
     by_id, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    lookup = get_domain(domain).lookup(num_classes)
-    findings = _inspect_all(samples, domain, num_classes, num_threads or os.cpu_count() or 1)
+    findings = _inspect_all(samples, labels, num_threads or os.cpu_count() or 1)
     for done, (sample, finding) in enumerate(zip(samples, findings, strict=True), 1):
         faults += finding.faults
         if finding.size:
             sizes[finding.size] += 1
         if finding.pixels is not None:
             by_id += finding.pixels
-            images += np.bincount(lookup, weights=finding.pixels, minlength=256) > 0
+            images += np.bincount(labels.lookup, weights=finding.pixels, minlength=256) > 0
             if not finding.faults and finding.size != finding.label_size:
                 differences.append(difference(sample, finding.size, finding.label_size))
         progress(done, len(samples))
-    fault = label_fault(by_id, domain, num_classes) if by_id.any() else None
+    fault = label_fault(by_id, labels) if by_id.any() else None
     faults += [fault] if fault else []
-    pixels = np.bincount(lookup, weights=by_id, minlength=256).astype(np.int64)
+    pixels = np.bincount(labels.lookup, weights=by_id, minlength=256).astype(np.int64)
     return Report(
         num_samples=len(samples),
         notes=notes,
@@ -94,10 +96,10 @@ def check(
 
 
 def _inspect_all(
-    samples: list[Sample], domain: str, num_classes: int, num_threads: int
+    samples: list[Sample], labels: Labels, num_threads: int
 ) -> Iterator[Finding]:
     def one(sample: Sample) -> Finding:
-        return inspect(sample, domain=domain, num_classes=num_classes)
+        return inspect(sample, labels)
 
     pool = ThreadPoolExecutor(num_threads)
     try:

@@ -1,118 +1,75 @@
-"""Where the data sets' files lie: one table of domains, and the samples of a split.
+"""The data sets by name: one row each, and what is particular to it.
 
-No file is opened here but the lists of a split; `decode.py` reads images and labels.
+Layouts: where files lie, {split} and * as in `layouts.py`. A new data set is a new row; one's own
+files need no row but a YAML file (`own.py`).
 """
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
 from pathlib import Path
 
 import numpy as np
 import scipy.io
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import label_id_to_train_id
+from snr_jax.core.labels import Classes
+from snr_jax.data.layouts import Layout
+from snr_jax.data.own import load_own
+from snr_jax.data.samples import Domain, Listing
+from snr_jax.data.samples import list_samples as list_samples_of
 
 # Frames of GTA5 that are entirely black.
 GTA5_BLANK = frozenset(
     [12160, 12166, 12167, 12191, 12192, 12193, 12195, *range(12202, 12209), 19993]
 )
-
-
-@dataclass(frozen=True)
-class Sample:
-    id: str
-    image: str  # path
-    label: str | None  # path; None: the set has no label for it
-
-
-Pairs = dict[str, tuple[Path, Path]]  # id → (image, label), whether the files exist or not
-
-
-@dataclass(frozen=True)
-class Domain:
-    directory: str  # its folder below config.data.root, by default
-    layout: str  # what that folder holds, for messages
-    splits: tuple[str, ...]
-    train_size: tuple[int, int]  # height, width
-    label_kind: str  # a key of decode.LABEL_DECODERS
-    lookup: Callable[[int], np.ndarray]  # number of classes → uint8 [256]: file id → trainId
-    find: Callable[[Path, str], tuple[Pairs, list[str]]]  # directory, split → pairs, notes
+SYNTHIA_FIRST_VAL = 9000  # frames 0-8999 train, 9000-9399 validate
+CITIES = ("rio", "rome", "tokyo", "taipei")
+CONDITIONS = ("fog", "night", "rain", "snow")
 
 
 def get_domain(name: str) -> Domain:
-    """The domain of that name. Raises UserError, listing the right ones."""
+    """The domain of that name, or of that YAML file. Raises UserError, listing the right ones."""
+    if str(name).endswith((".yaml", ".yml")):
+        return load_own(name)
     if name not in DOMAINS:
         near = difflib.get_close_matches(str(name).lower(), DOMAINS, n=1)
         guess = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"no domain is called {name!r}; there are {', '.join(DOMAINS)}.{guess}")
+        raise UserError(
+            f"no domain is called {name!r}; there are {', '.join(DOMAINS)}, and files as "
+            f"my_domain.yaml.{guess}"
+        )
     return DOMAINS[name]
 
 
+def directory(name: str, root: str, folder: str) -> str:
+    """Where a domain's files lie: below the root, or beside its own YAML file."""
+    own = str(name).endswith((".yaml", ".yml"))
+    return get_domain(name).directory if own else os.path.join(root, folder)
+
+
 def list_samples(
-    domain: str, directory: str, split: str, *, require_labels: bool = True
-) -> tuple[list[Sample], list[str]]:
-    """The samples of a split, sorted by id, and notes for the log (what was left out and why).
-
-    With `require_labels=False` a sample without a label file has the label None (training on a
-    target set); else it is an error. Raises UserError for a missing directory, an unknown or
-    empty split, and missing files.
-    """
-    known = get_domain(domain)
-    root = Path(directory)
-    if not root.is_dir():
-        raise UserError(
-            f"{domain}: there is no directory {directory}. Expected there: {known.layout}. "
-            f"Set config.data.root to the folder that holds {known.directory}/"
-        )
-    if split not in known.splits:
-        raise UserError(f"{domain} has no split {split!r}; it has {', '.join(known.splits)}")
-    pairs, notes = known.find(root, split)
-    if not pairs:
-        raise UserError(
-            f"{domain}: the split {split!r} in {directory} is empty. Expected: {known.layout}"
-        )
-    present = _files({path.parent for pair in pairs.values() for path in pair})
-    _refuse_missing(domain, "images", [i for i, _ in pairs.values() if i not in present], pairs)
-    unlabelled = [label for _, label in pairs.values() if label not in present]
-    if require_labels:
-        _refuse_missing(domain, "labels", unlabelled, pairs)
-    elif unlabelled:
-        notes = [*notes, f"{len(unlabelled)} of {len(pairs)} images have no label"]
-    samples = [
-        Sample(id, str(image), str(label) if label in present else None)
-        for id, (image, label) in sorted(pairs.items())
-    ]
-    return samples, notes
+    domain: str, directory: str, split: str, *, classes: int | Classes = 19,
+    require_labels: bool = True,
+) -> Listing:
+    """`samples.list_samples` of the domain of that name."""
+    return list_samples_of(
+        get_domain(domain), directory, split, classes=classes, require_labels=require_labels
+    )
 
 
-def _files(folders: set[Path]) -> set[Path]:
-    return {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
+# ---------------------------------------------------------------- what is particular to a set
 
 
-def _refuse_missing(domain: str, what: str, missing: list[Path], pairs: Pairs) -> None:
-    if missing:
-        shown = ", ".join(str(path) for path in sorted(missing)[:3])
-        more = ", ..." if len(missing) > 3 else ""
-        raise UserError(
-            f"{domain}: {len(missing)} of {len(pairs)} {what} are missing: {shown}{more}. "
-            f"Expected: {get_domain(domain).layout}. Unpack the archives again, or "
-            "leave these ids out of the split"
-        )
-
-
-def _find_gta5(root: Path, split: str) -> tuple[Pairs, list[str]]:
-    ids, source = _gta5_ids(root, split)
+def _select_gta5(root: Path, split: str, found: set[str]) -> tuple[set[str], list[str]]:
+    ids, source = _gta5_ids(root, split, found)
     kept = {id for id in ids if int(id) not in GTA5_BLANK}
     notes = [f"split {split!r} from {source}"]
     if len(kept) < len(ids):
         notes.append(f"{len(ids) - len(kept)} blank frames left out")
-    pairs = {id: (root / "images" / f"{id}.png", root / "labels" / f"{id}.png") for id in kept}
-    return pairs, notes
+    return kept, notes
 
 
-def _gta5_ids(root: Path, split: str) -> tuple[set[str], str]:
+def _gta5_ids(root: Path, split: str, found: set[str]) -> tuple[set[str], str]:
     """The ids ("00001") of a split and where they were read."""
     lists = [root / f"{name}.txt" for name in ("train", "val", "test")]
     for mat in (root / "split.mat", root / "read_mapping" / "split.mat"):
@@ -125,11 +82,8 @@ def _gta5_ids(root: Path, split: str) -> tuple[set[str], str]:
             f"gta5: the split {split!r} is not defined in {root}. Put split.mat (from the data "
             f"set's read_mapping.zip) there, or a {split}.txt with one id a line"
         )
-    stems = {p.stem for kind in ("images", "labels") for p in (root / kind).glob("[!.]*.png")}
-    odd = sorted(stem for stem in stems if not stem.isdecimal())
-    if odd:
-        raise UserError(f"gta5: {root} holds {odd[0]}.png; the names are numbers, as 00001.png")
-    return stems, "all files" if split == "all" else "all files (no split.mat, no train.txt)"
+    _refuse_words("gta5", root, found)
+    return found, "all files" if split == "all" else "all files (no split.mat, no train.txt)"
 
 
 def _ids_from_mat(path: Path, key: str) -> set[str]:
@@ -166,40 +120,86 @@ def _ids_from_text(path: Path) -> set[str]:
     return ids
 
 
-def _find_cityscapes(root: Path, split: str) -> tuple[Pairs, list[str]]:
-    kinds = ("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")
-    ids = {
-        (path.parent.name, path.name.removesuffix(f"_{suffix}.png"))
-        for folder, suffix in kinds
-        for path in (root / folder / split).glob(f"*/[!.]*_{suffix}.png")  # macOS adds ._NAME files
-    }
-    pairs = {
-        id: tuple(root / folder / split / city / f"{id}_{suffix}.png" for folder, suffix in kinds)
-        for city, id in ids
-    }
-    return pairs, []
+def _select_synthia(root: Path, split: str, found: set[str]) -> tuple[set[str], list[str]]:
+    _refuse_words("synthia", root, found)
+    is_val = {id: int(id) >= SYNTHIA_FIRST_VAL for id in found}
+    kept = {id for id in found if split == "all" or is_val[id] == (split == "val")}
+    return kept, [f"split {split!r} by the frames' numbers"]
+
+
+def _refuse_words(domain: str, root: Path, ids: set[str]) -> None:
+    odd = sorted(id for id in ids if not id.isdecimal())
+    if odd:
+        raise UserError(f"{domain}: {root} holds {odd[0]}.png; the names are numbers, as 00001.png")
+
+
+# ---------------------------------------------------------------- the table
+
+_SAME = {"train": "train", "val": "val"}
+_CITYSCAPES_IMAGES = ("leftImg8bit/{split}/*/*_leftImg8bit.png",)
+
+
+def _acdc(condition: str) -> tuple[Layout, ...]:
+    images = (f"rgb_anon/{condition}/{{split}}/*/*_rgb_anon.png",)
+    labels = f"gt/{condition}/{{split}}/*/*_gt_label"
+    return Layout(images, f"{labels}TrainIds.png", "train_ids"), Layout(images, f"{labels}Ids.png")
 
 
 DOMAINS = {
-    "gta5": Domain(
-        directory="GTA5",
-        layout="images/*.png and labels/*.png of the same names, as 00001.png",
-        splits=("train", "val", "test", "all"),
-        train_size=(720, 1280),
-        label_kind="indices",
-        lookup=label_id_to_train_id,
-        find=_find_gta5,
-    ),
-    "cityscapes": Domain(
-        directory="Cityscapes",
-        layout=(
-            "leftImg8bit/<split>/<city>/*_leftImg8bit.png and "
-            "gtFine/<split>/<city>/*_gtFine_labelIds.png"
+    domain.name: domain
+    for domain in (
+        Domain(
+            "gta5", "GTA5", (Layout(("images/*.png",), "labels/*.png"),),
+            {"train": "", "val": "", "test": "", "all": ""}, (720, 1280), _select_gta5,
         ),
-        splits=("train", "val", "test"),
-        train_size=(512, 1024),
-        label_kind="indices",
-        lookup=label_id_to_train_id,
-        find=_find_cityscapes,
-    ),
+        Domain(
+            "synthia", "RAND_CITYSCAPES",
+            (Layout(("RGB/*.png",), "GT/LABELS/*.png", "synthia", "synthia"),),
+            {"train": "", "val": "", "all": ""}, (760, 1280), _select_synthia,
+        ),
+        Domain(
+            "cityscapes", "Cityscapes",
+            (
+                Layout(_CITYSCAPES_IMAGES, "gtFine/{split}/*/*_gtFine_labelIds.png"),
+                Layout(_CITYSCAPES_IMAGES, "gtFine/{split}/*/*_gtFine_labelTrainIds.png",
+                       "train_ids"),
+            ),
+            {**_SAME, "test": "test"}, (512, 1024),
+        ),
+        Domain(
+            "crosscity", "NTHU",
+            (Layout(tuple(f"Images/{{split}}/*.{end}" for end in ("png", "jpg", "jpeg")),
+                    "Labels/{split}/*_eval.png"),),
+            {"train": "Train", "val": "Test", "test": "Test"}, (512, 1024),
+        ),
+        Domain(
+            "bdd100k", "BDD100K",
+            (
+                Layout(("images/10k/{split}/*.jpg",), "labels/sem_seg/masks/{split}/*.png",
+                       "train_ids"),
+                Layout(("seg/images/{split}/*.jpg",), "seg/labels/{split}/*_train_id.png",
+                       "train_ids"),
+                Layout(("images/{split}/*.jpg",), "labels/{split}/*_train_id.png", "train_ids"),
+            ),
+            _SAME, (720, 1280),
+        ),
+        Domain(
+            "mapillary", "Mapillary",
+            (
+                Layout(("{split}/images/*.jpg",), "{split}/labels/*.png", "mapillary"),
+                Layout(("{split}/images/*.jpg",), "{split}/v1.2/labels/*.png", "mapillary"),
+            ),
+            {"train": "training", "val": "validation"}, (720, 1280),
+        ),
+        Domain("acdc", "ACDC", _acdc("*"), _SAME, (540, 960)),
+        *(Domain(f"acdc_{c}", "ACDC", _acdc(c), _SAME, (540, 960)) for c in CONDITIONS),
+        Domain(
+            "dark_zurich", "DarkZurich",
+            (
+                Layout(("rgb_anon/{split}/night/*/*_rgb_anon.png",),
+                       "gt/{split}/night/*/*_gt_labelTrainIds.png", "train_ids"),
+            ),
+            {"val": "val"}, (540, 960),
+        ),
+    )
 }

@@ -13,7 +13,7 @@ from PIL import UnidentifiedImageError
 from snr_jax.core.labels import IGNORE, UNKNOWN
 from snr_jax.data import decode
 from snr_jax.data.decode import tf
-from snr_jax.data.domains import Sample, get_domain
+from snr_jax.data.samples import Labels, Sample
 
 
 class Finding(NamedTuple):
@@ -25,15 +25,14 @@ class Finding(NamedTuple):
     pixels: np.ndarray | None  # int64 [256]: the label's pixels by the file's own ids
 
 
-def inspect(sample: Sample, *, domain: str, num_classes: int = 19) -> Finding:
+def inspect(sample: Sample, labels: Labels) -> Finding:
     """Decodes one sample's image and, where it has one, its label."""
-    known = get_domain(domain)
     faults: list[str] = []
     image = _attempt(decode.decode_image, sample.image, "image that can be decoded", faults)
     size = None if image is None else image.shape[:2]
     if sample.label is None:
         return Finding(faults, size, None, None)
-    read = decode.LABEL_DECODERS[known.label_kind]
+    read = decode.LABEL_DECODERS[labels.kind]
     ids = _attempt(read, sample.label, "label image that can be decoded", faults)
     if ids is None:
         return Finding(faults, size, None, None)
@@ -42,15 +41,14 @@ def inspect(sample: Sample, *, domain: str, num_classes: int = 19) -> Finding:
             f"{difference(sample, size, ids.shape)}; their shapes must agree within 5 %"
         )
     pixels = np.bincount(ids.ravel(), minlength=256)
-    lookup = known.lookup(num_classes)
-    unknown = np.flatnonzero((pixels > 0) & (lookup == UNKNOWN))
+    unknown = np.flatnonzero((pixels > 0) & (labels.lookup == UNKNOWN))
     if unknown.size:
         shown = ", ".join(map(str, unknown[:8])) + (", ..." if unknown.size > 8 else "")
-        legal = np.flatnonzero(lookup != UNKNOWN)
+        legal = np.flatnonzero(labels.lookup != UNKNOWN)
         faults.append(
-            f"{sample.label} holds the label ids {shown}, which {domain} does not define "
+            f"{sample.label} holds the label ids {shown}, which {labels.domain} does not define "
             f"(it has {legal[0]} to {legal[legal < IGNORE][-1]}, and {IGNORE} for nothing); "
-            f"expected: {known.layout}"
+            f"expected: {labels.layout}"
         )
     return Finding(faults, size, ids.shape, pixels)
 

@@ -10,19 +10,20 @@ import numpy as np
 from PIL import Image
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import IGNORE, UNKNOWN, label_id_to_train_id
+from snr_jax.core.labels import ID_TABLES, IGNORE, UNKNOWN, to_train_id
 from snr_jax.data import decode, inspection
-from snr_jax.data.domains import Sample, get_domain
+from snr_jax.data.samples import Labels, Sample
 
 NUM_THREADS = 16  # they wait for the disk
 NUM_DECODED = 16  # labels whose pixels are looked at
 MOST_FAULTS = 20  # after so many the rest is not looked at
 NUM_NAMED = 20
 # The modes in which Pillow opens a label of that kind.
-LABEL_MODES = {"indices": ("1", "L", "P")}
+LABEL_MODES = {"indices": ("1", "L", "P"), "synthia": ("I;16", "RGB")}
 # What stands at a whole file's end, in its last bytes.
 ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
 TAIL_BYTES = 4096
+_LABEL_IDS = to_train_id(ID_TABLES["label_ids"])
 
 
 class _Glance(NamedTuple):
@@ -32,9 +33,8 @@ class _Glance(NamedTuple):
 
 def look(
     samples: Sequence[Sample],
+    labels: Labels,
     *,
-    domain: str,
-    num_classes: int = 19,
     with_labels: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
@@ -47,7 +47,7 @@ def look(
         samples = [Sample(sample.id, sample.image, None) for sample in samples]
 
     def glance(sample: Sample) -> _Glance:
-        return _glance(sample, domain, num_classes)
+        return _glance(sample, labels)
 
     faults: list[str] = []
     differences: list[str] = []
@@ -63,31 +63,27 @@ def look(
                     break
         spread = np.linspace(0, len(samples) - 1, NUM_DECODED).astype(int)
         chosen = [samples[i] for i in dict.fromkeys(spread.tolist()) if not faults]
-        inspect = inspection.inspect
-        findings = list(
-            pool.map(lambda s: inspect(s, domain=domain, num_classes=num_classes), chosen)
-        )
+        findings = list(pool.map(lambda sample: inspection.inspect(sample, labels), chosen))
     finally:  # also after Ctrl-C, which must not wait for the rest
         pool.shutdown(cancel_futures=True)
     faults += [fault for finding in findings for fault in finding.faults]
     if faults:
         count = f"{len(faults)} faults, the first: " if len(faults) > 1 else ""
         raise UserError(
-            f"{domain}: {count}{'; '.join(faults[:3])}. Replace the files, or leave their ids out "
-            "of the split; python -m snr_jax.data.doctor lists every fault"
+            f"{labels.domain}: {count}{'; '.join(faults[:3])}. Replace the files, or leave their "
+            "ids out of the split; python -m snr_jax.data.doctor lists every fault"
         )
     pixels = [finding.pixels for finding in findings if finding.pixels is not None]
-    if pixels and (fault := label_fault(np.sum(pixels, 0), domain, num_classes)):
-        raise UserError(f"{domain}: {fault}")
-    return [_differ(domain, differences)] if differences else []
+    if pixels and (fault := label_fault(np.sum(pixels, 0), labels)):
+        raise UserError(f"{labels.domain}: {fault}")
+    return [_differ(labels.domain, differences)] if differences else []
 
 
-def _glance(sample: Sample, domain: str, num_classes: int) -> _Glance:
-    kind = get_domain(domain).label_kind
+def _glance(sample: Sample, labels: Labels) -> _Glance:
     size = _size(sample.image, decode.IMAGE_FORMATS, None)
-    label_size = _size(sample.label, ("PNG",), LABEL_MODES[kind]) if sample.label else size
+    label_size = _size(sample.label, ("PNG",), LABEL_MODES[labels.kind]) if sample.label else size
     if size is None or label_size is None or not decode.alike(size, label_size):
-        found = inspection.inspect(sample, domain=domain, num_classes=num_classes)  # decides
+        found = inspection.inspect(sample, labels)  # decides
         if found.faults or found.label_size is None:
             return _Glance(found.faults, None)
         size, label_size = found.size, found.label_size
@@ -115,28 +111,27 @@ def _differ(domain: str, differences: Sequence[str]) -> str:
     )
 
 
-def label_fault(pixels: np.ndarray, domain: str, num_classes: int = 19) -> str | None:
+def label_fault(pixels: np.ndarray, labels: Labels) -> str | None:
     """Why labels cannot be meant, if so. pixels: int64 [256], their number by the files' own ids.
 
     No pixel of theirs has a class; or they are trainIds where label ids are needed: the highest is
     the one of vegetation to bicycle, and most pixels mean nothing as label ids. In labels of that
     kind vegetation, sky, people and cars are above 18.
     """
-    known = get_domain(domain)
     present = np.flatnonzero(pixels)
     highest = present[present < IGNORE].max(initial=0)
-    of_no_class = pixels[:IGNORE][known.lookup(19)[:IGNORE] >= UNKNOWN].sum()
+    of_no_class = pixels[:IGNORE][_LABEL_IDS[:IGNORE] >= UNKNOWN].sum()
     is_train_ids = 8 <= highest <= 18 and of_no_class > pixels[:IGNORE].sum() / 2
-    if known.lookup is label_id_to_train_id and is_train_ids:
+    if labels.ids == "label_ids" and is_train_ids:
         return (
             "the labels look like trainIds (0 to 18), where label ids (7 to 33) are needed. "
-            f"Expected: {known.layout}"
+            f"Expected: {labels.layout}"
         )
-    if not pixels[known.lookup(num_classes) < UNKNOWN].any():
+    if not pixels[labels.lookup < UNKNOWN].any():
         return (
             f"every pixel of the labels that were looked at is ignored (ids "
             f"{', '.join(map(str, present[:8]))}). Are they those of a test set, or of another "
-            f"data set? Expected: {known.layout}"
+            f"data set? Expected: {labels.layout}"
         )
     return None
 

@@ -17,8 +17,8 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE
 from snr_jax.data import decode
 from snr_jax.data.decode import tf
-from snr_jax.data.domains import Sample, get_domain
 from snr_jax.data.inspection import inspect
+from snr_jax.data.samples import Labels, Sample
 
 RESIZE = {"image": decode.resize_image, "label": decode.resize_label}
 # Beyond the border: the mean that the network subtracts, rounded (RGB), and the id of no class.
@@ -41,13 +41,12 @@ def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
 
 def train_batches(
     samples: Sequence[Sample],
+    labels: Labels,
     *,
-    domain: str,
     size: tuple[int, int],
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    num_classes: int = 19,
     with_labels: bool = True,
     scale_range: tuple[float, float] | None = None,
     crop: tuple[int, int] | None = None,
@@ -89,22 +88,21 @@ def train_batches(
         shapes = {"image": [height, width, 3], "label": [height, width]}
         return {key: tf.ensure_shape(value, shapes[key]) for key, value in sample.items()}
 
-    load = _loader(samples, domain, num_classes, resize, with_labels)
+    load = _loader(samples, labels, resize, with_labels)
     steps = tf.data.Dataset.counter(start_step)
     order = steps.map(lambda step: tf.numpy_function(rows_of, [step], [tf.int64, tf.int64]))
     dataset = order.unbatch().map(load, tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(rows, drop_remainder=True).prefetch(2)
     of_step = ([samples[i] for i in rows_of(step)[0]] for step in itertools.count(start_step))
-    return _to_numpy(dataset, of_step, domain, num_classes)
+    return _to_numpy(dataset, of_step, labels)
 
 
 def eval_batches(
     samples: Sequence[Sample],
+    labels: Labels,
     *,
-    domain: str,
     size: tuple[int, int],
     batch_size: int,
-    num_classes: int = 19,
     label_size: str = "network",
 ) -> Iterator[dict]:
     """All samples once, in their order; a short batch is padded, never dropped.
@@ -122,10 +120,10 @@ def eval_batches(
     def resize(sample: Arrays) -> Arrays:
         return sample | {key: RESIZE[key](sample[key], size) for key in scaled}
 
-    load = _loader(samples, domain, num_classes, resize)
+    load = _loader(samples, labels, resize)
     order = tf.data.Dataset.range(len(samples))
     dataset = order.map(load, tf.data.AUTOTUNE, deterministic=True).prefetch(batch_size)
-    loaded = _to_numpy(dataset, ([sample] for sample in samples), domain, num_classes)
+    loaded = _to_numpy(dataset, ([sample] for sample in samples), labels)
     pairs = zip((sample.id for sample in samples), loaded)
     for _, same_size in itertools.groupby(pairs, key=lambda pair: pair[1]["label"].shape):
         for group in _chunks(same_size, batch_size):
@@ -193,27 +191,24 @@ def _require(samples: Sequence[Sample], with_labels: bool) -> None:
 
 
 def _loader(
-    samples: Sequence[Sample], domain: str, num_classes: int, resize: Callable,
-    with_labels: bool = True,
+    samples: Sequence[Sample], labels: Labels, resize: Callable, with_labels: bool = True
 ) -> Callable[..., Arrays]:
     """index, ... → {"image": uint8 [h,w,3], "label": uint8 trainIds [h,w]}, as `resize` makes them.
 
     `resize` gets the same dict at the files' size, with file ids, and the further arguments.
     """
-    images = tf.constant([sample.image for sample in samples])
-    labels = tf.constant([sample.label or "" for sample in samples])
-    known = get_domain(domain)
-    lookup = known.lookup(num_classes)
+    image_paths = tf.constant([sample.image for sample in samples])
+    label_paths = tf.constant([sample.label or "" for sample in samples])
 
     def load(index: tf.Tensor, *more: tf.Tensor) -> Arrays:
-        image = decode.read_image(images[index])
+        image = decode.read_image(image_paths[index])
         if not with_labels:
             return resize({"image": image}, *more)
-        ids = decode.read_label_ids(labels[index], label_kind=known.label_kind, lookup=lookup)
+        ids = decode.read_label_ids(label_paths[index], kind=labels.kind, lookup=labels.lookup)
         sizes = tf.shape(image, tf.int64), tf.shape(ids, tf.int64)
         tf.debugging.assert_equal(decode.alike(*sizes), True, "shapes differ")
         sample = resize({"image": image, "label": ids}, *more)
-        return sample | {"label": decode.to_train_ids(sample["label"], lookup)}
+        return sample | {"label": decode.to_train_ids(sample["label"], labels.lookup)}
 
     return load
 
@@ -234,7 +229,7 @@ def _crop(sample: Arrays, draws: tf.Tensor, size: tf.Tensor, crop: tuple[int, in
 
 
 def _to_numpy(
-    dataset: tf.data.Dataset, samples_of: Iterable[Sequence[Sample]], domain: str, num_classes: int
+    dataset: tf.data.Dataset, samples_of: Iterable[Sequence[Sample]], labels: Labels
 ) -> Iterator[dict[str, np.ndarray]]:
     """The dataset's elements; `samples_of` gives the samples of each, to explain an error."""
     elements = dataset.as_numpy_iterator()
@@ -244,7 +239,7 @@ def _to_numpy(
         except StopIteration:
             return
         except tf.errors.OpError as error:
-            findings = [inspect(s, domain=domain, num_classes=num_classes) for s in samples]
+            findings = [inspect(s, labels) for s in samples]
             faults = [fault for finding in findings for fault in finding.faults]
             if not faults:
                 raise

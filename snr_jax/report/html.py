@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from snr_jax.core.labels import classes
+from snr_jax.core.labels import Classes, classes
 from snr_jax.report.chart import Curve, line_chart
 from snr_jax.report.tables import Results, class_names, percent
 
@@ -26,7 +26,7 @@ def render(
     images: Sequence[Mapping[str, np.ndarray]] = (),
     notes: Mapping[str, str | Sequence[str]] | None = None,
     lead: str = "",
-    num_classes: int = 19,
+    known: int | Classes = 19,
 ) -> str:
     """The page, which needs no other file.
 
@@ -43,7 +43,7 @@ def render(
     series = [name for chart in curves.values() for name in chart]
     names = dict.fromkeys([*summary, *results, *series])
     colors = {name: f"var(--c{i % NUM_COLORS})" for i, name in enumerate(names)}
-    swatches = {c.name: f"rgb({','.join(map(str, c.color))})" for c in classes(num_classes)}
+    swatches = {c.name: f"rgb({','.join(map(str, c.color))})" for c in classes(known)}
     domains = list(next(iter(summary.values())))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined

@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from snr_jax.core.labels import palette
+from snr_jax.core.labels import Classes, classes, palette
 
 
-def colorize(train_ids: np.ndarray, num_classes: int = 19) -> np.ndarray:
+def colorize(train_ids: np.ndarray, which: int | Classes = 19) -> np.ndarray:
     """trainIds uint8 [H,W] in the official colours, uint8 [H,W,3] RGB; the rest is black."""
-    return palette(num_classes)[np.asarray(train_ids, np.uint8)]
+    return palette(which)[np.asarray(train_ids, np.uint8)]
 
 
 def overlay(
-    image: np.ndarray, train_ids: np.ndarray, num_classes: int = 19, alpha: float = 0.5
+    image: np.ndarray, train_ids: np.ndarray, which: int | Classes = 19, alpha: float = 0.5
 ) -> np.ndarray:
     """The image uint8 [H,W,3] tinted by class, uint8 [H,W,3]; ignored pixels stay untouched.
 
@@ -22,9 +22,9 @@ def overlay(
     """
     if image.shape != (*train_ids.shape, 3):
         raise ValueError(f"image {image.shape} and trainIds {train_ids.shape} differ in size")
-    mixed = (1 - alpha) * image + alpha * colorize(train_ids, num_classes)
+    mixed = (1 - alpha) * image + alpha * colorize(train_ids, which)
     mixed = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
-    return np.where((train_ids < num_classes)[..., None], mixed, image)
+    return np.where((train_ids < len(classes(which)))[..., None], mixed, image)
 
 
 def panel(rows: Sequence[Mapping[str, np.ndarray]], gap: int = 4) -> np.ndarray:

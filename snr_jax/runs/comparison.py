@@ -42,7 +42,7 @@ def compare(folders: Mapping[str, Path], num_pictures: int = 6) -> dict:
             for title, key in curves.items()
         },
         "images": _pictures(folders, target, num_pictures),
-        "num_classes": config.num_classes,
+        "known": target.labels.classes,
     }
 
 
@@ -65,7 +65,7 @@ def _pictures(folders: Mapping[str, Path], split: Split, count: int) -> list[dic
     rows = [{} for _ in chosen]
     for name, folder in folders.items():
         model, variables, _ = network.load(str(folder))
-        drawn = pictures(model, variables, chosen, domain=split.domain, size=split.size)
+        drawn = pictures(model, variables, split._replace(samples=chosen))
         for row, picture in zip(rows, drawn, strict=True):
             row |= {"input": picture["input"], "label": picture["label"],
                     name: picture["prediction"]}

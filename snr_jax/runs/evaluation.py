@@ -14,8 +14,9 @@ from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.parallel import Parallel
 from snr_jax.core.progress import progress_text
 from snr_jax.core.steps import make_eval_step, make_predict_step
-from snr_jax.data import domains, pipeline
+from snr_jax.data import pipeline
 from snr_jax.report.pictures import colorize
+from snr_jax.runs.experiment import Split
 
 PROTOCOLS = ("network", "full")
 
@@ -23,10 +24,8 @@ PROTOCOLS = ("network", "full")
 def evaluate(
     model: DeepLab,
     variables: dict,
-    samples: Sequence[domains.Sample],
+    split: Split,
     *,
-    domain: str,
-    size: tuple[int, int],
     parallel: Parallel,
     batch_size: int = 1,
     protocol: str = "network",
@@ -34,7 +33,7 @@ def evaluate(
     log: Callable[[str], None] = print,
     check: Callable[[], None] = lambda: None,
 ) -> dict:
-    """`metrics.report` over the samples.
+    """`metrics.report` over the samples of the split.
 
     variables: on the devices, from `parallel.replicate`. batch_size: images over all devices,
     rounded up to a multiple of them. check: called between batches; it may raise.
@@ -42,8 +41,8 @@ def evaluate(
     step = _compiled_step(model, flip, parallel)
     batch_size += -batch_size % parallel.num_devices
     batches = pipeline.eval_batches(
-        samples, domain=domain, size=size, batch_size=batch_size,
-        num_classes=model.num_classes, label_size=protocol,
+        split.samples, split.labels, size=split.size, batch_size=batch_size,
+        label_size=protocol,
     )
 
     def put(batch: dict) -> tuple[int, dict]:
@@ -60,8 +59,8 @@ def evaluate(
         if time.monotonic() - last_line > 10:
             last_line = time.monotonic()
             rate = done / (last_line - start)
-            log(progress_text(f"{domain}, {protocol}: images", done, len(samples), rate))
-    return metrics.report(total)
+            log(progress_text(f"{split.name}, {protocol}: images", done, len(split.samples), rate))
+    return metrics.report(total, split.labels.classes)
 
 
 def differences(meta: dict, config: ConfigDict) -> list[str]:
@@ -99,23 +98,20 @@ def _compiled_prediction(model: DeepLab, size: tuple[int, int]) -> Callable:
 def pictures(
     model: DeepLab,
     variables: dict,
-    samples: Sequence[domains.Sample],
-    *,
-    domain: str,
-    size: tuple[int, int],
+    split: Split,
 ) -> list[dict[str, np.ndarray]]:
     """{"input", "label", "prediction"}, uint8 RGB [h,w,3] each, per sample. variables: numpy."""
-    predict = _compiled_prediction(model, tuple(size))
+    predict = _compiled_prediction(model, tuple(split.size))
     variables = jax.device_put(variables)
     return [
         {
             "input": batch["image"][0],
-            "label": colorize(batch["label"][0], model.num_classes),
+            "label": colorize(batch["label"][0], split.labels.classes),
             "prediction": colorize(
-                np.asarray(predict(variables, batch["image"]))[0], model.num_classes
+                np.asarray(predict(variables, batch["image"]))[0], split.labels.classes
             ),
         }
         for batch in pipeline.eval_batches(
-            samples, domain=domain, size=size, batch_size=1, num_classes=model.num_classes
+            split.samples, split.labels, size=split.size, batch_size=1
         )
     ]

@@ -1,7 +1,6 @@
 """From a configuration to what a run consists of: data, network, optimiser, step, streams."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,14 +9,16 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from snr_jax.core import losses, optim
+from snr_jax.core import labels, losses, optim
 from snr_jax.core.errors import UserError
+from snr_jax.core.labels import Classes
 from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.parallel import Parallel
 from snr_jax.core.progress import make_progress
 from snr_jax.core.steps import make_adaptation_step, make_source_step
 from snr_jax.data import domains, pipeline
 from snr_jax.data import look as data_look
+from snr_jax.data.samples import Labels, Sample
 from snr_jax.runs import keys, network
 
 Log = Callable[[str], None]
@@ -35,12 +36,18 @@ class Split(NamedTuple):
     domain: str
     split: str
     size: tuple[int, int]
-    samples: list[domains.Sample]
+    samples: list[Sample]
+    labels: Labels
+
+    def first(self, count: int) -> "Split":
+        """The first samples, in the order of the ids; all for 0."""
+        return self._replace(samples=self.samples[: count or None])
 
 
 def check(config: ConfigDict) -> None:
     """Raises UserError for values that cannot be meant."""
     keys.check(config)
+    create_classes(config)
     if config.num_steps > config.optimizer.schedule_steps:
         raise UserError(
             f"num_steps is {config.num_steps}, after the end of the schedule. Set "
@@ -66,7 +73,7 @@ def split_arguments(config: ConfigDict, role: str) -> dict:
     place = config[side]
     return {
         "domain": place.domain,
-        "directory": os.path.join(config.data.root, place.dir),
+        "directory": domains.directory(place.domain, config.data.root, place.dir),
         "split": place.val_split if validation else place.train_split,
         "size": tuple(place.size),
         "require_labels": role != "target",
@@ -80,7 +87,6 @@ def stream_arguments(config: ConfigDict, role: str) -> dict:
     return {
         "batch_size": config.batch_size,
         "seed": 2 * config.seed + ("source", "target").index(role),
-        "num_classes": config.num_classes,
         "with_labels": role == "source",
         "scale_range": scale_range if scale_range != (1, 1) else None,
         "crop": crop if any(crop) else None,
@@ -165,35 +171,60 @@ def restitution_weight(config: ConfigDict) -> float:
 def open_splits(config: ConfigDict, log: Log) -> dict[str, Split]:
     """source, source_val and, if configured, target (for adaptation) and target_val."""
     same_kind = config.source.domain == config.target.domain
+    classes = create_classes(config)
 
-    def open_split(role: str) -> Split:
-        arguments = split_arguments(config, role)
-        domain, directory, split = (arguments[k] for k in ("domain", "directory", "split"))
-        samples, notes = domains.list_samples(
-            domain, directory, split, require_labels=arguments["require_labels"]
-        )
+    def opened(role: str) -> Split:
         title = role.replace("_val", " validation")[:17]
-        log(f"{title:<17} {domain}/{split}: {len(samples)} images in {directory}"
-            + "".join(f"; {note}" for note in notes))
-        name = f"{domain}_{role.split('_')[0]}" if same_kind else domain
-        chosen = samples[: arguments["max_images"] or None]
-        return Split(name, domain, split, arguments["size"], chosen)
+        split = open_split(
+            **split_arguments(config, role), classes=classes,
+            log=lambda line: log(f"{title:<17} {line}"),
+        )
+        return split._replace(name=f"{split.name}_{role.split('_')[0]}") if same_kind else split
 
     roles = ["source", *(["target"] if config.loss.target else []), "source_val"]
-    splits = {role: open_split(role) for role in roles}
+    splits = {role: opened(role) for role in roles}
     if config.target.val_split:
-        return splits | {"target_val": open_split("target_val")}
+        return splits | {"target_val": opened("target_val")}
     log("target validation none: target.val_split is empty")
     return splits
 
 
-def look(splits: dict[str, Split], num_classes: int, log: Log) -> None:
+def open_split(
+    *, domain: str, directory: str, split: str, size: tuple[int, int], classes: Classes,
+    require_labels: bool, max_images: int, log: Log,
+) -> Split:
+    """One split, named after its domain; log gets a line about it."""
+    samples, labels, notes = domains.list_samples(
+        domain, directory, split, classes=classes, require_labels=require_labels
+    )
+    log(f"{labels.domain}/{split}: {len(samples)} images in {directory}"
+        + "".join(f"; {note}" for note in notes))
+    return Split(labels.domain, domain, split, size, samples, labels).first(max_images)
+
+
+def create_classes(config: ConfigDict) -> Classes:
+    """The classes of the network: those of the source's own file, or of a protocol."""
+    own = domains.get_domain(config.source.domain).classes
+    if own is None:
+        try:
+            return labels.classes(config.num_classes)
+        except ValueError as error:
+            raise UserError(f"{error}, or those of a source domain's own file") from None
+    if len(own) != config.num_classes:
+        raise UserError(
+            f"num_classes is {config.num_classes} and {config.source.domain} has {len(own)} "
+            f"classes; set --config.num_classes={len(own)}"
+        )
+    return own
+
+
+def look(splits: dict[str, Split], log: Log) -> None:
     """A quick look at every split, before work begins; raises UserError for what it cannot use."""
     warnings = []
     for role, split in splits.items():
         show = make_progress(f"a look at {role}: images", log)
         warnings += data_look.look(
-            split.samples, domain=split.domain, num_classes=num_classes,
+            split.samples, split.labels,
             with_labels=role != "target",  # training does not read a target's labels
             progress=lambda done, total, show=show: done < total and show(done, total),
         )
@@ -230,7 +261,7 @@ def batches(config: ConfigDict, splits: dict[str, Split], start_step: int) -> It
     def stream(role: str) -> Iterator[dict]:
         split = splits[role]
         return pipeline.train_batches(
-            split.samples, domain=split.domain, size=split.size, start_step=start_step,
+            split.samples, split.labels, size=split.size, start_step=start_step,
             shard_index=jax.process_index(), shard_count=jax.process_count(),
             **stream_arguments(config, role),
         )

@@ -93,6 +93,11 @@ def text(*, empty: bool) -> Legal:
     return Legal("a text" if empty else "a text that is not empty", "", accepts)
 
 
+def _is_domain(value: Any) -> bool:
+    return value in DOMAINS or (isinstance(value, str) and value.endswith((".yaml", ".yml")))
+
+
+DOMAIN = Legal("one of ", f"{', '.join(DOMAINS)}, or a file as my_domain.yaml", _is_domain)
 SWITCH = Legal("True or False", "", lambda value: isinstance(value, bool))
 SIDES = several(2, whole(33, 8192))
 STEPS = whole(1, 1_000_000_000)
@@ -109,7 +114,7 @@ KEYS = {
     "seed": Key(
         whole(0, 1_000_000_000), ("initial.seed", "step.seed", *_in(STREAMS, "seed"))),
     "num_classes": Key(
-        one_of(19, 16, 13), ("model.num_classes", *_in(STREAMS, "num_classes"))),
+        whole(2, 254), ("model.num_classes",)),
     "init_from": Key(text(empty=True), ("initial.init_from",)),
     "model.norm_restitution": Key(
         one_of(*NORM_RESTITUTIONS),
@@ -126,13 +131,13 @@ KEYS = {
     "data.scale_range": Key(
         several(2, number(0.1, 10), rising=True), _in(STREAMS, "scale_range")),
     "data.crop": Key(several(2, whole(33, 8192), also=(0, 0)), _in(STREAMS, "crop")),
-    "source.domain": Key(one_of(*DOMAINS), ("source_split.domain", "source_val_split.domain")),
+    "source.domain": Key(DOMAIN, ("source_split.domain", "source_val_split.domain")),
     "source.dir": Key(
         text(empty=True), ("source_split.directory", "source_val_split.directory")),
     "source.train_split": Key(text(empty=False), ("source_split.split",)),
     "source.val_split": Key(text(empty=False), ("source_val_split.split",)),
     "source.size": Key(SIDES, ("source_split.size", "source_val_split.size")),
-    "target.domain": Key(one_of(*DOMAINS), ("target_split.domain", "target_val_split.domain")),
+    "target.domain": Key(DOMAIN, ("target_split.domain", "target_val_split.domain")),
     "target.dir": Key(
         text(empty=True), ("target_split.directory", "target_val_split.directory")),
     "target.train_split": Key(text(empty=False), ("target_split.split",)),

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from snr_jax.core import labels
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import classes
+from snr_jax.core.labels import Classes
 from snr_jax.core.models.deeplab import ARCHITECTURE, DeepLab, architecture, check_architecture
 from snr_jax.core.state import initial_variables
 from snr_jax.core.torch_names import merge
@@ -41,22 +42,25 @@ def create_model(*, dtype: str = "float32", atrous: str = "auto", **arguments: A
 def load(checkpoint: Checkpoint | str, **options: Any) -> tuple[DeepLab, dict, dict]:
     """Model, variables (numpy) and meta of a checkpoint; options as of `create_model`."""
     variables, meta = checkpoints.load_variables(checkpoint)
-    _require_known_classes(meta)
     model = create_model(**{key: meta["model"][key] for key in ARCHITECTURE}, **options)
     params = {k: v for k, v in variables["params"].items() if not k.startswith("restitution")}
     return model, {**variables, "params": params}, meta
 
 
-def _require_known_classes(meta: dict) -> None:
+def classes_of(meta: dict) -> Classes:
+    """The classes of a checkpoint: by the names that it holds, or of a protocol.
+
+    Raises UserError where neither tells.
+    """
+    if "class_names" in meta:
+        return labels.own_classes(meta["class_names"], meta.get("class_colors", ()))
     count = meta["model"]["num_classes"]
     try:
-        classes(count)
+        return labels.classes(count)
     except ValueError:
-        names = ", ".join(meta.get("class_names", ())) or "without names"
         raise UserError(
-            f"the checkpoint has {count} classes ({names}); training, evaluation and prediction "
-            "know the 19, 16 and 13 classes of the benchmarks alone. To start from its backbone, "
-            "convert its PyTorch file again with --num_classes 19 --reset_heads"
+            f"the checkpoint has {count} classes and no names for them. Convert its PyTorch file "
+            "again with --class_names, or with --num_classes 19 --reset_heads for its backbone"
         ) from None
 
 
@@ -94,7 +98,6 @@ def initialize(
             f"command goes on with it), or name its checkpoint: --config.init_from={found.path}"
         )
     loaded, meta = checkpoints.load_variables(found)
-    _require_known_classes(meta)
     want = architecture(model)
     # Branches and SNR change which parameters exist or are used, not what the others mean.
     allowed = ("head_branches",)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import train_id_to_label_id
+from snr_jax.core.labels import Classes, train_id_to_label_id
 from snr_jax.report.pictures import colorize, overlay
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -104,7 +104,7 @@ def write_results(
     prefix: Path,
     image: np.ndarray,
     classes: np.ndarray,
-    num_classes: int,
+    known: int | Classes,
     confidence: np.ndarray | None = None,
 ) -> None:
     """PREFIX_color.png, _overlay, _trainIds, _labelIds and, where it is given, _confidence.
@@ -113,10 +113,10 @@ def write_results(
     file is written under a temporary name and renamed. Raises UserError if that fails.
     """
     pictures = {
-        "color": _strips(lambda c: colorize(c, num_classes), classes),
-        "overlay": _strips(lambda i, c: overlay(i, c, num_classes), image, classes),
+        "color": _strips(lambda c: colorize(c, known), classes),
+        "overlay": _strips(lambda i, c: overlay(i, c, known), image, classes),
         "trainIds": classes,
-        "labelIds": train_id_to_label_id(num_classes)[classes],
+        "labelIds": train_id_to_label_id(known)[classes],
     }
     if confidence is not None:
         pictures["confidence"] = _strips(lambda p: np.rint(p * 255).astype(np.uint8), confidence)

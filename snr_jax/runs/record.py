@@ -25,7 +25,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from snr_jax.core.errors import UserError
-from snr_jax.data.domains import Sample
+from snr_jax.data.samples import Sample
 from snr_jax.report import tables
 from snr_jax.runs import checkpoints
 from snr_jax.runs.experiment import Split, to_dict
@@ -98,19 +98,11 @@ def identity(samples: Sequence[Sample], *, labels: bool = True) -> dict:
     }
 
 
-def evaluation_settings(
-    samples: Sequence[Sample],
-    *,
-    domain: str,
-    split: str,
-    size: Sequence[int],
-    protocol: str,
-    flip: bool,
-    dtype: str,
-) -> dict:
+def evaluation_settings(split: Split, *, protocol: str, flip: bool, dtype: str) -> dict:
     """What a score depends on besides the network. Scores of other settings are not compared."""
     return {
-        "domain": domain, "split": split, **identity(samples), "size": list(size),
+        "domain": split.domain, "split": split.split, **identity(split.samples),
+        "size": list(split.size), "classes": len(split.labels.classes),
         "protocol": protocol, "flip": flip, "dtype": dtype,
     }
 

@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from snr_jax.core.errors import UserError
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.progress import Show, format_duration, make_progress
-from snr_jax.data import domains
 from snr_jax.report.tables import percent
 from snr_jax.runs import checkpoints, experiment, network, record, stopping
 from snr_jax.runs.evaluation import evaluate
@@ -206,12 +205,11 @@ def _has_network(workdir: Path) -> bool:
 def _score(config: ConfigDict, workdir: Path, stop: Stop) -> dict:
     """Metrics of a trained network on the validation images of the target."""
     model, variables, _ = network.load(str(checkpoints.folder(workdir, "final")))
-    directory = Path(config.data.root) / config.target.dir
-    samples, _ = domains.list_samples("cityscapes", str(directory), config.target.val_split)
+    split = experiment.open_splits(config, _silent)["target_val"]
     parallel = create_parallel()
     return evaluate(
-        model, parallel.replicate(variables), samples, domain="cityscapes",
-        size=tuple(config.target.size), parallel=parallel, batch_size=config.eval.batch_size,
+        model, parallel.replicate(variables), split, parallel=parallel,
+        batch_size=config.eval.batch_size,
         check=lambda: stopping.unless_asked(stop, "stopped while scoring; start it again"),
     )
 

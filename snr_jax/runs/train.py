@@ -13,6 +13,7 @@ import optax
 from ml_collections import ConfigDict
 from orbax.checkpoint import CheckpointManager
 
+from snr_jax.core.labels import Classes
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.progress import format_duration
@@ -57,12 +58,12 @@ def _train(
     config: ConfigDict, splits: dict[str, Split], workdir: str, stop: Stop, log: Log
 ) -> dict[str, dict]:
     record.claim(config, splits, workdir, log)
-    experiment.look(splits, config.num_classes, log)
+    experiment.look(splits, log)
     parallel = create_parallel()
     stopping.unless_asked(stop, "stopped before the network was made; nothing is lost")
     model = experiment.create_model(config, parallel)
     tx, schedule = experiment.create_optimizer(config)
-    meta = partial(_meta, config, workdir, model)
+    meta = partial(_meta, config, workdir, model, splits["source"].labels.classes)
     with states.open_manager(workdir, config.keep_checkpoints) as manager:
         state, resumed = _initial_state(config, model, tx, manager, log)
         start = int(state.step)
@@ -132,6 +133,7 @@ def _meta(
     config: ConfigDict,
     workdir: str,
     model: DeepLab,
+    classes: Classes,
     state: TrainState,
     results: dict[str, dict] | None = None,
 ) -> dict:
@@ -143,7 +145,10 @@ def _meta(
         "recipe": config.recipe,
         "input_size": tuple(config.target.size),
     }
-    return {"model": architecture(model), "source": source, "scores": results or {}}
+    return {
+        "model": architecture(model), "source": source, "scores": results or {},
+        "class_names": [c.name for c in classes], "class_colors": [c.color for c in classes],
+    }
 
 
 # ---------------------------------------------------------------- the loop

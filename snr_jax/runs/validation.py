@@ -39,11 +39,10 @@ def score(
     results = {}
     for split in (splits[role] for role in BEST if role in splits):
         settings = record.evaluation_settings(
-            split.samples, domain=split.domain, split=split.split, size=split.size,
-            protocol="network", flip=flip, dtype=jnp.dtype(model.dtype).name,
+            split, protocol="network", flip=flip, dtype=jnp.dtype(model.dtype).name
         )
         scores = evaluate(
-            model, variables, split.samples, domain=split.domain, size=split.size,
+            model, variables, split,
             parallel=parallel, batch_size=batch_size, flip=flip, log=log, check=check,
         )
         results[split.name] = {"settings": {**settings, "step": step}, **scores}
@@ -60,7 +59,7 @@ def draw(
     model = model.clone(restitution_heads=False, bn_axis_name=None)
     return {
         f"eval/{split.name}": panel(
-            pictures(model, variables, split.samples[:count], domain=split.domain, size=split.size)
+            pictures(model, variables, split.first(count))
         )
         for role, split in splits.items() if role in BEST and count
     }

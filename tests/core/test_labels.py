@@ -28,11 +28,17 @@ def test_positions_of_the_13_among_the_16():
     assert list(labels.positions_13_in_16()) == [0, 1, 2, *range(6, 16)]
 
 
+MAPILLARY = {13: 0, 24: 0, 41: 0, 2: 1, 15: 1, 17: 2, 6: 3, 3: 4, 45: 5, 47: 5, 48: 6, 50: 7, 30: 8,
+             29: 9, 27: 10, 19: 11, 20: 12, 21: 12, 22: 12, 55: 13, 61: 14, 54: 15, 58: 16, 57: 17,
+             52: 18}
+
+
 @pytest.mark.parametrize(("table", "expected", "defined"),
-                         [(labels.label_id_to_train_id, CITYSCAPES, range(35)),
-                          (labels.synthia_to_train_id, SYNTHIA, range(23))])
+                         [("label_ids", CITYSCAPES, range(35)), ("synthia", SYNTHIA, range(23)),
+                          ("mapillary", MAPILLARY, range(66)),
+                          ("train_ids", {i: i for i in range(19)}, range(19))])
 def test_ids_of_the_files(table, expected, defined):
-    found = table(19)
+    found = labels.to_train_id(labels.ID_TABLES[table])
     assert found.dtype == np.uint8 and found.shape == (256,)
     for file_id in range(256):
         if file_id in expected:
@@ -44,9 +50,9 @@ def test_ids_of_the_files(table, expected, defined):
 
 
 @pytest.mark.parametrize("num_classes", [16, 13])
-@pytest.mark.parametrize("table", [labels.label_id_to_train_id, labels.synthia_to_train_id])
+@pytest.mark.parametrize("table", labels.ID_TABLES)
 def test_fewer_classes_are_the_19_renumbered(table, num_classes):
-    full, fewer = table(19), table(num_classes)
+    full, fewer = (labels.to_train_id(labels.ID_TABLES[table], n) for n in (19, num_classes))
     names = labels.class_names(num_classes)
     for file_id in range(256):
         name = NAMES[full[file_id]] if full[file_id] < 19 else None
@@ -70,6 +76,23 @@ def test_official_colours():
 @pytest.mark.parametrize("num_classes", [19, 16, 13])
 def test_label_ids_for_the_server_are_the_inverse(num_classes):
     back = labels.train_id_to_label_id(num_classes)
-    there = labels.label_id_to_train_id(num_classes)
+    there = labels.to_train_id(labels.ID_TABLES["label_ids"], num_classes)
     assert list(there[back[:num_classes]]) == list(range(num_classes))
     assert not back[num_classes:].any()
+
+
+def test_classes_of_ones_own():
+    table = labels.own_classes(["water", "road"], [(0, 0, 255), (9, 8, 7)])
+    assert labels.class_names(table) == ("water", "road")
+    assert labels.palette(table)[:3].tolist() == [[0, 0, 255], [9, 8, 7], [0, 0, 0]]
+    assert list(labels.train_id_to_label_id(table)[:3]) == [0, 1, 0]
+    found = labels.to_train_id(labels.ID_TABLES["label_ids"], table)
+    assert found[7] == 1 and found[26] == found[255] == labels.IGNORE and found[35] == 254
+    ids = labels.IdTable({4: "water", 5: "water", 9: "road"}, 9)
+    assert list(labels.to_train_id(ids, table)[3:11]) == [255, 0, 0, 255, 255, 255, 1, 254]
+
+
+def test_classes_without_colours_get_distinct_ones():
+    table = labels.own_classes([f"class {i}" for i in range(40)])
+    assert len({c.color for c in table}) == 40
+    assert labels.own_classes(labels.class_names(16)) == labels.classes(16)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snr_jax.core.labels import IGNORE, label_id_to_train_id
+from snr_jax.core.labels import IGNORE
 from snr_jax.data import decode
 from snr_jax.data.decode import tf
-from tests.data.tiny_sets import natural_image, random_ids, save_palette
+from tests.data.tiny_sets import TRAIN_IDS, natural_image, random_ids, save_palette
 
 
 def png_bytes(image: Image.Image, **options) -> bytes:
@@ -92,4 +92,4 @@ def test_resized_labels_equal_pillows_exactly(length, new_length):
 def test_to_train_ids():
     ids = tf.constant([[7, 33, 0], [34, 255, 26]], tf.uint8)
     expected = [[0, 18, IGNORE], [IGNORE, IGNORE, 13]]
-    assert decode.to_train_ids(ids, label_id_to_train_id()).numpy().tolist() == expected
+    assert decode.to_train_ids(ids, TRAIN_IDS).numpy().tolist() == expected

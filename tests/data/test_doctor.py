@@ -3,9 +3,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from snr_jax.core.labels import IGNORE, label_id_to_train_id
+from snr_jax.core.labels import IGNORE
 from snr_jax.data import doctor
 from tests.data.tiny_sets import (
+    TRAIN_IDS,
     natural_image,
     random_ids,
     save_palette,
@@ -24,7 +25,7 @@ def test_counts_sizes_and_histogram(tmp_path):
     report = doctor.check("cityscapes", str(root), "val", progress=lambda *call: calls.append(call))
     assert calls == [(1, 3), (2, 3), (3, 3)]
     assert (report.num_samples, report.faults, report.sizes) == (3, [], {(24, 48): 3})
-    train_ids = [label_id_to_train_id()[random_ids(i, 24, 48)] for i in range(3)]
+    train_ids = [TRAIN_IDS[random_ids(i, 24, 48)] for i in range(3)]
     expected = sum(np.bincount(t.ravel(), minlength=256) for t in train_ids)
     assert report.pixels.tolist() == expected[:19].tolist()
     assert report.ignored == expected[IGNORE] and report.unknown == 0

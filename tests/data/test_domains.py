@@ -3,19 +3,19 @@ import pytest
 import scipy.io
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import IGNORE, UNKNOWN
-from snr_jax.data.domains import DOMAINS, get_domain, list_samples
+from snr_jax.core.labels import ID_TABLES, IGNORE, UNKNOWN, to_train_id
+from snr_jax.data.domains import get_domain, list_samples
 from tests.data.tiny_sets import write_cityscapes, write_gta5
 
 
 def ids_of(domain, directory, split, **options):
-    samples, notes = list_samples(domain, str(directory), split, **options)
+    samples, _, notes = list_samples(domain, str(directory), split, **options)
     return [sample.id for sample in samples], notes
 
 
 def test_gta5_without_lists_trains_on_all_files(tmp_path):
     root = write_gta5(tmp_path, [3, 1, 2])
-    samples, notes = list_samples("gta5", str(root), "train")
+    samples, _, notes = list_samples("gta5", str(root), "train")
     assert [s.id for s in samples] == ["00001", "00002", "00003"]
     assert samples[0].image == str(root / "images" / "00001.png")
     assert samples[0].label == str(root / "labels" / "00001.png")
@@ -127,7 +127,7 @@ def test_gta5_names_that_are_no_numbers(tmp_path):
 
 def test_cityscapes_pairs_across_cities(tmp_path):
     root = write_cityscapes(tmp_path, 3, "val")
-    samples, notes = list_samples("cityscapes", str(root), "val")
+    samples, _, notes = list_samples("cityscapes", str(root), "val")
     assert [s.id for s in samples] == [
         "aachen_000000_000019",
         "aachen_000002_000019",
@@ -140,7 +140,7 @@ def test_cityscapes_pairs_across_cities(tmp_path):
 
 def test_unlabelled_targets_train_and_do_not_evaluate(tmp_path):
     root = write_cityscapes(tmp_path, 3, "train", labels=False)
-    samples, notes = list_samples("cityscapes", str(root), "train", require_labels=False)
+    samples, _, notes = list_samples("cityscapes", str(root), "train", require_labels=False)
     assert [s.label for s in samples] == [None] * 3
     assert notes == ["3 of 3 images have no label"]
     with pytest.raises(UserError, match=r"3 of 3 labels are missing: .*aachen_000000_000019"):
@@ -178,7 +178,7 @@ def test_empty_split_shows_the_layout(tmp_path):
 
 
 def test_wrong_names_list_the_right_ones(tmp_path):
-    with pytest.raises(UserError, match=r"'city'.*gta5, cityscapes"):
+    with pytest.raises(UserError, match=r"'city'.*gta5, synthia, cityscapes"):
         get_domain("city")
     with pytest.raises(UserError, match=r"Did you mean 'gta5'"):
         get_domain("GTA")
@@ -186,11 +186,11 @@ def test_wrong_names_list_the_right_ones(tmp_path):
         list_samples("cityscapes", str(tmp_path), "validation")
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("ids", ID_TABLES)
 @pytest.mark.parametrize("num_classes", [19, 16, 13])
-def test_the_ids_a_domain_defines_run_from_zero_on(domain, num_classes):
+def test_the_ids_of_a_table_run_from_zero_on(ids, num_classes):
     """`decode.read_label_ids` relies on it to find unknown ids fast; 255 is always ignored."""
-    lookup = DOMAINS[domain].lookup(num_classes)
+    lookup = to_train_id(ID_TABLES[ids], num_classes)
     unknown = np.flatnonzero(lookup == UNKNOWN)
     assert unknown.tolist() == list(range(unknown[0], 255))
     assert lookup[255] == IGNORE

@@ -5,9 +5,11 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from snr_jax.data.domains import Sample
 from snr_jax.data.inspection import inspect
-from tests.data.tiny_sets import natural_image, random_ids, save_palette
+from snr_jax.data.samples import Sample
+from tests.data.tiny_sets import labels_of, natural_image, random_ids, save_palette
+
+GTA5 = labels_of("gta5")
 
 
 def good_sample(tmp_path) -> Sample:
@@ -17,21 +19,21 @@ def good_sample(tmp_path) -> Sample:
 
 
 def test_inspect_a_good_sample(tmp_path):
-    finding = inspect(good_sample(tmp_path), domain="gta5")
+    finding = inspect(good_sample(tmp_path), GTA5)
     assert finding.faults == [] and finding.size == finding.label_size == (20, 30)
     assert np.array_equal(finding.pixels, np.bincount(random_ids(0, 20, 30).ravel(), minlength=256))
 
 
 def test_inspect_without_a_label(tmp_path):
     sample = dataclasses.replace(good_sample(tmp_path), label=None)
-    assert inspect(sample, domain="gta5") == ([], (20, 30), None, None)
+    assert inspect(sample, GTA5) == ([], (20, 30), None, None)
 
 
 def test_inspect_names_the_file_and_the_fault(tmp_path):
     sample = good_sample(tmp_path)
 
     def faults() -> str:
-        return "; ".join(inspect(sample, domain="gta5").faults)
+        return "; ".join(inspect(sample, GTA5).faults)
 
     whole = (tmp_path / "image.png").read_bytes()
     (tmp_path / "image.png").write_bytes(whole[: len(whole) // 2])

@@ -9,11 +9,22 @@ import pytest
 from PIL import Image
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import IGNORE, label_id_to_train_id
+from snr_jax.core.labels import IGNORE
 from snr_jax.data import look as look_module
-from snr_jax.data.domains import Sample, list_samples
+from snr_jax.data.domains import list_samples
 from snr_jax.data.look import label_fault, look, shared
-from tests.data.tiny_sets import LABEL_IDS, natural_image, random_ids, save_palette, write_gta5
+from snr_jax.data.samples import Sample
+from tests.data.tiny_sets import (
+    LABEL_IDS,
+    TRAIN_IDS,
+    labels_of,
+    natural_image,
+    random_ids,
+    save_palette,
+    write_gta5,
+)
+
+GTA5, CITYSCAPES = labels_of("gta5"), labels_of("cityscapes")
 
 
 @pytest.fixture
@@ -81,7 +92,7 @@ def test_a_broken_file_is_found_and_named(gta5, kind, name, capfd):
     spoil, words = (IMAGES if kind == "image" else LABELS)[name]
     path.write_bytes(spoil(path, path.read_bytes()))
     with pytest.raises(UserError) as caught:
-        look(gta5, domain="gta5")
+        look(gta5, GTA5)
     message = str(caught.value)
     assert f"gta5: {path} is no " in message and words in message
     assert "\n" not in message and len(message) < 600
@@ -93,7 +104,7 @@ def test_missing_and_unreadable_files(gta5):
     Path(gta5[4].label).unlink()
     Path(gta5[4].label).mkdir()
     with pytest.raises(UserError) as caught:
-        look(gta5, domain="gta5")
+        look(gta5, GTA5)
     assert f"2 faults, the first: {gta5[3].image} cannot be read: No such file" in str(caught.value)
     assert f"{gta5[4].label} cannot be read: Is a directory" in str(caught.value)
 
@@ -105,7 +116,7 @@ def test_a_sound_split_is_decoded_in_samples_alone(gta5, monkeypatch):
         look_module.inspection, "inspect",
         lambda sample, **options: decoded.append(sample) or inspect(sample, **options),
     )
-    assert look(gta5, domain="gta5", progress=lambda *call: calls.append(call)) == []
+    assert look(gta5, GTA5, progress=lambda *call: calls.append(call)) == []
     assert calls == [(i, 30) for i in range(1, 31)]
     assert len(decoded) == look_module.NUM_DECODED and {gta5[0], gta5[-1]} <= set(decoded)
 
@@ -114,22 +125,22 @@ def test_what_looks_odd_and_can_be_decoded_is_good(gta5):
     for sample in gta5[:2]:  # bytes after the end
         path = Path(sample.image)
         path.write_bytes(path.read_bytes() + bytes(5000))
-    assert look(gta5, domain="gta5") == []
+    assert look(gta5, GTA5) == []
 
 
 def test_sizes_that_differ_by_little_are_one_warning(tmp_path):
     root = write_gta5(tmp_path, range(1, 6), height=40, width=60)
     for number in (2, 5):
         save_palette(random_ids(0, 39, 60), root / "labels" / f"0000{number}.png")
-    samples, _ = list_samples("gta5", str(root), "train")
-    (warning,) = look(samples, domain="gta5")
+    samples = list_samples("gta5", str(root), "train").samples
+    (warning,) = look(samples, GTA5)
     assert "2 labels differ from their images in size" in warning
     assert f"{samples[1].label} is 60x39 and its image {samples[1].image} 60x40" in warning
     assert samples[4].label in warning and samples[0].label not in warning
-    assert look(samples, domain="gta5", with_labels=False) == []
+    assert look(samples, GTA5, with_labels=False) == []
     save_palette(random_ids(0, 37, 60), Path(samples[2].label))
     with pytest.raises(UserError, match=r"00003.png is 60x37 and its image .* within 5 %"):
-        look(samples, domain="gta5")
+        look(samples, GTA5)
 
 
 def test_labels_without_a_class_and_trainids_are_refused(gta5):
@@ -139,11 +150,11 @@ def test_labels_without_a_class_and_trainids_are_refused(gta5):
 
     write(lambda ids: np.zeros_like(ids))
     with pytest.raises(UserError, match="every pixel of the labels that were looked at is ignored"):
-        look(gta5, domain="gta5")
-    write(lambda ids: label_id_to_train_id()[ids])
+        look(gta5, GTA5)
+    write(lambda ids: TRAIN_IDS[ids])
     with pytest.raises(UserError, match="look like trainIds"):
-        look(gta5, domain="gta5")
-    assert look(gta5, domain="gta5", with_labels=False) == []
+        look(gta5, GTA5)
+    assert look(gta5, GTA5, with_labels=False) == []
 
 
 def histogram(ids: np.ndarray) -> np.ndarray:
@@ -152,17 +163,18 @@ def histogram(ids: np.ndarray) -> np.ndarray:
 
 def test_label_fault():
     usual = random_ids(0, 40, 40)
-    assert label_fault(histogram(usual), "cityscapes") is None
-    assert "trainIds" in label_fault(histogram(label_id_to_train_id()[usual]), "cityscapes")
+    assert label_fault(histogram(usual), CITYSCAPES) is None
+    assert "trainIds" in label_fault(histogram(TRAIN_IDS[usual]), CITYSCAPES)
     street = np.array([7, 8, 11, 17, 0, 1], np.uint8)  # label ids, none above 18
-    assert label_fault(histogram(random_ids(0, 40, 40, street)), "cityscapes") is None
+    assert label_fault(histogram(random_ids(0, 40, 40, street)), CITYSCAPES) is None
     test_set = np.array([0, 1, 2, 3], np.uint8)  # as the public labels of Cityscapes test
     assert "is ignored (ids 0, 1, 2, 3)" in label_fault(
-        histogram(random_ids(0, 40, 40, test_set)), "cityscapes"
+        histogram(random_ids(0, 40, 40, test_set)), CITYSCAPES
     )
     terrain = np.array([22, 27, IGNORE], np.uint8)
-    assert label_fault(histogram(random_ids(0, 9, 9, terrain)), "gta5", 19) is None
-    assert "is ignored" in label_fault(histogram(random_ids(0, 9, 9, terrain)), "gta5", 16)
+    assert label_fault(histogram(random_ids(0, 9, 9, terrain)), GTA5) is None
+    of_16 = label_fault(histogram(random_ids(0, 9, 9, terrain)), labels_of("gta5", 16))
+    assert "is ignored" in of_16
     assert set(LABEL_IDS) > {7, 33}
 
 

@@ -12,10 +12,13 @@ import pytest
 from PIL import Image, ImageOps
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import IGNORE, class_names, label_id_to_train_id
-from snr_jax.data.domains import Sample, list_samples
+from snr_jax.core.labels import IGNORE, class_names
+from snr_jax.data.domains import list_samples
 from snr_jax.data.pipeline import eval_batches, prefetch_to_device, sample_at, train_batches
+from snr_jax.data.samples import Sample
 from tests.data.tiny_sets import (
+    TRAIN_IDS,
+    labels_of,
     natural_image,
     random_ids,
     save_palette,
@@ -24,6 +27,7 @@ from tests.data.tiny_sets import (
 )
 
 SIZE = (12, 20)
+GTA5, CITYSCAPES = labels_of("gta5"), labels_of("cityscapes")
 MEAN_COLOR = [123, 117, 104]
 
 
@@ -33,7 +37,7 @@ def gta5(tmp_path) -> list[Sample]:
 
 
 def take(samples, count, **options):
-    keywords = {"domain": "gta5", "size": SIZE, "batch_size": 2, "seed": 7} | options
+    keywords = {"labels": GTA5, "size": SIZE, "batch_size": 2, "seed": 7} | options
     return list(itertools.islice(train_batches(samples, **keywords), count))
 
 
@@ -51,7 +55,7 @@ def pillow_pair(sample: Sample, size=SIZE, mirror=False) -> tuple[np.ndarray, np
         image, label = ImageOps.mirror(image), ImageOps.mirror(label)
     image = image.resize(size[::-1], Image.Resampling.BICUBIC)
     label = label.resize(size[::-1], Image.Resampling.NEAREST)
-    return np.asarray(image), label_id_to_train_id()[np.asarray(label)]
+    return np.asarray(image), TRAIN_IDS[np.asarray(label)]
 
 
 def is_mirrored(sample: Sample, image: np.ndarray, label: np.ndarray, size=SIZE) -> bool:
@@ -81,7 +85,7 @@ WIDTHS = [(2048, (8, 1024)), (2048, (8, 1280)), (1914, (7, 1280))]
 @pytest.mark.parametrize(("width", "size"), WIDTHS)
 def test_mirror_comes_before_the_resize(tmp_path, width, size):
     """At even ratios a mirrored label has other nearest pixels than the label mirrored later."""
-    samples, _ = list_samples("gta5", str(write_gta5(tmp_path, [1], 10, width)), "train")
+    samples, _, _ = list_samples("gta5", str(write_gta5(tmp_path, [1], 10, width)), "train")
     batches = take(samples, 8, batch_size=1, size=size)
     found = [is_mirrored(samples[0], b["image"][0], b["label"][0], size) for b in batches]
     assert set(found) == {False, True}
@@ -174,18 +178,18 @@ def test_a_set_smaller_than_a_batch(gta5):
 
 def test_a_target_without_labels(tmp_path):
     root = write_cityscapes(tmp_path, 3, "train", labels=False)
-    samples, _ = list_samples("cityscapes", str(root), "train", require_labels=False)
-    (batch,) = take(samples, 1, domain="cityscapes", with_labels=False)
+    samples, _, _ = list_samples("cityscapes", str(root), "train", require_labels=False)
+    (batch,) = take(samples, 1, labels=CITYSCAPES, with_labels=False)
     assert list(batch) == ["image"]
     match = r"3 of 3 images have no label, .*aachen_000000_000019_leftImg8bit.png"
     with pytest.raises(UserError, match=match):
-        take(samples, 1, domain="cityscapes")
+        take(samples, 1, labels=CITYSCAPES)
     with pytest.raises(UserError, match=match):
-        next(eval_batches(samples, domain="cityscapes", size=SIZE, batch_size=2))
+        next(eval_batches(samples, labels=CITYSCAPES, size=SIZE, batch_size=2))
 
 
 def test_fewer_classes_ignore_the_rest(gta5):
-    (batch,) = take(gta5, 1, num_classes=13)
+    (batch,) = take(gta5, 1, labels=labels_of("gta5", 13))
     (of_19,) = take(gta5, 1)
     names, all_names = class_names(13), class_names()
     kept = [names.index(name) if name in names else IGNORE for name in all_names]
@@ -224,8 +228,8 @@ def test_scales_fill_their_range(gta5):
 
 @pytest.mark.parametrize("label_size", ["network", "full"])
 def test_evaluation_pads_and_masks_the_last_batch(tmp_path, label_size):
-    samples, _ = list_samples("cityscapes", str(write_cityscapes(tmp_path)), "val")
-    options = {"domain": "cityscapes", "size": SIZE, "batch_size": 2, "label_size": label_size}
+    samples, _, _ = list_samples("cityscapes", str(write_cityscapes(tmp_path)), "val")
+    options = {"labels": CITYSCAPES, "size": SIZE, "batch_size": 2, "label_size": label_size}
     batches = list(eval_batches(samples, **options))
     ids = [sample.id for sample in samples]
     assert [b["id"] for b in batches] == [ids[:2], ids[2:4], [ids[4], ""]]
@@ -237,7 +241,7 @@ def test_evaluation_pads_and_masks_the_last_batch(tmp_path, label_size):
     assert (batches[2]["label"][1] == IGNORE).all() and (batches[2]["image"][1] == 0).all()
     image, label = pillow_pair(samples[4])
     if label_size == "full":
-        label = label_id_to_train_id()[np.asarray(Image.open(samples[4].label))]
+        label = TRAIN_IDS[np.asarray(Image.open(samples[4].label))]
     assert np.array_equal(batches[2]["label"][0], label)
     assert np.array_equal(batches[2]["image"][0], image)
 
@@ -246,7 +250,7 @@ def test_full_size_labels_of_several_sizes_end_batches_early(gta5):
     for sample, height in ((gta5[1], 26), (gta5[2], 26)):
         Image.fromarray(natural_image(0, height, 40)).save(sample.image)
         save_palette(random_ids(0, height, 40), Path(sample.label))
-    options = {"domain": "gta5", "size": SIZE, "batch_size": 2}
+    options = {"labels": GTA5, "size": SIZE, "batch_size": 2}
     full = list(eval_batches(gta5, label_size="full", **options))
     assert [b["id"] for b in full] == [["00001", ""], ["00002", "00003"], ["00004", "00005"]]
     assert [b["label"].shape[1] for b in full] == [24, 26, 24]
@@ -290,7 +294,7 @@ def test_errors_name_the_file(gta5, spoil):
     with pytest.raises(UserError) as caught:
         take(gta5, 3, scale_range=None)
     assert expected in str(caught.value)
-    batches = eval_batches(gta5, domain="gta5", size=SIZE, batch_size=1)
+    batches = eval_batches(gta5, labels=GTA5, size=SIZE, batch_size=1)
     good = [next(batches)["id"] for _ in range(3)]
     assert good == [["00001"], ["00002"], ["00003"]]
     with pytest.raises(UserError) as caught:
@@ -341,7 +345,7 @@ def test_prefetch_raises_errors_in_their_place():
 
 def test_prefetch_stops_with_its_consumer(gta5):
     stream = prefetch_to_device(
-        train_batches(gta5, domain="gta5", size=SIZE, batch_size=2, seed=0), lambda item: item
+        train_batches(gta5, labels=GTA5, size=SIZE, batch_size=2, seed=0), lambda item: item
     )
     next(stream)
     assert len(prefetch_threads()) == 1

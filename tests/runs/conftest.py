@@ -13,7 +13,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "data"))  # tiny_sets.py
+
 # A network of seconds: one block per layer, four channels, images of 33x65.
 TINY = {
     "model.stage_sizes": (1, 1, 1, 1),
@@ -121,7 +121,7 @@ def config_flags(overrides: dict) -> list[str]:
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory) -> Path:
     """Six labelled source images and two more, six bare target images and three labelled ones."""
-    from tiny_sets import write_cityscapes, write_gta5
+    from tests.data.tiny_sets import write_cityscapes, write_gta5
 
     root = tmp_path_factory.mktemp("sets")
     gta5 = write_gta5(root, ids=range(1, 9), height=40, width=72)

@@ -73,5 +73,5 @@ def test_warnings_are_said_once_at_the_start(own_root):
     splits = experiment.open_splits(config, lambda line: None)
     del splits["target_val"]
     lines = []
-    experiment.look(splits, 19, lines.append)
+    experiment.look(splits, lines.append)
     assert len(lines) == 1 and "WARNING source and source_val share 6 images" in lines[0]

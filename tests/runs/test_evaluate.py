@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snr_jax.core.labels import class_names, label_id_to_train_id
+from snr_jax.core.labels import class_names
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.state import initial_variables
 from snr_jax.data import domains
 from snr_jax.data.decode import resize_image
 from snr_jax.evaluate import _finite
 from snr_jax.runs import checkpoints, network
+from tests.data.tiny_sets import TRAIN_IDS
 
 RESULTS = ("network", "network+flip", "full", "full+flip")
 
@@ -83,7 +84,7 @@ def scores_in_numpy(labels, predictions, num_classes=19):
 @pytest.mark.parametrize("name", RESULTS)
 def test_numbers_are_those_of_a_direct_count(name, evaluated, checkpoint, data_root):
     model, variables, _ = network.load(checkpoint)
-    samples, _ = domains.list_samples("cityscapes", str(data_root / "Cityscapes"), "val")
+    samples, _, _ = domains.list_samples("cityscapes", str(data_root / "Cityscapes"), "val")
     mean = np.array([104.00698793, 116.66876762, 122.67891434], np.float32)
 
     @partial(jax.jit, static_argnums=1)
@@ -96,7 +97,7 @@ def test_numbers_are_those_of_a_direct_count(name, evaluated, checkpoint, data_r
         label = Image.open(sample.label)
         if name.startswith("network"):
             label = label.resize((65, 33), Image.Resampling.NEAREST)
-        label = label_id_to_train_id()[np.asarray(label)]
+        label = TRAIN_IDS[np.asarray(label)]
         assert label.shape == ((33, 65) if name.startswith("network") else (40, 80))
 
         def probabilities(image, size=label.shape):
@@ -143,6 +144,7 @@ def test_every_score_carries_its_settings(evaluated):
         assert identified(scores["settings"]) == {
             "protocol": name.split("+")[0], "flip": name.endswith("flip"), "domain": "cityscapes",
             "split": "val", "images": 3, "size": [33, 65], "step": 20, "dtype": "float32",
+            "classes": 19,
         }  # fmt: skip
 
 
@@ -190,6 +192,7 @@ def test_choices(configured, command, generalised):
     assert identified(settings) == {
         "protocol": "full", "flip": False, "domain": "gta5", "split": "train", "images": 3,
         "size": [33, 65], "step": checkpoints.find(best).step, "dtype": "float32",
+        "classes": 19,
     }  # fmt: skip
     assert not (out / "predictions.png").exists()
 

@@ -1,0 +1,87 @@
+"""Data sets of one's own, from a YAML file: what it may say, and mistakes in it."""
+
+import pytest
+
+from snr_jax.core.errors import UserError
+from snr_jax.core.labels import class_names, palette
+from snr_jax.data.domains import get_domain, list_samples
+from tests.data.test_layout_rows import touch
+
+FIVE = """
+images: frames/{split}/*.jpg
+labels: masks/{split}/*_mask.png
+splits: {train: a, val: b}
+classes:
+  water: [0, 90, 200]
+  boat:
+  sky: [1, 2, 3]
+ids: {7: water, 9: boat, 8: boat, 1: sky}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        (tmp_path / "lake.yaml").write_text(text)
+        return str(tmp_path / "lake.yaml")
+
+    return write
+
+
+def test_classes_ids_and_folders(write, tmp_path):
+    path = write(FIVE)
+    touch(tmp_path, "frames/a/1.jpg", "masks/a/1_mask.png", "frames/b/2.jpg", "masks/b/2_mask.png")
+    domain = get_domain(path)
+    assert domain.name == "lake" and class_names(domain.classes) == ("water", "boat", "sky")
+    assert palette(domain.classes)[[0, 2]].tolist() == [[0, 90, 200], [1, 2, 3]]
+    listing = list_samples(path, domain.directory, "val", classes=domain.classes)
+    assert [s.image for s in listing.samples] == [str(tmp_path / "frames/b/2.jpg")]
+    assert listing.labels.lookup[[7, 8, 9, 1, 0, 255, 200]].tolist() == [0, 1, 1, 2, 255, 255, 255]
+
+
+def test_train_ids_and_the_classes_of_cityscapes(write, tmp_path):
+    path = write("images: '*.png'\nlabels: gt/*.png\nsplits: [all]")
+    touch(tmp_path, "1.png", "gt/1.png")
+    listing = list_samples(path, str(tmp_path), "all")
+    assert get_domain(path).classes is None
+    assert listing.labels.lookup[[0, 18, 19, 255]].tolist() == [0, 18, 254, 255]
+    thirteen = list_samples(path, str(tmp_path), "all", classes=13)
+    assert thirteen.labels.lookup[3] == 255  # a wall is no class among the 13
+
+
+def test_images_alone(write, tmp_path):
+    path = write("images: [photos/*.jpg, photos/*.png]")
+    touch(tmp_path, "photos/a.jpg", "photos/b.png")
+    bare = list_samples(path, str(tmp_path), "train", require_labels=False)
+    assert [(s.id, s.label) for s in bare.samples] == [("a", None), ("b", None)]
+    with pytest.raises(UserError, match=r"lake has no labels.*target of training alone"):
+        list_samples(path, str(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "is no table of keys; expected images, labels"),
+        ("images: [", "cannot be read as YAML"),
+        ("images: a/*.png\nlabel: b/*.png", "no key 'label'; there are images, labels"),
+        ("labels: a/*.png", "images is None; expected a pattern with a star"),
+        ("images: photos", "images is 'photos'"),
+        ("images: a/*.png\nlabels: b/1.png", "as many stars as a/*.png"),
+        ("images: a/*.png\nsplits: []", "splits is []"),
+        ("images: a/*.png\nclasses: [water, boat]", "classes is ['water', 'boat']"),
+        ("images: a/*.png\nclasses: {water: }", "2 to 254 names"),
+        ("images: a/*.png\nclasses: {water: [0, 0, 300], sky: }", "0 to 255 for 'water'"),
+        ("images: a/*.png\nids: {1: water}", "names of the classes (road, sidewalk"),
+        ("images: a/*.png\nids: {300: road}", "numbers in 0 to 255"),
+    ],
+)
+def test_mistakes_name_the_file_and_the_key(text, words, write):
+    path = write(text)
+    with pytest.raises(UserError) as error:
+        get_domain(path)
+    assert path in str(error.value) and words in str(error.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        get_domain(str(tmp_path / "none.yaml"))
