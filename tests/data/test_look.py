@@ -114,7 +114,7 @@ def test_a_sound_split_is_decoded_in_samples_alone(gta5, monkeypatch):
     inspect = look_module.inspection.inspect
     monkeypatch.setattr(
         look_module.inspection, "inspect",
-        lambda sample, **options: decoded.append(sample) or inspect(sample, **options),
+        lambda sample, labels: decoded.append(sample) or inspect(sample, labels),
     )
     assert look(gta5, GTA5, progress=lambda *call: calls.append(call)) == []
     assert calls == [(i, 30) for i in range(1, 31)]

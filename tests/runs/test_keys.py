@@ -4,6 +4,7 @@ import inspect
 import io
 import tokenize
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -152,19 +153,21 @@ def test_batches_pass_their_arguments_on(monkeypatch):
     batch = {"image": 1, "label": 2}
     monkeypatch.setattr(
         experiment.pipeline, "train_batches",
-        lambda samples, **named: kept.append((samples, named)) or iter([batch]),
+        lambda *places, **named: kept.append((places, named)) or iter([batch]),
     )
     splits = {
-        role: experiment.Split(role, f"domain of {role}", "train", (33, 65), f"samples of {role}")
+        role: experiment.Split(
+            role, f"domain of {role}", "train", (33, 65), f"samples of {role}", f"labels of {role}"
+        )
         for role in ("source", "target")
     }
     assert list(experiment.batches(config, splits, 7)) == [
         {"source_image": 1, "source_label": 2, "target_image": 1}
     ]
-    for (samples, named), role in zip(kept, splits, strict=True):
-        assert samples == f"samples of {role}"
+    for (places, named), role in zip(kept, splits, strict=True):
+        assert places == (f"samples of {role}", f"labels of {role}")
         assert named == {
-            **experiment.stream_arguments(config, role), "domain": f"domain of {role}",
+            **experiment.stream_arguments(config, role),
             "size": (33, 65), "start_step": 7, "shard_index": 0, "shard_count": 1,
         }
 
@@ -172,9 +175,10 @@ def test_batches_pass_their_arguments_on(monkeypatch):
 def test_open_splits_passes_its_arguments_on(monkeypatch):
     config, kept = changed_config(), {}
 
-    def list_samples(domain, directory, split, *, require_labels):
+    def list_samples(domain, directory, split, *, classes, require_labels):
         kept[domain, directory, split] = require_labels
-        return list(range(20)), []
+        assert classes == experiment.create_classes(config)
+        return list(range(20)), SimpleNamespace(domain=domain), []
 
     monkeypatch.setattr(experiment.domains, "list_samples", list_samples)
     splits = experiment.open_splits(config, lambda line: None)

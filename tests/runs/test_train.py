@@ -311,6 +311,7 @@ def test_workdir_of_a_mistaken_start_can_be_used(refused, train_flags, tmp_path)
 def test_run_with_its_only_checkpoints_damaged(generalised, refused, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(generalised.workdir, workdir)
+    shutil.rmtree(checkpoints.folder(workdir, "final"))  # a finished run needs no state
     for path in checkpoints.folder(workdir, "latest").iterdir():
         shutil.rmtree(path / "variables")
     error = refused("main", *generalised.arguments_in(workdir))
@@ -324,6 +325,7 @@ def test_loss_that_is_not_finite_stops_the_run(generalised, refused, tmp_path):
     latest = checkpoints.folder(workdir, "latest")
     variables, meta = checkpoints.load_variables(latest / "14")
     shutil.rmtree(latest / "20")
+    shutil.rmtree(checkpoints.folder(workdir, "final"))
     with states.open_manager(workdir, 3) as manager:
         state = _restore(manager, latest / "14")
         broken = {**variables["params"], "conv1": {"kernel": np.full((7, 7, 3, 4), np.nan, "f4")}}

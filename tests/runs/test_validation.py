@@ -13,9 +13,9 @@ from snr_jax.runs.experiment import Split
 MODEL = DeepLab(stage_sizes=(1, 1, 1, 1), width=4)
 VARIABLES = initial_variables(MODEL, 0)
 SPLITS = {
-    "source": Split("gta5", "gta5", "train", (33, 65), []),
-    "source_val": Split("gta5", "gta5", "val", (33, 65), []),
-    "target_val": Split("cityscapes", "cityscapes", "val", (33, 65), []),
+    "source": Split("gta5", "gta5", "train", (33, 65), [], None),
+    "source_val": Split("gta5", "gta5", "val", (33, 65), [], None),
+    "target_val": Split("cityscapes", "cityscapes", "val", (33, 65), [], None),
 }
 
 
