@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snr_jax.core.labels import IGNORE
+from snr_jax.core.labels import ID_TABLES, IGNORE, UNKNOWN, to_train_id
 from snr_jax.data import decode
 from snr_jax.data.decode import tf
 from tests.data.tiny_sets import TRAIN_IDS, natural_image, random_ids, save_palette
@@ -93,3 +93,31 @@ def test_to_train_ids():
     ids = tf.constant([[7, 33, 0], [34, 255, 26]], tf.uint8)
     expected = [[0, 18, IGNORE], [IGNORE, IGNORE, 13]]
     assert decode.to_train_ids(ids, TRAIN_IDS).numpy().tolist() == expected
+
+
+def synthia_bytes(classes: np.ndarray) -> bytes:
+    """Class in the first of three 16-bit channels, instances of the full range in the second."""
+    rng = np.random.default_rng(0)
+    pixels = np.zeros((*classes.shape, 3), np.uint16)
+    pixels[..., 0] = classes
+    pixels[..., 1] = rng.integers(0, 2**16, classes.shape)
+    return tf.io.encode_png(pixels).numpy()
+
+
+def test_synthia_is_read_exactly_whatever_its_instances():
+    classes = np.random.default_rng(1).integers(0, 23, (15, 17))
+    ids = decode.decode_synthia(tf.constant(synthia_bytes(classes)))
+    assert ids.dtype == tf.uint8 and np.array_equal(ids, classes)
+
+
+def test_synthia_classes_beyond_eight_bits_are_no_class():
+    ids = decode.decode_synthia(tf.constant(synthia_bytes(np.array([[256, 259, 65535, 22]]))))
+    assert ids.numpy().tolist() == [[254, 254, 254, 22]]
+    lookup = to_train_id(ID_TABLES["synthia"], 16)
+    assert lookup[254] == UNKNOWN
+
+
+def test_synthia_saved_with_eight_bits_is_refused():
+    for image in (Image.new("RGB", (4, 3)), Image.new("L", (4, 3)), Image.new("I;16", (4, 3))):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="three channels with 16 bits"):
+            decode.decode_synthia(tf.constant(png_bytes(image)))
