@@ -14,6 +14,10 @@ import signal
 import sys
 from collections.abc import Sequence
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until a run listens, Ctrl-C just ends: Python's own error is lost where JAX's callbacks run.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import jax
 from absl import flags
 

@@ -86,6 +86,16 @@ def test_handlers_are_taken_back_and_ignored_signals_stay_ignored():
         signal.signal(signal.SIGTERM, before[1])
 
 
+def test_ctrl_c_while_the_libraries_are_imported(process, train_flags, tmp_path):
+    running = process("main", *train_flags(DG, tmp_path / "run"))
+    while "jaxlib" not in Path(f"/proc/{running.pid}/maps").read_text():
+        assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=300)
+    assert (running.returncode, out, err) == (-signal.SIGINT, "", "")
+    assert not (tmp_path / "run").exists()
+
+
 # ---------------------------------------------------------------- the lock
 
 
