@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from snr_jax.core.models import layers, resnet
+from snr_jax.core.models import batch_norm, layers, resnet
 from snr_jax.core.models.deeplab import HEAD_DILATIONS, AtrousHead
 from snr_jax.core.state import variable_shapes
 from tests.core.tiny import assert_trees_close, network, quick_jit
@@ -183,7 +183,8 @@ def run_batch_norm(x, train=True, mean=0.0, var=1.0, scale=1.0, bias=0.0):
     full = [jnp.full(x.shape[-1:], v, jnp.float32) for v in (scale, bias, mean, var)]
     variables = {"params": {"scale": full[0], "bias": full[1]},
                  "batch_stats": {"mean": full[2], "var": full[3]}}
-    y, updated = layers.BatchNorm().apply(variables, jnp.asarray(x), train, mutable=["batch_stats"])
+    norm = batch_norm.BatchNorm()
+    y, updated = norm.apply(variables, jnp.asarray(x), train, mutable=["batch_stats"])
     return np.asarray(y), updated["batch_stats"]
 
 
@@ -233,7 +234,7 @@ def test_batch_norm_gradient_is_accurate_far_from_zero(offset):
     variables = {"batch_stats": near}
 
     def total(params, x):
-        y, _ = layers.BatchNorm().apply({"params": params, **variables}, x, True,
+        y, _ = batch_norm.BatchNorm().apply({"params": params, **variables}, x, True,
                                         mutable=["batch_stats"])
         return (y * weights).sum(), y
 
@@ -256,7 +257,7 @@ def test_batch_norm_keeps_its_input_alone_for_the_gradient(dtype):
     """Of the size of the input nothing but itself, in its own dtype, waits for the backward."""
     x = jnp.asarray(normal(2, 9, 7, 3), dtype)
     ones = jnp.ones(3)
-    _, pull_back = jax.vjp(lambda x: layers._batch_norm(x, ones, ones, ones, 1e-5, None)[0], x)
+    _, pull_back = jax.vjp(lambda x: batch_norm._batch_norm(x, ones, ones, ones, 1e-5, None)[0], x)
     kept = [leaf for leaf in jax.tree.leaves(pull_back) if leaf.size == x.size]
     assert len(kept) == 1 and kept[0].dtype == dtype
 
@@ -264,7 +265,7 @@ def test_batch_norm_keeps_its_input_alone_for_the_gradient(dtype):
 def test_both_forms_of_the_sums_are_equal():
     a, b = jnp.asarray(normal(2, 9, 7, 3)), jnp.asarray(normal(2, 9, 7, 3, seed=1))
     expected = [np.asarray(x, np.float64).sum((0, 1, 2)) for x in (a, b)]
-    for form in (layers._sums_apart, layers._sums_together, layers._two_sums):
+    for form in (batch_norm._sums_apart, batch_norm._sums_together, batch_norm._two_sums):
         np.testing.assert_allclose(form(a, b), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from snr_jax.core.models.batch_norm import BatchNorm
 from snr_jax.core.models.deeplab import DeepLab, Output
-from snr_jax.core.models.layers import BatchNorm, Conv
+from snr_jax.core.models.layers import Conv
 from snr_jax.core.models.snr import SNR
 from snr_jax.core.state import initial_variables
 

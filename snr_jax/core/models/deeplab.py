@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from snr_jax.core.models.batch_norm import BatchNorm
 from snr_jax.core.models.layers import (
-    BatchNorm,
     Conv,
     at_least_float32,
     bias_init,

@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from snr_jax.core.models.layers import BatchNorm, Conv
+from snr_jax.core.models.batch_norm import BatchNorm
+from snr_jax.core.models.layers import Conv
 
 EXPANSION = 4
 STRIDES = (1, 2, 1, 1)
