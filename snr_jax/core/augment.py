@@ -53,13 +53,11 @@ def to_network_input(image: jax.Array) -> jax.Array:
     return image[..., ::-1].astype(jnp.float32) - jnp.array(MEAN_BGR, jnp.float32)
 
 
-def augment(
-    key: jax.Array, image: jax.Array, label: jax.Array | None = None, *, first_sample: int = 0
-) -> tuple[jax.Array, jax.Array | None]:
-    """Gaussian blur (p 0.5, radius uniform in [0, 1)), BGR minus mean; the label stays as it is.
+def augment(key: jax.Array, image: jax.Array, *, first_sample: int | jax.Array = 0) -> jax.Array:
+    """Gaussian blur (p 0.5, radius uniform in [0, 1)), then BGR minus mean.
 
-    image uint8 [N,H,W,3] RGB, label uint8 [N,H,W] or None → (float32 [N,H,W,3], label). A sample's
-    draw depends on the key and its place in the whole batch, `first_sample` + n, alone.
+    image uint8 [N,H,W,3] RGB → float32 [N,H,W,3]. A sample's draw depends on the key and its place
+    in the whole batch, `first_sample` + n, alone.
     """
 
     def draw(index: jax.Array) -> jax.Array:
@@ -69,4 +67,4 @@ def augment(
         )
 
     radius = jax.vmap(draw)(first_sample + jnp.arange(image.shape[0]))
-    return to_network_input(blur(image, jnp.asarray(_BLUR_TABLE)[radius])), label
+    return to_network_input(blur(image, jnp.asarray(_BLUR_TABLE)[radius]))

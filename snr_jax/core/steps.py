@@ -30,9 +30,9 @@ from snr_jax.core.state import TrainState
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Prepare = Callable[..., jax.Array]  # (key, image, first_sample=) → what the network sees
 # name → (weight in the objective, loss)
 Terms = dict[str, tuple[float, jax.Array]]
-Label = jax.Array | None
 
 
 def whole_mean(loss: losses.Sum, axis_name: str | None) -> jax.Array:
@@ -49,13 +49,13 @@ def restitution_loss(
 
 
 def _prepared(
-    prepare: Callable, seed: int, step: jax.Array, domain: int, image: jax.Array, label: Label,
+    prepare: Prepare, seed: int, step: jax.Array, domain: int, image: jax.Array,
     axis_name: str | None,
-) -> tuple[jax.Array, Label]:
-    """A batch as the network sees it: a function of (seed, step, domain) and its place alone."""
+) -> jax.Array:
+    """Images as the network sees it: a function of (seed, step, domain) and its place alone."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), domain)
     first = lax.axis_index(axis_name) * image.shape[0] if axis_name else 0
-    return prepare(key, image, label, first_sample=first)
+    return prepare(key, image, first_sample=first)
 
 
 def _domain_gradients(
@@ -112,21 +112,21 @@ def make_source_step(
     lambda_seg: float = 0.0,
     restitution_weight: float = 0.0,
     freeze_bn: bool = False,
-    prepare: Callable = augment,
+    prepare: Prepare = augment,
     axis_name: str | None = None,
 ) -> Step:
     """Source only (domain generalisation): step(state, batch) -> (state, metrics).
 
     lambda_seg: weight of the auxiliary head's cross-entropy ("multi"), 0 leaves it out.
     restitution_weight: per SNR block; the model then needs `restitution_heads`.
-    prepare: (key, image, label or None, first_sample=) → image and label as the network sees them.
+    prepare: (key, image, first_sample=) → the image as the network sees it.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        source = batch["source_image"], batch["source_label"]
-        image, label = _prepared(prepare, seed, state.step, 0, *source, axis_name)
+        image = _prepared(prepare, seed, state.step, 0, batch["source_image"], axis_name)
 
         def terms(output: Output) -> Terms:
+            label = batch["source_label"]
             return _source_terms(output, label, lambda_seg, restitution_weight, axis_name)
 
         gradients, batch_stats, metrics = _domain_gradients(
@@ -148,7 +148,7 @@ def make_adaptation_step(
     guidance_threshold: float = 0.95,
     restitution_weight: float = 0.0,
     freeze_bn: bool = False,
-    prepare: Callable = augment,
+    prepare: Prepare = augment,
     axis_name: str | None = None,
 ) -> Step:
     """Labelled source and unlabelled target: step(state, batch) -> (state, metrics).
@@ -160,11 +160,13 @@ def make_adaptation_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        source, target = (batch["source_image"], batch["source_label"]), batch["target_image"]
-        source_image, label = _prepared(prepare, seed, state.step, 0, *source, axis_name)
-        target_image, _ = _prepared(prepare, seed, state.step, 1, target, None, axis_name)
+        source_image, target_image = (
+            _prepared(prepare, seed, state.step, domain, batch[name], axis_name)
+            for domain, name in enumerate(("source_image", "target_image"))
+        )
 
         def source_terms(output: Output) -> Terms:
+            label = batch["source_label"]
             return _source_terms(output, label, lambda_seg, restitution_weight, axis_name)
 
         def target_terms(output: Output) -> Terms:

@@ -62,11 +62,9 @@ def configure(base: ConfigDict, run: Run, network: Network) -> ConfigDict:
     return config
 
 
-def take_as_is(
-    key: jax.Array, image: jax.Array, label: jax.Array | None = None, *, first_sample: int = 0
-) -> tuple[jax.Array, jax.Array | None]:
-    """In place of the augmentation: the inputs are what the network sees."""
-    return image, label
+def take_as_is(key: jax.Array, image: jax.Array, *, first_sample: int | jax.Array = 0) -> jax.Array:
+    """In place of the augmentation: the images are what the network sees."""
+    return image
 
 
 def make_step(config: ConfigDict) -> tuple[optax.GradientTransformation, Callable]:

@@ -32,8 +32,8 @@ from tests.core.tiny import (
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 
 
-def plain(key, image, label=None, *, first_sample=0):
-    return to_network_input(image), label
+def plain(key, image, *, first_sample=0):
+    return to_network_input(image)
 
 
 @pytest.fixture(scope="module")

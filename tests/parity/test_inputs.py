@@ -54,11 +54,9 @@ def test_network_input():
 
 
 def test_augment():
-    """Each sample is Pillow's blur at some radius, the label as it was."""
+    """Each sample is Pillow's blur at some radius."""
     images = random_images(12, 8, 10)
-    labels = np.broadcast_to(np.arange(10, dtype=np.uint8), images.shape[:3])
-    ours, same = map(np.asarray, jax.jit(augment)(jax.random.key(3), images, labels))
-    np.testing.assert_array_equal(same, labels)
+    ours = np.asarray(jax.jit(augment)(jax.random.key(3), images))
     pixels = np.rint(ours + np.array(MEAN_BGR, np.float32))[..., ::-1]
     radii = []
     for image, result in zip(images, pixels, strict=True):
