@@ -1,6 +1,9 @@
-"""Draws the toy domains: OUT/GTA5 (the source) and OUT/Cityscapes (the target, in a style).
+"""Draws toy domains in the true layouts of the data sets, each in its folder below OUT.
 
     python scripts/make_toy_domains.py --out datasets/toy --style dusk
+    python scripts/make_toy_domains.py --out datasets/toy --layouts synthia,cityscapes,crosscity
+
+GTA5 and SYNTHIA are sources, drawn in the style "source"; all others are targets, in --style.
 """
 
 import sys
@@ -10,16 +13,21 @@ from pathlib import Path
 from absl import flags
 
 from snr_jax import cli
+from snr_jax.core.errors import UserError
 from snr_jax.core.progress import make_progress
 from snr_jax.toy import writer
+from snr_jax.toy.layouts import LAYOUTS
 from snr_jax.toy.styles import STYLES
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("out", None, "Folder of the two data sets.", flag_values=FLAGS)
-flags.DEFINE_enum("style", "dusk", list(STYLES), "Of the target.", flag_values=FLAGS)
-flags.DEFINE_enum("only", None, ["source", "target"], "Draw one of the two.", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "Folder of the data sets.", flag_values=FLAGS)
+flags.DEFINE_list("layouts", ["gta5", "cityscapes"], f"Of {', '.join(LAYOUTS)}.",
+                  flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_enum("style", "dusk", list(STYLES), "Of the targets.", flag_values=FLAGS)
+flags.DEFINE_enum("only", None, ["source", "target"], "Draw those alone.", flag_values=FLAGS)
 for _name, _default, _help in (
-    ("num_train", 240, "Images per domain."), ("num_val", 60, "Images per domain."),
+    ("num_train", 240, "Images per domain: per city of CrossCity, per condition of ACDC."),
+    ("num_val", 60, "As --num_train."),
     ("seed", 0, "Of the scenes."), ("height", 128, "Pixels."), ("width", 256, "Pixels."),
     ("workers", 2, "Processes."),
 ):
@@ -31,15 +39,19 @@ OF_WRITER = ("num_train", "num_val", "seed", "height", "width", "workers", "repl
 
 def command(args: flags.FlagValues) -> None:
     out = Path(cli.require(args, "out", "--out datasets/toy"))
+    unknown = [name for name in args.layouts if name not in LAYOUTS]
+    if unknown or not args.layouts:
+        raise UserError(
+            f"--layouts is {','.join(args.layouts)!r}; expected some of {','.join(LAYOUTS)}"
+        )
     options = {name: args[name].value for name in OF_WRITER}
-    for role, path, write in (
-        ("source", out / "GTA5", writer.write_gta5),
-        ("target", out / "Cityscapes", writer.write_cityscapes),
-    ):
-        if args.only in (None, role):
-            style = "source" if role == "source" else args.style
+    for name in dict.fromkeys(args.layouts):
+        layout = LAYOUTS[name]
+        if args.only in (None, layout.role):
+            path = out / layout.folder
+            style = "source" if layout.role == "source" else args.style
             progress = make_progress(f"{path} ({style}): images")
-            drawn = write(path, style=style, progress=progress, **options)
+            drawn = writer.write(name, path, style=style, progress=progress, **options)
             print(f"{path}: {'done' if drawn else 'already there'}", flush=True)
 
 

@@ -50,10 +50,10 @@ def draw_data(
         return make_progress(f"drawing {directory}: image", log)
 
     source = root / "GTA5"
-    writer.write_gta5(source, **common, progress=progress(source))
+    writer.write("gta5", source, **common, progress=progress(source))
     for style in styles:
         target = root / style / "Cityscapes"
-        writer.write_cityscapes(target, style=style, **common, progress=progress(target))
+        writer.write("cityscapes", target, style=style, **common, progress=progress(target))
 
 
 def configured(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_style_jitter_comes_from_the_generator():
 
 def test_gta5_layout(tmp_path):
     directory = tmp_path / "GTA5"
-    assert writer.write_gta5(directory, **SMALL)
+    assert writer.write("gta5", directory, **SMALL)
     assert (directory / "train.txt").read_text().split() == ["00001", "00002", "00003"]
     assert (directory / "val.txt").read_text().split() == ["00004", "00005"]
     assert len(_read_all(directory)) == 5 * 2 + 3
@@ -112,7 +113,7 @@ def test_gta5_layout(tmp_path):
 
 def test_cityscapes_layout(tmp_path):
     directory = tmp_path / "Cityscapes"
-    assert writer.write_cityscapes(directory, style="haze", **SMALL)
+    assert writer.write("cityscapes", directory, style="haze", **SMALL)
     for split, number, cities in (("train", 3, 3), ("val", 2, 2)):
         images = sorted((directory / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
         assert len(images) == number and len({path.parent for path in images}) == cities
@@ -128,16 +129,16 @@ def test_cityscapes_layout(tmp_path):
 
 
 def test_no_street_is_in_two_splits(tmp_path):
-    writer.write_gta5(tmp_path / "GTA5", **SMALL)
-    writer.write_cityscapes(tmp_path / "Cityscapes", style="source", **SMALL)
+    writer.write("gta5", tmp_path / "GTA5", **SMALL)
+    writer.write("cityscapes", tmp_path / "Cityscapes", style="source", **SMALL)
     files = [*tmp_path.glob("GTA5/labels/*.png"), *tmp_path.glob("Cityscapes/gtFine/*/*/*.png")]
     assert len(files) == 10
     assert len({np.asarray(Image.open(path)).tobytes() for path in files}) == 10
 
 
 def test_more_images_leave_the_first_ones_as_they_were(tmp_path):
-    writer.write_gta5(tmp_path / "few", **SMALL)
-    writer.write_gta5(tmp_path / "more", **{**SMALL, "num_train": 4})
+    writer.write("gta5", tmp_path / "few", **SMALL)
+    writer.write("gta5", tmp_path / "more", **{**SMALL, "num_train": 4})
     few, more = _read_all(tmp_path / "few"), _read_all(tmp_path / "more")
     assert few["images/00003.png"] == more["images/00003.png"]
     assert few["images/00004.png"] == more["images/00005.png"]  # the first of val
@@ -145,7 +146,7 @@ def test_more_images_leave_the_first_ones_as_they_were(tmp_path):
 
 def test_same_arguments_are_drawn_once_and_others_refused(tmp_path):
     directory = tmp_path / "Cityscapes"
-    write = writer.write_cityscapes
+    write = partial(writer.write, "cityscapes")
     assert write(directory, style="dusk", **SMALL)
     before = _read_all(directory)
     assert not write(directory, style="dusk", **SMALL)
@@ -162,13 +163,13 @@ def test_foreign_directory_is_left_alone(tmp_path):
     (directory / "real.png").write_bytes(b"real data")
     for replace in (False, True):
         with pytest.raises(UserError, match="no toy data set"):
-            writer.write_gta5(directory, **SMALL, replace=replace)
+            writer.write("gta5", directory, **SMALL, replace=replace)
     assert _read_all(directory) == {"real.png": b"real data"}
 
 
 def test_unknown_style_names_the_right_ones(tmp_path):
     with pytest.raises(UserError, match=r"'dawn'.*source, clear, dusk, haze, night"):
-        writer.write_cityscapes(tmp_path / "x", style="dawn", **SMALL)
+        writer.write("cityscapes", tmp_path / "x", style="dawn", **SMALL)
     assert not (tmp_path / "x").exists()
 
 
@@ -177,9 +178,9 @@ def test_interrupted_drawing_leaves_nothing_under_the_final_name(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        writer.write_gta5(tmp_path / "GTA5", **SMALL, progress=stop)
+        writer.write("gta5", tmp_path / "GTA5", **SMALL, progress=stop)
     assert not (tmp_path / "GTA5").exists()
-    assert writer.write_gta5(tmp_path / "GTA5", **SMALL)  # over what the first one left
+    assert writer.write("gta5", tmp_path / "GTA5", **SMALL)  # over what the first one left
 
 
 def test_drawing_needs_no_tensorflow():
@@ -203,5 +204,5 @@ def test_command_line(tmp_path):
     other = call("--style", "haze")
     assert other.returncode == 2 and "--replace" in other.stderr and "Traceback" not in other.stderr
     # Two processes draw what one draws.
-    writer.write_gta5(tmp_path / "alone", **SMALL)
+    writer.write("gta5", tmp_path / "alone", **SMALL)
     assert _read_all(tmp_path / "alone") == _read_all(tmp_path / "GTA5")
