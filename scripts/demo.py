@@ -56,7 +56,7 @@ def command(args: flags.FlagValues) -> None:
         config = configured(module.get_config("standard"), root, args.style, overrides)
         with stopping.on_signals() as stop:
             train(config, str(out / folder), stop)
-    found = compare({name: out / folder for name, (folder, *_) in runs.items()})
+    found = compare({name: [out / folder] for name, (folder, *_) in runs.items()})
     seconds = format_duration(time.monotonic() - start)
     page = render(
         title="From one domain to another",

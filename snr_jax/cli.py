@@ -41,7 +41,8 @@ def run(
 ) -> int:
     """Parses `argv` (the process's own if None) and runs the command; the exit code.
 
-    command: takes the flags, and each of the named `arguments` that stand without a flag.
+    command: takes the flags, and each of the named `arguments` that stand without a flag; a last
+    name that ends in "..." stands for one or more.
     A user's mistake is one line on stderr and code 2.
     """
     argv = list(sys.argv if argv is None else argv)
@@ -120,7 +121,8 @@ def _parse(
         raise UserError(f"{head}: {lines[-1].strip()}" if len(lines) > 1 else head) from None
     if not arguments and len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --, see --help")
-    if len(rest) - 1 != len(arguments):
+    more = bool(arguments) and arguments[-1].endswith("...")
+    if len(rest) - 1 < len(arguments) or (len(rest) - 1 > len(arguments) and not more):
         raise UserError(f"expected {' '.join(arguments)}, got {' '.join(rest[1:]) or 'nothing'}; "
                         "see --help")
     return rest[1:]

@@ -12,7 +12,8 @@ from PIL import Image
 
 from snr_jax.core.labels import Classes, classes
 from snr_jax.report.chart import Curve, line_chart
-from snr_jax.report.tables import Results, class_names, percent
+from snr_jax.report.published import HEADER, Block, cells
+from snr_jax.report.tables import Results, class_names, means, percent
 
 NUM_COLORS = 6  # --c0 to --c5 of the template, each for light and dark
 
@@ -27,6 +28,7 @@ def render(
     notes: Mapping[str, str | Sequence[str]] | None = None,
     lead: str = "",
     known: int | Classes = 19,
+    beside: Sequence[Block] = (),
 ) -> str:
     """The page, which needs no other file.
 
@@ -38,6 +40,8 @@ def render(
       images: a mapping per sample, caption -> uint8 [H,W,3].
       notes: how it was made; a text is a paragraph, a list is shown as lines of code.
       lead: a sentence under the title.
+      known: the classes, for their colours.
+      beside: scores of runs and published ones, by setting.
     """
     curves = curves or {}
     series = [name for chart in curves.values() for name in chart]
@@ -48,7 +52,7 @@ def render(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters |= {"percent": percent, "data_uri": _data_uri}
+    environment.filters |= {"percent": percent, "data_uri": _data_uri, "cells": cells}
     environment.globals |= {"points": _points, "zip": zip}
     return environment.get_template("report.html.j2").render(
         title=title,
@@ -62,7 +66,7 @@ def render(
             (name, swatches.get(name), _cells([m["iou"].get(name) for m in results.values()]))
             for name in class_names(results)
         ],
-        mean=("mIoU", None, _cells([m["miou"] for m in results.values()])),
+        means=[(name, None, _cells(values)) for name, values in means(results).items()],
         charts=[
             (name, Markup(line_chart(chart, [colors[run] for run in chart])),
              [(run, colors[run]) for run in chart])
@@ -72,6 +76,8 @@ def render(
         columns=list(dict.fromkeys(name for row in images for name in row)),
         legend=[*swatches.items(), ("ignored", "rgb(0,0,0)")],
         notes=notes,
+        blocks=beside,
+        header=HEADER,
     )
 
 

@@ -1,32 +1,147 @@
 """What the report shows of runs: scores, curves and predictions, read from their folders."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from snr_jax.core.errors import UserError
-from snr_jax.runs import network, record
+from snr_jax.data import domains
+from snr_jax.report.chart import Curve
+from snr_jax.report.published import NETWORK, Row, Setting
+from snr_jax.runs import checkpoints, network, record
 from snr_jax.runs.evaluation import pictures
 from snr_jax.runs.experiment import Split, open_splits
 from snr_jax.runs.writer import read_scalars
 
+Folders = Mapping[str, Sequence[Path]]  # name → the runs under it, which differ in the seed alone
 
-def compare(folders: Mapping[str, Path], num_pictures: int = 6) -> dict:
+
+def group_by_seed(folders: Sequence[Path]) -> dict[str, list[Path]]:
+    """The runs by name, those that differ in the seed alone together, in the order given.
+
+    A run twice, or two runs of one seed, are no second sample. Raises UserError for a folder that
+    is given twice, and for one that holds no run.
+    """
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("a run is named twice; name each once")
+    for folder in folders:
+        if not (folder / record.RUN_FILE).is_file():
+            raise UserError(f"{folder} holds no {record.RUN_FILE}; expected the folder of a run, "
+                            "that is its --workdir")
+    groups: list[list[Path]] = []
+    for folder in folders:
+        same = [group for group in groups if _can_join(group, folder)]
+        if same:
+            same[0].append(folder)
+        else:
+            groups.append([folder])
+    short = [group[0].resolve().name for group in groups]
+    return {
+        (name if short.count(name) == 1 else str(group[0]))
+        + (f" ({len(group)} seeds)" if len(group) > 1 else ""): group
+        for name, group in zip(short, groups, strict=True)
+    }
+
+
+def _can_join(group: Sequence[Path], folder: Path) -> bool:
+    seeds = [record.read(one)["config"]["seed"] for one in (*group, folder)]
+    return len(set(seeds)) == len(seeds) and differ_in_seed_alone(group[0], folder)
+
+
+def differ_in_seed_alone(first: Path, second: Path) -> bool:
+    """Whether two runs are of one configuration and data but for the seed.
+
+    The same holds of the runs that they were begun from, which usually have a seed each too.
+    """
+    there, here = record.read(first), record.read(second)
+    differing = {line.partition(":")[0] for line in record.differences(there, here)}
+    if "init_from" in differing:
+        try:
+            begun = [checkpoints.find(each["config"]["init_from"]) for each in (there, here)]
+        except UserError:
+            return False  # gone by now, or begun from random values
+        if None in (runs := [each.run for each in begun]) or begun[0].name != begun[1].name:
+            return False
+        if not differ_in_seed_alone(*runs):
+            return False
+    return differing <= {"seed", "init_from"}
+
+
+def rows(folders: Folders) -> list[Row]:
+    """What stands beside published scores: a row per name, and one on 13 of 16 classes."""
+    found = []
+    for name, group in folders.items():
+        there = record.read(group[0])
+        config, role = ConfigDict(there["config"]), _scored_role(there)
+        scores = [_last_scores(folder, read_scalars(folder), _split_name(config, role))
+                  for folder in group]
+        data, size = there["data"][role], config[role.partition("_")[0]].size
+        steps = sorted({score["step"] for score in scores})
+        unfinished = "" if steps == [config.num_steps] else (
+            f", at step {', '.join(map(str, steps))} of {config.num_steps}"
+        )
+        for classes, key in ((config.num_classes, "miou"), (13, "miou_13")):
+            if all(key in score for score in scores):
+                found.append(Row(
+                    setting(there)._replace(classes=classes), name + unfinished,
+                    tuple(score[key] for score in scores),
+                    "network+flip" if config.eval.flip else "network", _network(config),
+                    f"{data['split']}, {data['images']} images, {size[0]}x{size[1]}",
+                ))  # fmt: skip
+    return found
+
+
+def setting(there: Mapping) -> Setting:
+    """Of a record. A city of CrossCity is a target of its own, by its folder."""
+    config = ConfigDict(there["config"])
+    target = config[_scored_role(there).partition("_")[0]]
+    city = f"_{Path(target.dir).name.lower()}" if target.domain == "crosscity" else ""
+    task = "adaptation" if "target" in there["data"] else "generalisation"
+    return Setting(config.source.domain, target.domain + city, task, config.num_classes)
+
+
+def _scored_role(there: Mapping) -> str:
+    return "target_val" if "target_val" in there["data"] else "source_val"
+
+
+def _split_name(config: ConfigDict, role: str) -> str:
+    """As `experiment.open_splits` names it."""
+    side = role.partition("_")[0]
+    name = domains.get_domain(config[side].domain).name
+    return f"{name}_{side}" if config.source.domain == config.target.domain else name
+
+
+def _network(config: ConfigDict) -> str:
+    model = config.model
+    if (*model.stage_sizes, model.width) == (3, 4, 23, 3, 64):
+        return NETWORK
+    return f"DeepLab-v2, blocks {'-'.join(map(str, model.stage_sizes))}, {model.width} channels"
+
+
+def compare(folders: Folders, num_pictures: int = 6) -> dict:
     """The runs as keyword arguments of `report.html.render`.
 
-    folders: name -> folder of a run, in the order of their story. All are scored on the domains
-    that the last of them is scored on. Raises UserError for a run without those scores.
+    folders: in the order of their story. All are scored on the domains that the last of them is
+    scored on. Of several runs under a name: the means of scores and curves, and the predictions
+    of the first. Raises UserError for a run without those scores.
     """
-    config = ConfigDict(record.read(folders[list(folders)[-1]])["config"])
+    config = ConfigDict(record.read(folders[list(folders)[-1]][0])["config"])
     splits = open_splits(config, lambda line: None)
     source, target = splits["source_val"], splits.get("target_val", splits["source_val"])
     roles = {"source": source.name} | ({"target": target.name} if target is not source else {})
-    scalars = {name: read_scalars(folder) for name, folder in folders.items()}
+    scalars = {name: [read_scalars(folder) for folder in group] for name, group in folders.items()}
     scores = {
-        role: {name: _last_scores(folders[name], scalars[name], split) for name in folders}
+        role: {
+            name: _mean_scores([
+                _last_scores(folder, series, split)
+                for folder, series in zip(group, scalars[name], strict=True)
+            ])
+            for name, group in folders.items()
+        }
         for role, split in roles.items()
     }
     last, split = list(roles.items())[-1]
@@ -38,7 +153,10 @@ def compare(folders: Mapping[str, Path], num_pictures: int = 6) -> dict:
         },
         "results": scores[last],
         "curves": {
-            title: {name: series[key] for name, series in scalars.items() if key in series}
+            title: {
+                name: _mean_curve([one[key] for one in series])
+                for name, series in scalars.items() if all(key in one for one in series)
+            }
             for title, key in curves.items()
         },
         "images": _pictures(folders, target, num_pictures),
@@ -46,8 +164,8 @@ def compare(folders: Mapping[str, Path], num_pictures: int = 6) -> dict:
     }
 
 
-def _last_scores(folder: Path, scalars: Mapping[str, tuple], split: str) -> dict:
-    """The scores of the last validation: {"miou", "iou": {class: fraction or NaN}}."""
+def _last_scores(folder: Path, scalars: Mapping[str, Curve], split: str) -> dict:
+    """Of the last validation: {"step", "miou", "iou": {class: fraction or NaN}, "miou_13"}."""
     prefix = f"eval/{split}/network/"
     last = {
         name.removeprefix(prefix): float(values[-1])
@@ -56,14 +174,32 @@ def _last_scores(folder: Path, scalars: Mapping[str, tuple], split: str) -> dict
     if not math.isfinite(last.get("miou", math.nan)):
         raise UserError(f"{folder} has no score on {split}. Go on with that run to its end")
     iou = {name.removeprefix("iou/"): v for name, v in last.items() if name.startswith("iou/")}
-    return {"miou": last["miou"], "iou": iou}
+    means = {name: last[name] for name in ("miou", "miou_13") if name in last}
+    return {"step": int(scalars[f"{prefix}miou"][0][-1]), "iou": iou, **means}
 
 
-def _pictures(folders: Mapping[str, Path], split: Split, count: int) -> list[dict[str, np.ndarray]]:
-    """{"input", "label", run: prediction, ...} of some images, spread over the split."""
+def _mean_scores(scores: Sequence[Mapping]) -> dict:
+    """The means over seeds; a class that one seed has no score of has none."""
+    mean = {key: float(np.mean([score[key] for score in scores]))
+            for key in ("miou", "miou_13") if all(key in score for score in scores)}
+    iou = {name: float(np.mean([score["iou"].get(name, math.nan) for score in scores]))
+           for name in scores[0]["iou"]}
+    return {**mean, "iou": iou}
+
+
+def _mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Over the steps that all have."""
+    steps = reduce(np.intersect1d, [steps for steps, _ in curves])
+    return steps, np.mean([values[np.isin(own, steps)] for own, values in curves], axis=0)
+
+
+def _pictures(folders: Folders, split: Split, count: int) -> list[dict[str, np.ndarray]]:
+    """{"input", "label", name: prediction, ...} of some images, spread over the split."""
     chosen = split.samples[:: max(len(split.samples) // max(count, 1), 1)][:count]
     rows = [{} for _ in chosen]
-    for name, folder in folders.items():
+    for name, (folder, *_) in folders.items():
+        if not chosen:
+            break
         model, variables, _ = network.load(str(folder))
         drawn = pictures(model, variables, split._replace(samples=chosen))
         for row, picture in zip(rows, drawn, strict=True):

@@ -186,6 +186,17 @@ def test_class_table():
     ]
 
 
+def test_the_mean_of_13_of_16_classes_is_printed_where_there_is_one():
+    results = {**RESULTS, "SNR": {**RESULTS["SNR"], "miou_13": 0.456}}
+    assert tables.class_table(results).splitlines()[-3:] == [
+        "-----------------------",
+        "mIoU         25.0  40.0",
+        "mIoU of 13      -  45.6",
+    ]
+    page = Page(render(title="t", summary={"SNR": {"x": 0.4}}, results=results))
+    assert page.rows[-2:] == [["mIoU", "25.0", "40.0"], ["mIoU of 13", "-", "45.6"]]
+
+
 def test_a_class_that_one_run_lacks():
     table = tables.class_table({"a": {"miou": 1, "iou": {}}, "b": {"miou": 1, "iou": {"sky": 1}}})
     assert "sky        -  100.0" in table

@@ -1,0 +1,115 @@
+"""Scores of runs beside the published ones of the same setting: what is compared, and what not."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+NETWORK = "DeepLab-v2, ResNet-101"  # of all the published numbers
+
+
+class Setting(NamedTuple):
+    """What two scores must share to be compared; classes: None where the source does not say."""
+
+    source: str
+    target: str
+    task: str  # generalisation, or adaptation: training saw the target's images
+    classes: int | None
+
+    def __str__(self) -> str:
+        task = f"{self.source} → {self.target}, {self.task}"
+        return task if self.classes is None else f"{task}, {self.classes} classes"
+
+
+class Row(NamedTuple):
+    """The scores of one method: of runs that differ in the seed alone, or a published one."""
+
+    setting: Setting
+    method: str
+    mious: tuple[float, ...]  # fractions, one per seed
+    protocol: str  # network or full, with +flip where mirrored images are averaged in
+    network: str
+    scored: str  # on which images, as far as known
+    reference: str = ""  # where it is published; "" for runs
+    note: str = ""
+    text: str = ""  # the score as it was published
+
+    @property
+    def score(self) -> str:
+        """In %: as published; of runs the mean, with the sample deviation over the seeds."""
+        if self.text:
+            return self.text
+        mean = f"{100 * statistics.fmean(self.mious):.1f}"
+        if len(self.mious) == 1:
+            return mean
+        return f"{mean} ± {100 * statistics.stdev(self.mious):.1f}"
+
+
+class Block(NamedTuple):
+    """Rows of one setting, runs first, and what a reader must know before comparing them."""
+
+    title: str
+    rows: list[Row]
+    warnings: list[str]
+
+
+HEADER = ("method", "mIoU, %", "protocol", "network", "scored on", "reference")
+
+
+def published() -> list[Row]:
+    """The numbers of published.json, in its order."""
+    path = Path(__file__).with_name("published.json")
+    return [_row(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def _row(entry: Mapping) -> Row:
+    setting = Setting(*(entry[key] for key in Setting._fields))
+    return Row(
+        setting, entry["method"], (entry["miou"] / 100,), entry["protocol"], entry["network"],
+        "", entry["reference"], entry["note"], str(entry["miou"]),
+    )  # fmt: skip
+
+
+def beside(runs: Sequence[Row], known: Sequence[Row]) -> list[Block]:
+    """A block per setting of the runs, with the known rows of that setting under them.
+
+    A known row whose number of classes is not known stands in every block that it may belong to.
+    """
+    blocks = []
+    for setting in dict.fromkeys(run.setting for run in runs):
+        ours = [run for run in runs if run.setting == setting]
+        theirs = [
+            row for row in known
+            if row.setting[:3] == setting[:3] and row.setting.classes in (setting.classes, None)
+        ]
+        blocks.append(Block(str(setting), [*ours, *theirs], _warnings(ours, theirs)))
+    return blocks
+
+
+def _warnings(ours: Sequence[Row], theirs: Sequence[Row]) -> list[str]:
+    told = [] if theirs else ["No published number of this setting is known here."]
+    rows = [*ours, *theirs]
+    protocols = list(dict.fromkeys(row.protocol for row in rows))
+    if len(protocols) > 1:
+        told.append(
+            f"The protocols differ ({', '.join(protocols)}): only scores of the same protocol "
+            "can be compared."
+        )
+    if len(dict.fromkeys(row.network for row in rows)) > 1:
+        told.append("The networks differ: a difference of scores is not one of methods alone.")
+    if len(dict.fromkeys(run.scored for run in ours)) > 1:
+        told.append("The runs are scored on different images or sizes.")
+    if any("third party" in row.reference for row in theirs):
+        told.append(
+            "The numbers of SNR come through a third party's summary of the paper, not from the "
+            "paper itself."
+        )
+    told += [f"{row.method} {row.score}: {row.note}." for row in theirs if row.note]
+    return told
+
+
+def cells(row: Row) -> list[str]:
+    """The columns of HEADER."""
+    return [row.method, row.score, row.protocol, row.network, row.scored or "-",
+            row.reference or "this report"]
