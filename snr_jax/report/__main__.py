@@ -21,7 +21,7 @@ from snr_jax import cli
 from snr_jax.core.errors import UserError
 from snr_jax.report import tables
 from snr_jax.report.html import render
-from snr_jax.report.published import HEADER, beside, cells, published
+from snr_jax.report.published import HEADER, beside, cells, published, scored_unlike
 from snr_jax.runs import record
 from snr_jax.runs.comparison import compare, group_by_seed, rows, setting
 from snr_jax.runs.writer import write_text
@@ -40,12 +40,15 @@ def command(args: flags.FlagValues, *runs: str) -> None:
         raise UserError(f"--out {out} is a folder; expected a file, as {out / 'report.html'}")
     folders = group_by_seed([Path(run) for run in runs])
     title = _common_setting([folder for group in folders.values() for folder in group])
-    blocks = beside(rows(folders), published())
+    scored = rows(folders)
+    blocks = beside(scored, published())
     found = compare(folders, args.pictures)
     page = render(
         title=args.title or title,
-        lead="Scores of the last validation. Of several seeds: the mean, with the sample "
-        "deviation.",
+        lead=" ".join([
+            "Scores of the last validation. Of several seeds: the mean, with the sample deviation.",
+            *scored_unlike(scored),
+        ]),
         beside=blocks,
         notes={
             "command": [shlex.join(["python", "-m", "snr_jax.report", *runs, "--out", args.out])],
@@ -57,7 +60,7 @@ def command(args: flags.FlagValues, *runs: str) -> None:
     for block in blocks:
         print(f"\n{block.title}")
         print("\n".join([*tables.aligned([HEADER, *map(cells, block.rows)]), *block.warnings]))
-    print(f"\non the last of {', '.join(next(iter(found['summary'].values())))}, by class")
+    print(f"\non {list(next(iter(found['summary'].values())))[-1]}, by class")
     print(tables.class_table(found["results"]))
     print(f"written: {out}")
 

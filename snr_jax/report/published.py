@@ -90,22 +90,29 @@ def beside(runs: Sequence[Row], known: Sequence[Row]) -> list[Block]:
 def _warnings(ours: Sequence[Row], theirs: Sequence[Row]) -> list[str]:
     told = [] if theirs else ["No published number of this setting is known here."]
     rows = [*ours, *theirs]
-    protocols = list(dict.fromkeys(row.protocol for row in rows))
-    if len(protocols) > 1:
-        told.append(
-            f"The protocols differ ({', '.join(protocols)}): only scores of the same protocol "
-            "can be compared."
-        )
-    if len(dict.fromkeys(row.network for row in rows)) > 1:
+    told += scored_unlike(rows)
+    if len({row.network for row in rows}) > 1:
         told.append("The networks differ: a difference of scores is not one of methods alone.")
-    if len(dict.fromkeys(run.scored for run in ours)) > 1:
-        told.append("The runs are scored on different images or sizes.")
     if any("third party" in row.reference for row in theirs):
         told.append(
             "The numbers of SNR come through a third party's summary of the paper, not from the "
             "paper itself."
         )
     told += [f"{row.method} {row.score}: {row.note}." for row in theirs if row.note]
+    return told
+
+
+def scored_unlike(rows: Sequence[Row]) -> list[str]:
+    """Sentences for rows whose scores cannot be compared as they are; [] if they can."""
+    told = []
+    protocols = list(dict.fromkeys(row.protocol for row in rows))
+    if len(protocols) > 1:
+        told.append(
+            f"The protocols differ ({', '.join(protocols)}): only scores of the same protocol "
+            "can be compared."
+        )
+    if len({row.scored for row in rows if not row.reference}) > 1:
+        told.append("The runs are scored on different images or sizes.")
     return told
 
 

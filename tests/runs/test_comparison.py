@@ -146,6 +146,15 @@ def test_the_command_writes_the_page(generalised, adapted, command, tmp_path):
     assert page.count("<img") == 4
 
 
+def test_the_page_says_that_its_runs_are_scored_unlike(generalised, adapted, command, tmp_path):
+    out = tmp_path / "report.html"
+    flipped = copy(generalised, tmp_path / "flipped", eval__flip=True)
+    result = command("report.__main__", flipped, adapted.workdir, "--out", out, "--pictures", 0)
+    assert result.code == 0, result
+    lead = out.read_text().split('<p class="lead">')[1].split("</p>")[0]
+    assert "The protocols differ (network+flip, network)" in lead
+
+
 def test_the_command_refuses_what_it_cannot_show(generalised, refused, tmp_path):
     run = generalised.workdir
     other = copy(generalised, tmp_path / "other", source__domain="synthia")
