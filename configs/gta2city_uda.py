@@ -3,17 +3,20 @@
     python -m snr_jax.main --config configs/gta2city_uda.py --workdir runs/gta2city_uda \
         --config.init_from=runs/gta5_dg
 
-29,760 steps. Published: 46.5 mIoU on Cityscapes val (MaxSquare without SNR 44.3).
+Recipe and variant follow a colon, in any order: configs/gta2city_uda.py:release,iw_maxsquare_multi.
+Variants: maxsquare, iw_maxsquare, iw_maxsquare_multi, minent, iw_entropy, hard.
+
+29,760 steps. Published, mIoU on Cityscapes val: SNR-MaxSquare 46.5 (arXiv 2101.00588, taken from a
+third-party summary). Without SNR: minent 42.2 (ADVENT), maxsquare 44.3, iw_maxsquare 45.2,
+iw_maxsquare_multi 46.4 (MaxSquareLoss).
 """
 
 from configs import default
 
 
-def get_config(recipe: str = "paper"):
+def get_config(argument: str = "paper"):
+    recipe, variant = default.choose(argument, recipe=default.RECIPES, variant=default.VARIANTS)
     config = default.get_config(recipe)
     config.init_from = "runs/gta5_dg"
-    config.loss.target = "maxsquare"
-    config.num_steps = 29_760
-    config.optimizer.schedule_steps = 29_760
-    config.eval_every_steps = 2_976
+    default.adapt(config, variant)
     return config

@@ -2,16 +2,20 @@
 
     python -m snr_jax.main --config configs/toy_uda.py --workdir runs/toy_uda \
         --config.init_from=runs/toy_dg
+
+A variant follows a colon, as configs/toy_uda.py:minent: maxsquare, iw_maxsquare,
+iw_maxsquare_multi, minent, iw_entropy, hard.
 """
 
-from configs import toy_dg
+from configs import default, toy_dg
 
 
-def get_config(recipe: str = "standard"):
+def get_config(argument: str = "standard"):
+    recipe, variant = default.choose(argument, recipe=default.RECIPES, variant=default.VARIANTS)
     config = toy_dg.get_config(recipe)
     config.init_from = "runs/toy_dg"
-    config.loss.target = "maxsquare"
-    config.loss.lambda_target = 0.1
+    default.adapt(config, variant)
+    config.target.size = config.source.size  # whatever the variant is published with
     config.optimizer.base_rate = 0.005
     config.num_steps = 150
     config.optimizer.schedule_steps = 150

@@ -1,10 +1,16 @@
-"""Scores of a network on a domain, and the command that prints, draws and writes them.
+"""Scores of a network on one domain or several; they are printed, drawn and written.
 
     python -m snr_jax.evaluate --config configs/gta5_dg.py --checkpoint runs/gta5_dg
+    python -m snr_jax.evaluate --config configs/gta5_dg.py --checkpoint runs/gta5_dg \
+        --domains cityscapes,bdd100k,mapillary,acdc
 
 Both protocols ("network": labels at the network's size; "full": logits upsampled to the labels'
 own size), each without and with the mirrored image. Needs the labels of the split. Written:
 evaluation.json, where every score carries its settings, and predictions.png.
+
+--domains gives a table with a row per domain and their mean. Each domain lies in its own folder
+below data.root, or where DOMAIN=DIR says, and is seen at its own size or at --size. ACDC has a row
+for each condition, and one of all their pixels, which alone counts in the mean.
 """
 
 import json
@@ -16,20 +22,24 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from snr_jax import cli
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import class_names
+from snr_jax.core.labels import Classes, class_names
 from snr_jax.core.models.deeplab import architecture
 from snr_jax.core.parallel import create_parallel
 from snr_jax.data.look import look
 from snr_jax.report.pictures import panel
-from snr_jax.report.tables import class_table, percent
-from snr_jax.runs import checkpoints, experiment, network
+from snr_jax.report.tables import class_table, domain_table, percent
+from snr_jax.runs import checkpoints, experiment, network, several
 from snr_jax.runs.checkpoints import Checkpoint
-from snr_jax.runs.evaluation import PROTOCOLS, differences, evaluate, pictures
+from snr_jax.runs.evaluation import PROTOCOLS, count, differences, pictures
+from snr_jax.runs.experiment import Log
+from snr_jax.runs.keys import SIDES
 from snr_jax.runs.photos import write_png
 from snr_jax.runs.record import evaluation_settings
+from snr_jax.runs.several import Rows
 from snr_jax.runs.writer import write_text
 
 FLAGS = flags.FlagValues()
@@ -40,7 +50,14 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_enum("domain", "target", ["target", "source"], "Whose images.", flag_values=FLAGS)
-flags.DEFINE_string("split", None, "The configured val_split if none.", flag_values=FLAGS)
+flags.DEFINE_list(
+    "domains", [], "Instead of --domain: names, as cityscapes,bdd100k,crosscity=NTHU/Rome.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_list("size", [], "HEIGHT,WIDTH of all --domains, as 512,1024.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "split", None, "The configured val_split if none; val of --domains.", flag_values=FLAGS
+)
 flags.DEFINE_enum(
     "protocol", "both", [*PROTOCOLS, "both"], "Size of the scoring.",
     flag_values=FLAGS,
@@ -50,7 +67,7 @@ flags.DEFINE_enum(
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
-    "max_images", 0, "In the order of the ids; 0: all.", lower_bound=0, flag_values=FLAGS
+    "max_images", 0, "Of each domain, by id; 0: all.", lower_bound=0, flag_values=FLAGS
 )
 flags.DEFINE_integer(
     "pictures", 4, "Predictions to draw; 0: none.", lower_bound=0, flag_values=FLAGS
@@ -62,7 +79,8 @@ def command(args: flags.FlagValues) -> None:
     where = cli.require(args, "checkpoint", "--checkpoint runs/gta5_dg")
     experiment.check(config)
     checkpoint = checkpoints.find(where)
-    out = Path(args.out or _default_out(checkpoint, args.domain))
+    _check_domains(args)
+    out = Path(args.out or _default_out(checkpoint, "domains" if args.domains else args.domain))
     _refuse_unwritable(out)
     want = experiment.model_arguments(config, None)
     options = {key: want[key] for key in ("dtype", "atrous")}
@@ -74,45 +92,82 @@ def command(args: flags.FlagValues) -> None:
             f"{checkpoint.path} knows the classes {', '.join(there)}; the configuration has "
             f"{', '.join(class_names(classes))}. Set --config.source.domain to that of its training"
         )
+    rows = _open_rows(
+        args, config, classes,
+        log=lambda line: print(f"{checkpoint.path} on {line}; results go to {out}", flush=True),
+    )
+    single = {name: split for name, split in rows.splits.items() if name not in rows.parts}
+    for split in single.values():
+        for warning in look(split.samples, split.labels):
+            print(f"WARNING {warning}", flush=True)
+    for note in differences(meta, config):
+        if not (args.domains and "target.size" in note):  # their sizes are their own
+            print(f"note: {note}", flush=True)
+    parallel = create_parallel()
+    on_devices = parallel.replicate(variables)
+    batch_size = experiment.evaluation_arguments(config)["batch_size"]
+    results: dict[str, dict[str, dict]] = {name: {} for name in rows.splits}
+    for protocol in PROTOCOLS if args.protocol == "both" else (args.protocol,):
+        for flip in {"both": (False, True), "no": (False,), "yes": (True,)}[args.flip]:
+            column = protocol + ("+flip" if flip else "")
+            counts = {
+                name: count(
+                    model, on_devices, split, parallel=parallel, protocol=protocol, flip=flip,
+                    batch_size=batch_size,
+                )
+                for name, split in single.items()
+            }
+            for name, scores in several.with_sums(counts, rows).items():
+                settings = evaluation_settings(
+                    rows.splits[name], protocol=protocol, flip=flip, dtype=config.model.dtype
+                ) | {"step": checkpoint.step}
+                results[name][column] = {"settings": settings, **scores}
+                title = f"{name}, {column}" if args.domains else column
+                print(f"{title}: mIoU {percent(scores['miou'])}{_on_13(scores)}", flush=True)
+    record = {
+        "checkpoint": str(checkpoint.path), "trained": meta.get("source"),
+        "model": architecture(model), "config": experiment.to_dict(config),
+    }
+    if args.domains:
+        mean = several.means(results, rows.in_mean)
+        print(domain_table(results, mean))
+        record |= {"domains": results, "mean": mean, "mean_of": rows.in_mean}
+    else:
+        scores = results[rows.in_mean[0]]
+        print(class_table(scores))
+        record |= {"results": scores}
+    write_text(out / "evaluation.json", json.dumps(_finite(record), indent=1))
+    for name, split in single.items() if args.pictures else ():
+        file = f"predictions_{name.replace('/', '_')}.png" if args.domains else "predictions.png"
+        write_png(panel(pictures(model, variables, split.first(args.pictures))), out / file)
+    print(f"written: {out}")
+
+
+def _check_domains(args: flags.FlagValues) -> None:
+    """Raises UserError for flags of --domain beside --domains, and for a size that is none."""
+    if args.domains and args["domain"].present:
+        raise UserError("--domain and --domains exclude each other; leave one out")
+    if args.size and not args.domains:
+        raise UserError("--size is that of --domains; for --domain set --config.target.size")
+    sides = [int(side) for side in args.size if side.strip().isdecimal()]
+    if args.size and not (len(sides) == len(args.size) and SIDES.accepts(sides)):
+        raise UserError(f"--size is {','.join(args.size)!r}; expected {SIDES.kind}{SIDES.range}, "
+                        "as 512,1024")
+
+
+def _open_rows(args: flags.FlagValues, config: ConfigDict, classes: Classes, log: Log) -> Rows:
+    """What the flags choose: several domains, or the one of a side of the configuration."""
+    if args.domains:
+        return several.open_rows(
+            config, args.domains, split=args.split or "val", classes=classes,
+            size=tuple(map(int, args.size)) or None, max_images=args.max_images, log=log,
+        )
     data = experiment.split_arguments(config, f"{args.domain}_val")
     if not (args.split or data["split"]):
         raise UserError(f"{args.domain}.val_split is empty; choose one, as --split val")
     chosen = {"split": args.split or data["split"], "max_images": args.max_images}
-    split = experiment.open_split(
-        **data | chosen, classes=classes,
-        log=lambda line: print(f"{checkpoint.path} on {line}; results go to {out}", flush=True),
-    )
-    parallel = create_parallel()
-    for warning in look(split.samples, split.labels):
-        print(f"WARNING {warning}", flush=True)
-    for note in differences(meta, config):
-        print(f"note: {note}", flush=True)
-    on_devices = parallel.replicate(variables)
-    batch_size = experiment.evaluation_arguments(config)["batch_size"]
-    results = {}
-    for protocol in PROTOCOLS if args.protocol == "both" else (args.protocol,):
-        for flip in {"both": (False, True), "no": (False,), "yes": (True,)}[args.flip]:
-            name = protocol + ("+flip" if flip else "")
-            scores = evaluate(
-                model, on_devices, split, parallel=parallel, protocol=protocol, flip=flip,
-                batch_size=batch_size,
-            )
-            settings = evaluation_settings(
-                split, protocol=protocol, flip=flip, dtype=config.model.dtype
-            )
-            results[name] = {"settings": {**settings, "step": checkpoint.step}, **scores}
-            print(f"{name}: mIoU {percent(scores['miou'])}{_on_13(scores)}", flush=True)
-    print(class_table(results))
-    record = {
-        "checkpoint": str(checkpoint.path), "trained": meta.get("source"),
-        "model": architecture(model), "config": experiment.to_dict(config),
-        "results": results,
-    }
-    write_text(out / "evaluation.json", json.dumps(_finite(record), indent=1))
-    if args.pictures:
-        rows = pictures(model, variables, split.first(args.pictures))
-        write_png(panel(rows), out / "predictions.png")
-    print(f"written: {out}")
+    split = experiment.open_split(**data | chosen, classes=classes, log=log)
+    return Rows({split.name: split}, {}, (split.name,))
 
 
 def _default_out(checkpoint: Checkpoint, domain: str) -> Path:

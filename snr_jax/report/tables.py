@@ -18,6 +18,21 @@ def class_table(results: Results) -> str:
     return "\n".join([head, rule, *lines[:split], rule, *lines[split:]])
 
 
+def domain_table(results: Mapping[str, Mapping[str, Mapping]], means: Mapping) -> str:
+    """mIoU in % with a row per domain of {domain: {run: scores}}, a column per run, the mean last.
+
+    Networks of 16 classes have a further column per run, for the 13 classes.
+    """
+    columns = [(run, key) for run in means for key in ("miou", "miou_13") if key in means[run]]
+    names = ["domain", *(run + (" (13)" if key == "miou_13" else "") for run, key in columns)]
+    head, *lines, last = aligned([names] + [
+        [name, *(percent(scores[run][key]) for run, key in columns)]
+        for name, scores in [*results.items(), ("mean", means)]
+    ])
+    rule = "-" * len(head)
+    return "\n".join([head, rule, *lines, rule, last])
+
+
 def means(results: Results) -> dict[str, list[float | None]]:
     """The means over classes by name: mIoU, and that over 13 where a run of 16 classes has it."""
     found = {"mIoU": [metrics["miou"] for metrics in results.values()]}

@@ -33,7 +33,27 @@ def evaluate(
     log: Callable[[str], None] = print,
     check: Callable[[], None] = lambda: None,
 ) -> dict:
-    """`metrics.report` over the samples of the split.
+    """`metrics.report` of what `count` counts, with its arguments."""
+    total = count(
+        model, variables, split, parallel=parallel, batch_size=batch_size, protocol=protocol,
+        flip=flip, log=log, check=check,
+    )
+    return metrics.report(total, split.labels.classes)
+
+
+def count(
+    model: DeepLab,
+    variables: dict,
+    split: Split,
+    *,
+    parallel: Parallel,
+    batch_size: int = 1,
+    protocol: str = "network",
+    flip: bool = False,
+    log: Callable[[str], None] = print,
+    check: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Confusion matrix int64 [C,C] over the samples of the split, rows are labels.
 
     variables: on the devices, from `parallel.replicate`. batch_size: images over all devices,
     rounded up to a multiple of them. check: called between batches; it may raise.
@@ -52,15 +72,15 @@ def evaluate(
     total = np.zeros((model.num_classes,) * 2, np.int64)
     done, start = 0, time.monotonic()
     last_line = start
-    for count, arrays in pipeline.prefetch_to_device(batches, put):
+    for number, arrays in pipeline.prefetch_to_device(batches, put):
         total += np.asarray(parallel.unreplicate(step(variables, arrays)))
         check()
-        done += count
+        done += number
         if time.monotonic() - last_line > 10:
             last_line = time.monotonic()
             rate = done / (last_line - start)
             log(progress_text(f"{split.name}, {protocol}: images", done, len(split.samples), rate))
-    return metrics.report(total, split.labels.classes)
+    return total
 
 
 def differences(meta: dict, config: ConfigDict) -> list[str]:

@@ -14,7 +14,7 @@ from configs import default
 from snr_jax.core.errors import UserError
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.state import create_state, variable_shapes
-from snr_jax.runs import experiment
+from snr_jax.runs import experiment, keys
 
 FOLDER = Path(default.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
@@ -27,8 +27,22 @@ SWITCHES = {  # method: the recipes by name
 }
 
 
-def get_config(name, *recipe):
-    return importlib.import_module(f"configs.{name}").get_config(*recipe)
+# method: what the variants are, and the classes and sizes of the benchmarks
+VARIANTS = {
+    "maxsquare": ("maxsquare", 0.0, 0.1),
+    "iw_maxsquare": ("iw_maxsquare", 0.0, 0.1),
+    "iw_maxsquare_multi": ("iw_maxsquare", 0.1, 0.09),
+    "minent": ("entropy", 0.0, 0.1),
+    "iw_entropy": ("iw_entropy", 0.0, 0.1),
+    "hard": ("hard", 0.0, 0.1),
+}
+ADAPTATIONS = [name for name in NAMES if name.endswith("_uda")]
+NEEDED = {"city2crosscity_uda": "Rome"}  # the argument that a configuration cannot be without
+
+
+def get_config(name, *words):
+    words = (*words, NEEDED[name]) if name in NEEDED else words
+    return importlib.import_module(f"configs.{name}").get_config(*filter(None, [",".join(words)]))
 
 
 @pytest.mark.parametrize("recipe", SWITCHES)
@@ -44,6 +58,88 @@ def test_recipes(name, recipe):
     ]  # fmt: skip
     # The toy maps are smaller than the outer dilations.
     assert config.model.head_branches == (2 if name.startswith("toy") else head_branches)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("recipe", SWITCHES)
+@pytest.mark.parametrize("name", ADAPTATIONS)
+def test_variants(name, recipe, variant):
+    """Beside any recipe, in any order."""
+    config = get_config(name, recipe, variant)
+    experiment.check(config)
+    assert get_config(name, variant, recipe).to_dict() == config.to_dict()
+    assert config.recipe == recipe and config.optimizer.train_snr == SWITCHES[recipe][0]
+    loss = config.loss
+    assert (loss.target, loss.lambda_seg, loss.lambda_target) == VARIANTS[variant]
+    if not name.startswith("toy"):  # toy images are smaller
+        large = variant == "iw_maxsquare_multi"
+        assert config.target.size == ((640, 1280) if large else (512, 1024))
+        assert config.num_steps == config.optimizer.schedule_steps == 29_760
+
+
+@pytest.mark.parametrize("name", ADAPTATIONS)
+def test_one_word_is_enough(name):
+    base = get_config(name)
+    assert base.recipe == ("standard" if name.startswith("toy") else "paper")
+    assert base.loss.target == "maxsquare"
+    assert get_config(name, "hard").recipe == base.recipe
+    assert get_config(name, "release").loss.target == "maxsquare"
+
+
+@pytest.mark.parametrize("name", ["city_dg13", "city2crosscity_uda"])
+@pytest.mark.parametrize("city", ["Rio", "rome", "TOKYO", "Taipei"])
+def test_cities(name, city):
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config(f"{city},release")
+    experiment.check(config)
+    assert config.target.dir == f"NTHU/{city.capitalize()}" and config.recipe == "release"
+    assert config.target.domain == "crosscity" and config.source.domain == "cityscapes"
+    assert config.num_classes == 13
+    assert module.get_config(f"release,{city}").to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    "name, argument, words",
+    [
+        ("gta5_dg", "papers", "no recipe is called 'papers'; there are paper, release, standard"),
+        ("gta5_dg", "minent", "no recipe is called 'minent'; there are paper, release, standard"),
+        ("gta2city_uda", "minents", "no recipe or variant is called 'minents'; there are paper, "
+         "release, standard; maxsquare, iw_maxsquare, iw_maxsquare_multi, minent, iw_ent"),
+        ("gta2city_uda", "release,paper", "release and paper exclude each other"),
+        ("gta2city_uda", "hard,release,minent", "choose one variant of maxsquare, iw_maxsq"),
+        ("synthia2city_uda", "Rome", "no recipe or variant is called 'rome'"),
+        ("city_dg13", "Paris", "'paris'; there are paper, release, standard; rio, rome, tokyo, t"),
+        ("city2crosscity_uda", "Rome,Rio", "rome and rio exclude each other"),
+        ("city2crosscity_uda", "release", "the city is missing; .*Rio, Rome, Tokyo, Taipei"),
+        ("city2crosscity_uda", "", "the city is missing; .*Rio, Rome, Tokyo, Taipei"),
+        ("toy_uda", "x", "no recipe or variant is called 'x'"),
+    ],
+)
+def test_words_that_do_not_exist(name, argument, words):
+    with pytest.raises(ValueError, match=words):
+        importlib.import_module(f"configs.{name}").get_config(argument)
+
+
+def test_benchmarks():
+    """The sets, classes and sizes of the method, beside those of GTA5 → Cityscapes."""
+    base = get_config("gta5_dg")
+
+    def changes(name):
+        config = get_config(name)
+        return {k: v for k, v in keys.values(config).items() if v != keys.values(base)[k]}
+
+    synthia = {"num_classes": 16, "source.domain": "synthia", "source.dir": "RAND_CITYSCAPES",
+               "source.size": (760, 1280)}
+    crosscity = {"num_classes": 13, "source.domain": "cityscapes", "source.dir": "Cityscapes",
+                 "source.size": (512, 1024), "target.domain": "crosscity",
+                 "target.dir": "NTHU/Rome"}
+    adapted = {"loss.target": "maxsquare", "num_steps": 29_760, "eval_every_steps": 2_976,
+               "optimizer.schedule_steps": 29_760}
+    assert changes("gta2city_uda") == adapted | {"init_from": "runs/gta5_dg"}
+    assert changes("synthia_dg") == synthia
+    assert changes("synthia2city_uda") == synthia | adapted | {"init_from": "runs/synthia_dg"}
+    assert changes("city_dg13") == crosscity
+    assert changes("city2crosscity_uda") == crosscity | adapted | {"init_from": "runs/city_dg13"}
 
 
 def test_published_values():
@@ -82,8 +178,11 @@ def test_every_key_of_the_default_is_commented():
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "default"])
 def test_docstring_is_the_command(name):
     text = importlib.import_module(f"configs.{name}").__doc__
-    assert f"python -m snr_jax.main --config configs/{name}.py --workdir" in text
+    argument = f":{NEEDED[name]}" if name in NEEDED else ""
+    command = f"python -m snr_jax.main --config configs/{name}.py{argument} --workdir"
+    assert command in " ".join(text.replace("\\\n", " ").split())
     if get_config(name).loss.target:
+        assert all(variant in text for variant in VARIANTS)
         assert "--config.init_from=" in text
 
 

@@ -1,0 +1,52 @@
+"""The four cities of CrossCity: one network of Cityscapes, as it is and adapted to each.
+
+    python scripts/crosscity.py --config configs/city2crosscity_uda.py:Rome --out runs/crosscity
+
+Starts from config.init_from, by default runs/city_dg13. Each city takes the place of the one that
+the configuration names; its recipe, variant and keys hold for all, as in
+configs/city2crosscity_uda.py:Rome,iw_maxsquare. The runs are OUT/rio to OUT/taipei, the scores
+OUT/results.json and OUT/table.md. The same command goes on with an interrupted one.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from snr_jax import cli
+from snr_jax.core.errors import UserError
+from snr_jax.data.domains import CITIES
+from snr_jax.runs import stopping
+from snr_jax.runs.crosscity import crosscity
+
+FLAGS = flags.FlagValues()
+cli.define_config(FLAGS)
+flags.DEFINE_string("out", "runs/crosscity", "Folder of runs and table.", flag_values=FLAGS)
+flags.DEFINE_list("cities", list(CITIES), "Some of them, as rome,tokyo.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "compilation_cache", "~/.cache/snr_jax", "Compiled programs are kept here; empty: nowhere.",
+    flag_values=FLAGS,
+)
+
+
+def command(args: flags.FlagValues) -> None:
+    config = cli.require(args, "config", "--config configs/city2crosscity_uda.py:Rome")
+    cities = list(dict.fromkeys(city.strip().lower() for city in args.cities))
+    if not cities or not set(cities) <= set(CITIES):
+        raise UserError(f"--cities is {','.join(args.cities)!r}; expected some of "
+                        f"{','.join(CITIES)}")
+    if args.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(args.compilation_cache))
+    with stopping.on_signals() as stop:
+        print(f"\n{crosscity(config, Path(args.out), cities, stop=stop)}\nin {args.out}/table.md")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(argv, FLAGS, __doc__, command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
