@@ -92,6 +92,7 @@ def get_config(recipe: str = "paper") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.root = "datasets"  # holds the data sets' folders
+    config.data.prepared = ""  # folder of scripts/prepare_data.py; "": training reads the files
     config.data.scale_range = (1.0, 1.0)  # random scale of the training size; 0.1 to 10
     config.data.crop = (0, 0)  # height, width of a crop; 33 to 8192, or (0, 0) for none
 

@@ -18,6 +18,7 @@ from snr_jax.core.labels import IGNORE
 from snr_jax.data import decode
 from snr_jax.data.decode import tf
 from snr_jax.data.inspection import inspect
+from snr_jax.data.prepared import Prepared
 from snr_jax.data.samples import Labels, Sample
 
 RESIZE = {"image": decode.resize_image, "label": decode.resize_label}
@@ -52,6 +53,7 @@ def train_batches(
     crop: tuple[int, int] | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
+    prepared: Prepared | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches from step `start_step` on, shuffled anew in every epoch, half mirrored.
 
@@ -62,7 +64,8 @@ def train_batches(
     where smaller than `crop`, and cropped at random.
 
     `batch_size` is the global one; a shard yields its rows of it, B = batch_size / shard_count.
-    Batches run across the ends of epochs.
+    Batches run across the ends of epochs. `prepared` is where the same samples lie at `size`; what
+    comes from there is equal bit for bit, and `scale_range` is not possible.
 
     Raises UserError, naming the file, for one that cannot be read or holds unknown label ids, and
     for an image and label of different shapes; ValueError for a shard that does not exist.
@@ -70,6 +73,8 @@ def train_batches(
     _require(samples, with_labels)
     if batch_size % shard_count or not 0 <= shard_index < shard_count:
         raise ValueError(f"no shard {shard_index} of {shard_count} in batches of {batch_size}")
+    if prepared and scale_range:
+        raise ValueError("prepared data hold one size; there is no scale_range")
     rows = batch_size // shard_count
     height, width = crop or size
 
@@ -77,24 +82,41 @@ def train_batches(
         positions = np.int64(step) * batch_size + shard_index * rows + np.arange(rows)
         return np.array([sample_at(p, len(samples), seed) for p in positions]), positions
 
+    def draws_at(position: tf.Tensor) -> tf.Tensor:
+        """Uniform in [0, 1): mirroring, scale, top and left."""
+        return tf.random.stateless_uniform([4], tf.stack([seed, position]), dtype=tf.float64)
+
     def resize(sample: Arrays, position: tf.Tensor) -> Arrays:
-        draws = tf.random.stateless_uniform([4], tf.stack([seed, position]), dtype=tf.float64)
+        draws = draws_at(position)
         low, high = scale_range or (1, 1)
         factor = low + (high - low) * draws[1]
         scaled = tf.cast(tf.round(tf.constant(size, tf.float64) * factor), tf.int32)
         sample = {k: RESIZE[k](v, scaled, draws[0] < 0.5) for k, v in sample.items()}
+        return cut(sample, draws, scaled)
+
+    def cut(sample: Arrays, draws: tf.Tensor, scaled: tf.Tensor) -> Arrays:
         if scale_range or crop:
             sample = _crop(sample, draws[2:], scaled, (height, width))
         shapes = {"image": [height, width, 3], "label": [height, width]}
         return {key: tf.ensure_shape(value, shapes[key]) for key, value in sample.items()}
 
-    load = _loader(samples, labels, resize, with_labels)
+    def load_prepared(index: tf.Tensor, position: tf.Tensor) -> Arrays:
+        draws = draws_at(position)
+        sample = cut(read(index, draws[0] < 0.5), draws, tf.constant(size))
+        if not with_labels:
+            return sample
+        return sample | {"label": decode.to_train_ids(sample["label"], labels.lookup)}
+
+    if prepared:
+        read, load = prepared.reader(with_labels), load_prepared
+    else:
+        load = _loader(samples, labels, resize, with_labels)
     steps = tf.data.Dataset.counter(start_step)
     order = steps.map(lambda step: tf.numpy_function(rows_of, [step], [tf.int64, tf.int64]))
     dataset = order.unbatch().map(load, tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(rows, drop_remainder=True).prefetch(2)
     of_step = ([samples[i] for i in rows_of(step)[0]] for step in itertools.count(start_step))
-    return _to_numpy(dataset, of_step, labels)
+    return _to_numpy(dataset, of_step, labels, prepared)
 
 
 def eval_batches(
@@ -229,7 +251,8 @@ def _crop(sample: Arrays, draws: tf.Tensor, size: tf.Tensor, crop: tuple[int, in
 
 
 def _to_numpy(
-    dataset: tf.data.Dataset, samples_of: Iterable[Sequence[Sample]], labels: Labels
+    dataset: tf.data.Dataset, samples_of: Iterable[Sequence[Sample]], labels: Labels,
+    prepared: Prepared | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The dataset's elements; `samples_of` gives the samples of each, to explain an error."""
     elements = dataset.as_numpy_iterator()
@@ -239,6 +262,8 @@ def _to_numpy(
         except StopIteration:
             return
         except tf.errors.OpError as error:
+            if prepared:
+                raise prepared.fault(error) from error
             findings = [inspect(s, labels) for s in samples]
             faults = [fault for finding in findings for fault in finding.faults]
             if not faults:

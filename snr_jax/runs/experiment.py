@@ -16,8 +16,9 @@ from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.parallel import Parallel
 from snr_jax.core.progress import make_progress
 from snr_jax.core.steps import make_adaptation_step, make_source_step
-from snr_jax.data import domains, pipeline
+from snr_jax.data import domains, pipeline, prepared
 from snr_jax.data import look as data_look
+from snr_jax.data.prepared import Prepared
 from snr_jax.data.samples import Labels, Sample
 from snr_jax.runs import keys, network
 
@@ -38,6 +39,7 @@ class Split(NamedTuple):
     size: tuple[int, int]
     samples: list[Sample]
     labels: Labels
+    prepared: Prepared | None = None  # where training reads the samples at `size`; None: the files
 
     def first(self, count: int) -> "Split":
         """The first samples, in the order of the ids; all for 0."""
@@ -54,6 +56,8 @@ def check(config: ConfigDict) -> None:
             f"--config.optimizer.schedule_steps to at least that (now "
             f"{config.optimizer.schedule_steps})"
         )
+    if config.data.prepared:
+        prepared.check_scale(tuple(config.data.scale_range))
 
 
 def check_devices(config: ConfigDict) -> None:
@@ -77,6 +81,7 @@ def split_arguments(config: ConfigDict, role: str) -> dict:
         "split": place.val_split if validation else place.train_split,
         "size": tuple(place.size),
         "require_labels": role != "target",
+        "prepared_in": "" if validation else config.data.prepared,
         "max_images": config.eval.max_images if validation else 0,
     }
 
@@ -183,6 +188,9 @@ def open_splits(config: ConfigDict, log: Log) -> dict[str, Split]:
 
     roles = ["source", *(["target"] if config.loss.target else []), "source_val"]
     splits = {role: opened(role) for role in roles}
+    if config.data.prepared and not any(split.prepared for split in splits.values()):
+        training = [splits[role] for role in roles if not role.endswith("_val")]
+        prepared.refuse(config.data.prepared, [(s.labels.domain, s.size) for s in training])
     if config.target.val_split:
         return splits | {"target_val": opened("target_val")}
     log("target validation none: target.val_split is empty")
@@ -191,9 +199,16 @@ def open_splits(config: ConfigDict, log: Log) -> dict[str, Split]:
 
 def open_split(
     *, domain: str, directory: str, split: str, size: tuple[int, int], classes: Classes,
-    require_labels: bool, max_images: int, log: Log,
+    require_labels: bool, max_images: int, log: Log, prepared_in: str = "",
 ) -> Split:
-    """One split, named after its domain; log gets a line about it."""
+    """One split, named after its domain; log gets a line about it. prepared_in: a folder or ""."""
+    known = domains.get_domain(domain)
+    if prepared_in and (found := prepared.open_prepared(
+        prepared_in, known, directory, split, size=size, classes=classes
+    )):
+        samples, labels, where = found
+        log(f"{labels.domain}/{split}: {len(samples)} images, prepared in {where.folder}")
+        return Split(labels.domain, domain, split, size, samples, labels, where).first(max_images)
     samples, labels, notes = domains.list_samples(
         domain, directory, split, classes=classes, require_labels=require_labels
     )
@@ -222,6 +237,8 @@ def look(splits: dict[str, Split], log: Log) -> None:
     """A quick look at every split, before work begins; raises UserError for what it cannot use."""
     warnings = []
     for role, split in splits.items():
+        if split.prepared:  # every file was read when it was made
+            continue
         show = make_progress(f"a look at {role}: images", log)
         warnings += data_look.look(
             split.samples, split.labels,
@@ -263,7 +280,7 @@ def batches(config: ConfigDict, splits: dict[str, Split], start_step: int) -> It
         return pipeline.train_batches(
             split.samples, split.labels, size=split.size, start_step=start_step,
             shard_index=jax.process_index(), shard_count=jax.process_count(),
-            **stream_arguments(config, role),
+            prepared=split.prepared, **stream_arguments(config, role),
         )
 
     source = stream("source")

@@ -128,6 +128,7 @@ KEYS = {
     "model.atrous": Key(one_of("auto", *ATROUS), ("model.atrous",)),
     "model.remat": Key(SWITCH, ("model.remat",)),
     "data.root": Key(text(empty=False), _in(SPLITS, "directory")),
+    "data.prepared": Key(text(empty=True), _in(SPLITS[:2], "prepared_in")),
     "data.scale_range": Key(
         several(2, number(0.1, 10), rising=True), _in(STREAMS, "scale_range")),
     "data.crop": Key(several(2, whole(33, 8192), also=(0, 0)), _in(STREAMS, "crop")),

@@ -34,7 +34,7 @@ from snr_jax.runs.writer import read_scalars, write_text
 RUN_FILE = "run.json"
 # Keys that do not change what a run computes. The data may move: they are compared themselves.
 FREE_KEYS = (
-    "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "data.root",
+    "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "data.root", "data.prepared",
     "eval.batch_size", "eval.num_pictures",
 )
 LIBRARIES = (
@@ -55,7 +55,7 @@ def fingerprint(config: ConfigDict, splits: Mapping[str, Split]) -> dict:
     """
     data = {
         role: {"domain": split.domain, "split": split.split,
-               **identity(split.samples, labels=role != "target")}
+               **_identity(split, labels=role != "target")}
         for role, split in splits.items()
     }
     return {"config": to_dict(config), "initial": _initial(config.init_from), "data": data}
@@ -79,6 +79,13 @@ def differences(there: Mapping, here: Mapping) -> list[str]:
 def _comparable(record: Mapping) -> dict:
     data = {f"data of {role}": of_split for role, of_split in record["data"].items()}
     return flatten_dict(record["config"], sep=".") | flatten_dict(data, sep=".")
+
+
+def _identity(split: Split, labels: bool) -> dict:
+    """Prepared data keep what `identity` says of the files that they are made of."""
+    if split.prepared:
+        return split.prepared.identities["pairs" if labels else "images"]
+    return identity(split.samples, labels=labels)
 
 
 def identity(samples: Sequence[Sample], *, labels: bool = True) -> dict:

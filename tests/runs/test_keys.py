@@ -21,7 +21,8 @@ OTHER = {
     "model.norm_restitution": "in", "model.stage_sizes": (1, 2, 1, 1), "model.width": 8,
     "model.head_branches": 4, "model.stride_in": "conv2", "model.dtype": "bfloat16",
     "model.atrous": "native", "model.remat": True,
-    "data.root": "elsewhere", "data.scale_range": (0.5, 1.0), "data.crop": (65, 129),
+    "data.root": "elsewhere", "data.prepared": "elsewhere",
+    "data.scale_range": (0.5, 1.0), "data.crop": (65, 129),
     "source.domain": "cityscapes", "source.dir": "elsewhere", "source.train_split": "all",
     "source.val_split": "test", "source.size": (65, 129),
     "target.domain": "gta5", "target.dir": "elsewhere", "target.train_split": "val",
@@ -168,7 +169,7 @@ def test_batches_pass_their_arguments_on(monkeypatch):
         assert places == (f"samples of {role}", f"labels of {role}")
         assert named == {
             **experiment.stream_arguments(config, role),
-            "size": (33, 65), "start_step": 7, "shard_index": 0, "shard_count": 1,
+            "size": (33, 65), "prepared": None, "start_step": 7, "shard_index": 0, "shard_count": 1,
         }
 
 
@@ -180,7 +181,14 @@ def test_open_splits_passes_its_arguments_on(monkeypatch):
         assert classes == experiment.create_classes(config)
         return list(range(20)), SimpleNamespace(domain=domain), []
 
+    asked = []
+
+    def open_prepared(folder, domain, *_, size, classes):
+        asked.append((folder, domain.name, size))
+
     monkeypatch.setattr(experiment.domains, "list_samples", list_samples)
+    monkeypatch.setattr(experiment.prepared, "open_prepared", open_prepared)
+    monkeypatch.setattr(experiment.prepared, "refuse", lambda *_: None)
     splits = experiment.open_splits(config, lambda line: None)
     assert list(splits) == ["source", "target", "source_val", "target_val"]
     for role, split in splits.items():
@@ -189,6 +197,9 @@ def test_open_splits_passes_its_arguments_on(monkeypatch):
         assert found == (wanted["domain"], wanted["directory"], wanted["split"])
         assert kept[found] == wanted["require_labels"] and split.size == wanted["size"]
         assert len(split.samples) == (7 if "val" in role else 20)
+    assert asked == [
+        ("elsewhere", splits[role].domain, splits[role].size) for role in ("source", "target")
+    ]
 
 
 def test_arrives_unchanged():

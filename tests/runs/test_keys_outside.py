@@ -78,8 +78,8 @@ SHOWN_BY = {
 # Elsewhere: paths (test_main.py: a folder that is not there is named; init_from in test_train.py),
 # and what changes how a result is computed but not which (test_keys.py).
 NOT_SHOWN = {
-    "recipe", "init_from", "data.root", "source.dir", "target.dir", "model.atrous", "model.remat",
-    "sync_batch_norm", "eval.batch_size",
+    "recipe", "init_from", "data.root", "data.prepared", "source.dir", "target.dir", "model.atrous",
+    "model.remat", "sync_batch_norm", "eval.batch_size",
 }  # fmt: skip
 
 

@@ -1,0 +1,65 @@
+"""Resizes a domain once to its training size: OUT/<domain>_<height>x<width>, read by TFDS.
+
+    python scripts/prepare_data.py --domain gta5 --dir datasets/GTA5 --out datasets/prepared
+    python -m snr_jax.main --config configs/gta5_dg.py --config.data.prepared=datasets/prepared ...
+
+The same command goes on after an interruption; on a finished folder it checks every shard.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from snr_jax import cli
+from snr_jax.core.errors import UserError
+from snr_jax.core.progress import make_progress
+from snr_jax.runs import stopping
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("domain", None, "As in data/domains.py, or my_domain.yaml.", flag_values=FLAGS)
+flags.DEFINE_string("dir", None, "Folder of the data set; an own one's file names it.",
+                    flag_values=FLAGS)
+flags.DEFINE_list("splits", ["train"], "Separated by commas.", flag_values=FLAGS)
+flags.DEFINE_list("size", None, "HEIGHT,WIDTH; the domain's own by default.", flag_values=FLAGS)
+flags.DEFINE_enum("images", "raw", ["raw", "png"], "raw is faster, png smaller; both are exact.",
+                  flag_values=FLAGS)
+flags.DEFINE_string("out", None, "Folder of prepared data.", flag_values=FLAGS)
+flags.DEFINE_integer("workers", os.cpu_count(), "Processes.", lower_bound=1, flag_values=FLAGS)
+
+
+def _size(words: Sequence[str]) -> tuple[int, int]:
+    if len(words) != 2 or not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        raise UserError(f"--size is {','.join(words)}; expected HEIGHT,WIDTH, as --size 720,1280")
+    return int(words[0]), int(words[1])
+
+
+def command(args: flags.FlagValues) -> None:
+    from snr_jax.data import preparing  # TensorFlow: slow, not for --help
+    from snr_jax.data.domains import directory, get_domain
+    from snr_jax.runs import record
+
+    name = cli.require(args, "domain", "--domain gta5")
+    domain = get_domain(name)
+    out = cli.require(args, "out", "--out datasets/prepared")
+    own = domain.classes is not None  # its file says where it lies
+    place = "" if own else cli.require(args, "dir", "--dir datasets/GTA5")
+    size = _size(args["size"].value) if args["size"].value else domain.train_size
+    message = f"stopped; the same command goes on in {out}"
+    with stopping.on_signals() as stop:
+        preparing.prepare(
+            domain, directory(name, "", place), out,
+            splits=list(dict.fromkeys(args["splits"].value)), size=size,
+            images=args["images"].value, workers=args["workers"].value,
+            identify=record.identity, progress=make_progress("images"),
+            check=lambda: stopping.unless_asked(stop, message),
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(argv, FLAGS, __doc__, command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Prepared data: a domain resized once to its training size, as a TFDS data set of array_record.
+
+FOLDER/<domain>_<height>x<width> is written by `preparing.py`; `open_prepared` reads it, by index. A
+record holds what training reads from the files, bit for bit:
+
+    id               text
+    image            uint8 [h,w,3] RGB, raw bytes or PNG; Pillow's resize commutes with mirroring
+    label            uint8 [h,w,1], the file's own ids, nearest neighbour, PNG
+    label_mirrored   the same of the mirrored label: mirroring comes before the nearest resize
+"""
+
+import json
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from snr_jax.core.errors import UserError
+from snr_jax.core.labels import Classes
+from snr_jax.data import decode
+from snr_jax.data.decode import tf
+from snr_jax.data.samples import Domain, Labels, Sample
+
+NAME = "snr_jax"  # of the data set in TFDS's file names
+RECORD = "prepared.json"  # what was prepared: read before anything else
+REMEDY = (
+    "Prepare it anew with scripts/prepare_data.py, or set --config.data.prepared= to read the files"
+)
+
+
+def tfds() -> ModuleType:
+    """tensorflow_datasets: slow to import, and needed for prepared data alone."""
+    import tensorflow_datasets
+
+    return tensorflow_datasets
+
+
+def place(folder: str | os.PathLike, domain: str, size: Sequence[int]) -> Path:
+    """Where the domain of that name and size (height, width) lies in a folder of prepared data."""
+    return Path(folder) / f"{domain}_{size[0]}x{size[1]}"
+
+
+class Prepared(NamedTuple):
+    """A split of prepared data, as the pipeline reads it."""
+
+    folder: Path
+    split: str
+    identities: dict[str, dict]  # "images", "pairs" → `record.identity` of the files it is made of
+    shards: tuple[str, ...]
+
+    def reader(self, with_labels: bool) -> Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
+        """index, mirror → "image" uint8 [h,w,3] and, `with_labels`, "label" uint8 ids [h,w]."""
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        try:
+            source, lock = ArrayRecordDataSource(list(self.shards)), threading.Lock()
+            declared = tfds().builder_from_directory(self.folder).info.features
+        except Exception as error:  # whatever a damaged folder makes them raise
+            raise self.fault(error) from error
+        names = ["image", *(("label", "label_mirrored") if with_labels else ())]
+        declared = tfds().features.FeaturesDict({name: declared[name] for name in names})
+
+        def record(index: np.ndarray) -> bytes:
+            with lock:  # the readers of the shards are not said to be safe among threads
+                return source[int(index)]
+
+        def read(index: tf.Tensor, mirror: tf.Tensor) -> dict[str, tf.Tensor]:
+            serialized = tf.ensure_shape(tf.numpy_function(record, [index], tf.string), [])
+            example = declared.deserialize_example(serialized)
+            image = example["image"]
+            found = {"image": tf.cond(mirror, lambda: image[:, ::-1], lambda: image)}
+            if with_labels:
+                both = example["label"][..., 0], example["label_mirrored"][..., 0]
+                found["label"] = tf.cond(mirror, lambda: both[1], lambda: both[0])
+            return found
+
+        return read
+
+    def fault(self, error: Exception) -> UserError:
+        """What to say of a record that cannot be read."""
+        words = getattr(error, "message", str(error)).strip().splitlines()
+        return UserError(
+            f"{self.folder}: a record of the split {self.split!r} cannot be read "
+            f"({words[-1] if words else type(error).__name__}). The same scripts/prepare_data.py "
+            f"command names the shard. {REMEDY}"
+        )
+
+
+def open_prepared(
+    folder: str | os.PathLike, domain: Domain, directory: str, split: str,
+    *, size: Sequence[int], classes: int | Classes,
+) -> tuple[list[Sample], Labels, Prepared] | None:
+    """The samples of a split as `list_samples` gives them; None if the domain is not there.
+
+    Their paths are those of the files below `directory`, which need not exist. Raises UserError
+    for a folder that is damaged or lacks the split.
+    """
+    path = place(folder, domain.name, size)
+    if not path.exists():
+        return None
+    record = read_record(path)
+    if split not in record["splits"]:
+        raise UserError(
+            f"{path} holds the split {', '.join(record['splits'])}, not {split!r}. {REMEDY}"
+        )
+    layouts = [layout for layout in domain.layouts if str(layout) == record["layout"]]
+    if not layouts:
+        raise UserError(
+            f"{path} was made of {record['layout']}, and {domain.name} is {domain}. {REMEDY}"
+        )
+    shards = [path / name for name in record["splits"][split]["shards"]]
+    for shard in shards:
+        if not shard.is_file() or shard.stat().st_size != record["shards"][shard.name]["bytes"]:
+            raise UserError(f"{shard} is missing or not whole. {REMEDY}")
+    stored = record["splits"][split]
+    labels = stored["labels"] or [None] * len(stored["ids"])
+    samples = [
+        Sample(id, os.path.join(directory, image), label and os.path.join(directory, label))
+        for id, image, label in zip(stored["ids"], stored["images"], labels, strict=True)
+    ]
+    prepared = Prepared(path, split, stored["identities"], tuple(map(str, shards)))
+    return samples, domain.labels(layouts[0], classes), prepared
+
+
+def read_record(path: Path) -> dict:
+    """Raises UserError for a folder that is no prepared data, or not whole."""
+    try:
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        shards = [name for split in record["splits"].values() for name in split["shards"]]
+        if shards and sorted(shards) == sorted(record["shards"]) and record["layout"]:
+            return record
+        raise ValueError("it is not whole")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path / RECORD} cannot be read ({error}). {REMEDY}") from None
+
+
+def check_scale(scale_range: tuple[float, float]) -> None:
+    """Raises UserError for a random scale: the files would give other pixels."""
+    if scale_range != (1, 1):
+        raise UserError(
+            f"data.scale_range is {scale_range}, and prepared data hold one size. Set "
+            "--config.data.prepared= or '--config.data.scale_range=(1.0,1.0)'"
+        )
+
+
+def refuse(folder: str, wanted: Sequence[tuple[str, Sequence[int]]]) -> None:
+    """Raises UserError for a folder with none of the domains and sizes that are trained on."""
+    places = [str(place(folder, domain, size)) for domain, size in wanted]
+    raise UserError(f"data.prepared is {folder}, and there is no "
+                    f"{' and no '.join(places)}. {REMEDY}")
+
+
+def features(size: tuple[int, int], images: str, labelled: bool) -> "tfds.features.FeaturesDict":
+    """Of a record. images: "raw" or "png"."""
+    kinds, shape = tfds().features, (*size, 3)
+    if images == "raw":
+        image = kinds.Tensor(shape=shape, dtype=np.uint8, encoding=kinds.Encoding.BYTES)
+    else:
+        image = kinds.Image(shape=shape, encoding_format="png")
+    names = ("label", "label_mirrored") if labelled else ()
+    label = {name: kinds.Image(shape=(*size, 1), encoding_format="png") for name in names}
+    return kinds.FeaturesDict({"id": kinds.Text(), "image": image, **label})
+
+
+def example(sample: Sample, labels: Labels, size: tuple[int, int], labelled: bool) -> dict:
+    """A record of a sample's files. Raises tf.errors.OpError for those that cannot be read."""
+    image = decode.read_image(sample.image)
+    small = decode.resize_image(image, size).numpy()
+    if (decode.resize_image(image, size, True).numpy() != small[:, ::-1]).any():
+        raise UserError(f"{sample.image}: its mirrored form does not resize to the mirrored pixels")
+    found = {"id": sample.id, "image": small}
+    if labelled:
+        ids = decode.read_label_ids(sample.label, kind=labels.kind, lookup=labels.lookup)
+        sizes = tf.shape(image, tf.int64), tf.shape(ids, tf.int64)
+        tf.debugging.assert_equal(decode.alike(*sizes), True, "shapes differ")
+        for name, mirror in (("label", False), ("label_mirrored", True)):
+            found[name] = decode.resize_label(ids, size, mirror).numpy()[..., None]
+    return found
