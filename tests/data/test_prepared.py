@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,15 @@ def root(tmp_path_factory) -> Path:
     return write_gta5(tmp_path_factory.mktemp("files"), ids=range(1, 8))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def threads():
+    """In the place of processes, which take seconds to start; `test_after_a_kill` has them."""
+    with pytest.MonkeyPatch.context() as patch:
+        executor = lambda workers, *_: ThreadPoolExecutor(workers)  # noqa: E731
+        patch.setattr(preparing, "ProcessPoolExecutor", executor)
+        yield
+
+
 def prepare(root, out, **options) -> Path:
     keywords = {"splits": ["train"], "size": SIZE, "images": "raw", "workers": 1,
                 "identify": record.identity, "log": lambda line: None} | options
@@ -37,7 +47,7 @@ def prepare(root, out, **options) -> Path:
 
 
 @pytest.fixture(scope="module", params=preparing.IMAGE_KINDS)
-def folder(root, request, tmp_path_factory) -> Path:
+def folder(threads, root, request, tmp_path_factory) -> Path:
     """A folder of prepared data with three shards, read-only for the tests."""
     out = tmp_path_factory.mktemp("prepared")
     with pytest.MonkeyPatch.context() as patch:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -18,11 +19,14 @@ SHORT = {"num_steps": 4, "checkpoint_every_steps": 2, "eval_every_steps": 4,
 def prepared(data_root, tmp_path_factory):
     """Source and target at the size of the tiny runs."""
     out = tmp_path_factory.mktemp("prepared")
-    for name, folder in (("gta5", "GTA5"), ("cityscapes", "Cityscapes")):
-        preparing.prepare(
-            DOMAINS[name], str(data_root / folder), out, splits=["train"], size=(33, 65),
-            images="png", workers=1, identify=record.identity, log=lambda line: None,
-        )
+    with pytest.MonkeyPatch.context() as patch:  # a process takes seconds to start
+        executor = lambda workers, *_: ThreadPoolExecutor(workers)  # noqa: E731
+        patch.setattr(preparing, "ProcessPoolExecutor", executor)
+        for name, folder in (("gta5", "GTA5"), ("cityscapes", "Cityscapes")):
+            preparing.prepare(
+                DOMAINS[name], str(data_root / folder), out, splits=["train"], size=(33, 65),
+                images="png", workers=1, identify=record.identity, log=lambda line: None,
+            )
     return out
 
 
