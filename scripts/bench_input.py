@@ -1,11 +1,12 @@
-"""Input speed: this project's stream against torch's DataLoader with Pillow, as the lineage loads.
+"""Input speed: this project's streams against torch's DataLoader with Pillow, as the lineage loads.
 
     python scripts/bench_input.py --images 32 --rounds 3 --workers 2
 
 Both read the same 1914x1052 PNG files in the layout of GTA5, drawn into a temporary directory.
 The lineage mirrors, resizes, blurs, converts and subtracts the mean on the CPU; this project hands
 over uint8 and does blur and mean inside the compiled step, which is not timed here.
-The two take turns, round by round; the median ratio is printed.
+The project's streams are from the files, and from prepared data, raw and PNG. All take turns, round
+by round; the median rates and ratios are printed.
 """
 
 import os
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +29,9 @@ from snr_jax import cli
 from snr_jax.core.labels import CLASSES, palette
 from snr_jax.data.domains import DOMAINS, list_samples
 from snr_jax.data.samples import Listing, Sample
+
+if TYPE_CHECKING:  # it starts TensorFlow
+    from snr_jax.data.prepared import Prepared
 
 WIDTH, HEIGHT = 1914, 1052
 MEAN_BGR = np.array((104.00698793, 116.66876762, 122.67891434), np.float32)
@@ -95,6 +100,29 @@ class LineageDataset(torch.utils.data.Dataset):
         return torch.from_numpy(chw), torch.from_numpy(train_ids)
 
 
+def prepare_data(folder: str, workers: int) -> dict[str, "Prepared"]:
+    """The data of `write_data` as prepared data of both forms."""
+    from snr_jax.data import preparing
+    from snr_jax.data.prepared import open_prepared
+    from snr_jax.runs.record import identity
+
+    found = {}
+    for images in preparing.IMAGE_KINDS:
+        out = Path(folder) / "prepared" / images
+        start = time.perf_counter()
+        preparing.prepare(
+            DOMAINS["gta5"], folder, out, splits=["train"], size=SIZE, images=images,
+            workers=workers, identify=identity, log=lambda line: None,
+        )
+        seconds = time.perf_counter() - start
+        size = sum(path.stat().st_size for path in out.rglob("*.array_record*")) / 1e6
+        print(f"prepared {images}: {size:.0f} MB, made in {seconds:.0f} s", flush=True)
+        found[f"prepared {images}"] = open_prepared(
+            out, DOMAINS["gta5"], folder, "train", size=SIZE, classes=19
+        )[2]
+    return found
+
+
 def images_per_second(batches: Iterable, warm_up: int, count: int) -> float:
     """Over `count` batches of one image, after `warm_up` that fill the queues."""
     iterator = iter(batches)
@@ -122,22 +150,29 @@ def command(args: flags.FlagValues) -> None:
         next(iter(loader))  # forks the workers before TensorFlow has threads
         from snr_jax.data.pipeline import train_batches
 
+        sources = {"files": None, **prepare_data(folder, args.workers)}
         rates = []
         for number in range(1, args.rounds + 1):
-            lineage = images_per_second(loader, warm_up, args.images)
-            stream = train_batches(samples, labels, size=SIZE, batch_size=1, seed=number)
-            ours = images_per_second(stream, warm_up, args.images)
-            stream.close()
-            rates.append((lineage, ours))
-            print(f"round {number}: DataLoader {lineage:.1f}, tf.data {ours:.1f} images/s")
-    lineage, ours = (statistics.median(column) for column in zip(*rates))
-    ratio = statistics.median(b / a for a, b in rates)
+            rates.append([images_per_second(loader, warm_up, args.images)])
+            for prepared in sources.values():
+                stream = train_batches(
+                    samples, labels, size=SIZE, batch_size=1, seed=number, prepared=prepared
+                )
+                rates[-1].append(images_per_second(stream, warm_up, args.images))
+                stream.close()
+            of_round = zip(["DataLoader", *sources], rates[-1], strict=True)
+            told = ", ".join(f"{name} {rate:.1f}" for name, rate in of_round)
+            print(f"round {number}: {told} images/s", flush=True)
+    lineage, *ours = (statistics.median(column) for column in zip(*rates))
     print(
         f"{args.images} PNG files of {WIDTH}x{HEIGHT}, {megabytes:.1f} MB, to {SIZE[1]}x{SIZE[0]}; "
         f"{platform.machine()}, {os.cpu_count()} cores, {args.workers} DataLoader workers\n"
-        f"torch DataLoader + Pillow {lineage:.1f} images/s, "
-        f"tf.data {ours:.1f} images/s, ratio {ratio:.2f}"
+        f"torch DataLoader + Pillow: {lineage:.1f} images/s"
     )
+    for column, (name, rate) in enumerate(zip(sources, ours, strict=True), 1):
+        ratio = statistics.median(row[column] / row[0] for row in rates)
+        each = rate / os.cpu_count()
+        print(f"tf.data, {name}: {rate:.1f} images/s, {each:.1f} per core, ratio {ratio:.2f}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
