@@ -6,9 +6,9 @@
 Recipe and variant follow a colon, in any order: configs/synthia2city_uda.py:release,minent.
 Variants: maxsquare, iw_maxsquare, iw_maxsquare_multi, minent, iw_entropy, hard.
 
-29,760 steps. Published, mIoU of 16 classes on Cityscapes val: SNR-MaxSquare 45.1 (arXiv
-2101.00588, taken from a third-party summary). Without SNR: maxsquare 39.3, iw_maxsquare_multi 41.4
-and 48.2 of 13 classes (MaxSquareLoss).
+29,760 steps. Published mIoU on Cityscapes val: SNR-MaxSquare 45.1 (arXiv 2101.00588, taken from a
+third-party summary that does not say of how many classes). Without SNR, of 16 classes: maxsquare
+39.3, iw_maxsquare_multi 41.4, and 48.2 of 13 (MaxSquareLoss).
 """
 
 from configs import default, synthia_dg

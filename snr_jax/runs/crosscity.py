@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from snr_jax.core.errors import UserError
 from snr_jax.core.parallel import create_parallel
 from snr_jax.data.domains import CITIES
+from snr_jax.report.published import published
 from snr_jax.report.tables import percent
 from snr_jax.runs import checkpoints, experiment, network, stopping, validation
 from snr_jax.runs.experiment import Log
@@ -22,12 +23,17 @@ from snr_jax.runs.stopping import Stop, never
 from snr_jax.runs.train import train
 from snr_jax.runs.writer import write_text
 
-# mIoU in %, by MaxSquareLoss: DeepLab-v2 without SNR, the labels at the network's size.
-PUBLISHED = {
-    "source": {"rio": 48.9, "rome": 51.0, "tokyo": 47.8, "taipei": 46.3},
-    "maxsquare": {"rio": 52.0, "rome": 53.9, "tokyo": 49.7, "taipei": 49.8},
-    "iw_maxsquare": {"rio": 53.3, "rome": 54.5, "tokyo": 50.5, "taipei": 50.6},
-}
+# Row of the table → its name in report/published.json, where the network has no SNR.
+PUBLISHED = {"source": "plain", "maxsquare": "MaxSquare", "iw_maxsquare": "MaxSquare + IW"}
+
+
+def _published(row: str) -> dict[str, float]:
+    """City → mIoU in %, the labels at the network's size."""
+    return {
+        known.setting.target.removeprefix("crosscity_"): 100 * known.mious[0]
+        for known in published()
+        if known.setting.target.startswith("crosscity_") and known.method == PUBLISHED[row]
+    }
 
 
 def for_city(config: ConfigDict, city: str) -> ConfigDict:
@@ -97,7 +103,7 @@ def table(results: Mapping[str, Mapping[str, Mapping]], loss: str) -> str:
         loss: {c: 100 * r["adapted"]["miou"] for c, r in results.items() if "adapted" in r},
     }
     known = [name for name in rows if name in PUBLISHED]
-    rows |= {f"{name}, published without SNR": PUBLISHED[name] for name in known}
+    rows |= {f"{name}, published without SNR": _published(name) for name in known}
     lines = [
         "| | " + " | ".join(map(str.capitalize, results)) + " | mean |",
         "|---" * (len(results) + 2) + "|",
