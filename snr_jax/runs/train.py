@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from jax.experimental.multihost_utils import reached_preemption_sync_point
 from ml_collections import ConfigDict
 from orbax.checkpoint import CheckpointManager
 
@@ -82,7 +83,7 @@ def _train(
                 validate=partial(
                     _validate, config, workdir, model, splits, parallel, meta, writer, log, stop
                 ),
-                validated=validated, asked=partial(_asked, stop, manager), log=log,
+                validated=validated, asked=partial(_asked, stop, start), log=log,
             )
     log(tables.class_table(results))
     log(f"done: {checkpoints.folder(workdir, 'final')}")
@@ -210,11 +211,15 @@ def _loop(
     return results
 
 
-def _asked(stop: Stop, manager: CheckpointManager, step: int) -> signal.Signals | None:
-    """The signal that asks to stop; of several processes JAX lets all know it at one step."""
+def _asked(stop: Stop, start: int, step: int) -> signal.Signals | None:
+    """The signal that asks to stop; of several processes JAX lets all know it at one step.
+
+    JAX counts the steps of this start from 1, since a signal that comes before the first of them
+    names step 1: a run that goes on from step 10 would never come to that.
+    """
     if jax.process_count() == 1:
         return stop()
-    return signal.SIGTERM if manager.reached_preemption(step) else None
+    return signal.SIGTERM if reached_preemption_sync_point(step - start) else None
 
 
 def _validate(

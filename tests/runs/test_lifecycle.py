@@ -219,6 +219,16 @@ def test_sigterm_to_one_of_two_stops_both_at_the_same_step(pair, tmp_path):
     (saved,) = (int(path.name) for path in checkpoints.folder(workdir, "latest").iterdir())
     assert saved >= 2
     assert errors == [f"SIGTERM: step {saved} is saved; the same command goes on from there\n"] * 2
+    # Going on, and asked to stop before the first step.
+    before = lock.read(workdir)["token"]
+    both = pair([workdir] * 2, overrides=LONG)
+    while lock.read(workdir).get("token") in (None, before):
+        assert all(one.poll() is None for one in both)
+    both[0].send_signal(signal.SIGTERM)
+    errors = [one.communicate(timeout=300)[1] for one in both]
+    assert [one.returncode for one in both] == [143, 143], errors
+    line = f"SIGTERM: step {saved + 1} is saved; the same command goes on from there\n"
+    assert errors == [line] * 2
 
 
 @pytest.mark.parametrize("killed", [0, 1])
