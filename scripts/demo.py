@@ -14,21 +14,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 from absl import flags
-from PIL import Image
 
-from configs import toy_dg, toy_uda
 from snr_jax import cli
-from snr_jax.core.progress import format_duration
-from snr_jax.report import tables
-from snr_jax.report.html import render
-from snr_jax.report.pictures import panel
-from snr_jax.runs import checkpoints, stopping
-from snr_jax.runs.comparison import compare
-from snr_jax.runs.study import VARIANTS, configured, draw_data
-from snr_jax.runs.train import train
-from snr_jax.runs.writer import write_text
+from snr_jax.runs import stopping
+from snr_jax.runs.stopping import Stop
 from snr_jax.toy.styles import STYLES
 
 FLAGS = flags.FlagValues()
@@ -40,10 +30,33 @@ flags.DEFINE_enum(
 
 
 def command(args: flags.FlagValues) -> None:
+    with stopping.on_signals() as stop:
+        _demo(Path(args.out), args.style, stop)
+
+
+def _demo(out: Path, style: str, stop: Stop) -> None:
+    # Seconds of imports: a signal meanwhile is answered after them.
+    import jax
+    from PIL import Image
+
+    from configs import toy_dg, toy_uda
+    from snr_jax.core.progress import format_duration
+    from snr_jax.report import tables
+    from snr_jax.report.html import render
+    from snr_jax.report.pictures import panel
+    from snr_jax.runs import checkpoints
+    from snr_jax.runs.comparison import compare
+    from snr_jax.runs.study import VARIANTS, configured, draw_data
+    from snr_jax.runs.train import train
+    from snr_jax.runs.writer import write_text
+
+    def check() -> None:
+        stopping.unless_asked(stop, "stopped before the report; the same command goes on")
+
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/snr_jax"))
     start = time.monotonic()
-    out, root = Path(args.out), Path(args.out) / "data"
-    draw_data(root, [args.style], toy_dg.NUM_TRAIN, toy_dg.NUM_VAL)
+    root = out / "data"
+    draw_data(root, [style], toy_dg.NUM_TRAIN, toy_dg.NUM_VAL, stop=stop)
     init_from = {"init_from": str(checkpoints.folder(out / "snr", "final"))}
     runs = {  # name: folder, configuration, overrides
         "plain": ("plain", toy_dg, VARIANTS["plain"]),
@@ -53,15 +66,17 @@ def command(args: flags.FlagValues) -> None:
     for number, (name, (folder, module, overrides)) in enumerate(runs.items(), start=1):
         so_far = format_duration(time.monotonic() - start)
         print(f"\n=== {number}/{len(runs)} {name}, {so_far} so far", flush=True)
-        config = configured(module.get_config("standard"), root, args.style, overrides)
-        with stopping.on_signals() as stop:
-            train(config, str(out / folder), stop)
-    found = compare({name: [out / folder] for name, (folder, *_) in runs.items()})
+        config = configured(module.get_config("standard"), root, style, overrides)
+        train(config, str(out / folder), stop)
+    check()
+    found = compare(
+        {name: [out / folder] for name, (folder, *_) in runs.items()}, check=check
+    )
     seconds = format_duration(time.monotonic() - start)
     page = render(
         title="From one domain to another",
         lead="A small network learns to segment drawn streets; the target shows other streets "
-        f"at {args.style}. SNR sees no target image, MaxSquare sees them without labels.",
+        f"at {style}. SNR sees no target image, MaxSquare sees them without labels.",
         notes={
             "commands": ["make demo"],
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, "

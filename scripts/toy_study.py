@@ -12,14 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 from absl import flags
 
-from configs import toy_dg, toy_uda
 from snr_jax import cli
 from snr_jax.core.errors import UserError
 from snr_jax.runs import stopping
-from snr_jax.runs.study import draw_data, study
+from snr_jax.runs.stopping import Stop
 from snr_jax.toy.styles import STYLES
 
 FLAGS = flags.FlagValues()
@@ -35,14 +33,22 @@ def command(args: flags.FlagValues) -> None:
     if not args.styles or not set(args.styles) <= set(targets):
         raise UserError(f"--styles is {','.join(args.styles)!r}; expected some of "
                         f"{','.join(targets)}")
+    with stopping.on_signals() as stop:
+        _study(Path(args.out), [int(seed) for seed in args.seeds], args.styles, stop)
+
+
+def _study(out: Path, seeds: Sequence[int], styles: Sequence[str], stop: Stop) -> None:
+    # Seconds of imports: a signal meanwhile is answered after them.
+    import jax
+
+    from configs import toy_dg, toy_uda
+    from snr_jax.runs.study import draw_data, study
+
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/snr_jax"))
-    out = Path(args.out)
-    draw_data(out / "data", args.styles, toy_dg.NUM_TRAIN, toy_dg.NUM_VAL)
+    draw_data(out / "data", styles, toy_dg.NUM_TRAIN, toy_dg.NUM_VAL, stop=stop)
     configs = toy_dg.get_config("standard"), toy_uda.get_config("standard")
-    seeds = [int(seed) for seed in args.seeds]
     try:
-        with stopping.on_signals() as stop:
-            study(out, *configs, seeds=seeds, styles=args.styles, stop=stop)
+        study(out, *configs, seeds=seeds, styles=styles, stop=stop)
     finally:
         if (out / "table.md").exists():
             print(f"\n{(out / 'table.md').read_text()}\nin {out / 'table.md'}", flush=True)

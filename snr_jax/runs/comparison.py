@@ -1,7 +1,7 @@
 """What the report shows of runs: scores, curves and predictions, read from their folders."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 
@@ -122,12 +122,15 @@ def _network(config: ConfigDict) -> str:
     return f"DeepLab-v2, blocks {'-'.join(map(str, model.stage_sizes))}, {model.width} channels"
 
 
-def compare(folders: Folders, num_pictures: int = 6) -> dict:
+def compare(
+    folders: Folders, num_pictures: int = 6, check: Callable[[], None] = lambda: None
+) -> dict:
     """The runs as keyword arguments of `report.html.render`.
 
     folders: in the order of their story. All are scored on the domains that the last of them is
     scored on. Of several runs under a name: the means of scores and curves, and the predictions
     of the first. Raises UserError for a run without those scores.
+    check: called before each run is read; it may raise.
     """
     config = ConfigDict(record.read(folders[list(folders)[-1]][0])["config"])
     splits = open_splits(config, lambda line: None)
@@ -159,7 +162,7 @@ def compare(folders: Folders, num_pictures: int = 6) -> dict:
             }
             for title, key in curves.items()
         },
-        "images": _pictures(folders, target, num_pictures),
+        "images": _pictures(folders, target, num_pictures, check),
         "known": target.labels.classes,
     }
 
@@ -193,13 +196,16 @@ def _mean_curve(curves: Sequence[Curve]) -> Curve:
     return steps, np.mean([values[np.isin(own, steps)] for own, values in curves], axis=0)
 
 
-def _pictures(folders: Folders, split: Split, count: int) -> list[dict[str, np.ndarray]]:
+def _pictures(
+    folders: Folders, split: Split, count: int, check: Callable[[], None]
+) -> list[dict[str, np.ndarray]]:
     """{"input", "label", name: prediction, ...} of some images, spread over the split."""
     chosen = split.samples[:: max(len(split.samples) // max(count, 1), 1)][:count]
     rows = [{} for _ in chosen]
     for name, (folder, *_) in folders.items():
         if not chosen:
             break
+        check()
         model, variables, _ = network.load(str(folder))
         drawn = pictures(model, variables, split._replace(samples=chosen))
         for row, picture in zip(rows, drawn, strict=True):

@@ -9,6 +9,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.parallel import create_parallel
-from snr_jax.core.progress import Show, format_duration, make_progress
+from snr_jax.core.progress import format_duration, make_progress
 from snr_jax.report.tables import percent
 from snr_jax.runs import checkpoints, experiment, network, record, stopping
 from snr_jax.runs.evaluation import evaluate
@@ -40,20 +41,34 @@ Results = dict[str, dict[str, dict[str, dict]]]
 
 
 def draw_data(
-    root: Path, styles: Sequence[str], num_train: int, num_val: int, log: Log = print
+    root: Path, styles: Sequence[str], num_train: int, num_val: int, *,
+    stop: Stop = never, log: Log = print,
 ) -> None:
-    """ROOT/GTA5 and ROOT/STYLE/Cityscapes for every style; what is there stays."""
+    """ROOT/GTA5 and ROOT/STYLE/Cityscapes for every style; what is there stays.
+
+    Raises `Stopped` between two images once `stop` names a signal.
+    """
     common = {"num_train": num_train, "num_val": num_val, "seed": DATA_SEED,
               "height": 128, "width": 256, "workers": 2}
 
-    def progress(directory: Path) -> Show:
-        return make_progress(f"drawing {directory}: image", log)
+    def draw(layout: str, directory: Path, style: str) -> None:
+        show = make_progress(f"drawing {directory}: image", log)
+        stopped = f"stopped while drawing {directory}; the same command draws it anew"
 
-    source = root / "GTA5"
-    writer.write("gta5", source, **common, progress=progress(source))
+        def progress(done: int, total: int) -> None:
+            stopping.unless_asked(stop, stopped)
+            show(done, total)
+
+        stopping.unless_asked(stop, stopped)
+        try:
+            writer.write(layout, directory, style=style, **common, progress=progress)
+        except BrokenProcessPool:  # the signal was sent to the workers as well
+            stopping.unless_asked(stop, stopped)
+            raise
+
+    draw("gta5", root / "GTA5", "source")
     for style in styles:
-        target = root / style / "Cityscapes"
-        writer.write("cityscapes", target, style=style, **common, progress=progress(target))
+        draw("cityscapes", root / style / "Cityscapes", style)
 
 
 def configured(
@@ -115,16 +130,16 @@ def study(
     start = time.monotonic()
     for number, job in enumerate(jobs, start=1):
         base = out / f"{job.variant.replace(' ', '')}_{job.seed}"
+        title = f"{number}/{len(jobs)}: {job.variant}, seed {job.seed}, {job.column}"
+        stopping.unless_asked(stop, f"stopped before {title}; the same command goes on")
         config = _configured(job, base, out / "data", source_config, adaptation_config)
         here = record.fingerprint(config, experiment.open_splits(config, _silent))
         row = results.setdefault(job.variant, {}).setdefault(str(job.seed), {})
         if job.style is None and not _has_network(base) and _lacks_columns(row, styles):
             row.pop(job.column, None)  # what is missing starts from its network
-        title = f"{number}/{len(jobs)}: {job.variant}, seed {job.seed}, {job.column}"
         if changes := _changes(row.get(job.column), here):
             log(f"\n=== {title} ({changes}); "
                 f"{format_duration(time.monotonic() - start)} so far")
-            stopping.unless_asked(stop, f"stopped before {title}; the same command goes on")
             miou = _measure(job, base, config, here, stop, log)
             row[job.column] = {"miou": miou, "made_with": here}
             write_text(out / "results.json", json.dumps(results, indent=1) + "\n")

@@ -7,10 +7,12 @@ same street can be had in every style, with the same labels. Needs numpy and Pil
 import json
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -96,9 +98,18 @@ def write(
         (partial_directory / name).mkdir(parents=True, exist_ok=True)
     write_pair = partial(_write_pair, root=partial_directory, layout=layout, **draw)
     if workers > 1:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for done, _ in enumerate(pool.map(write_pair, jobs, chunksize=8), 1):
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent)
+        try:
+            # Ctrl-C reaches every process of the terminal; the first alone answers it.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                written = pool.map(write_pair, jobs, chunksize=8)  # starts the workers
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            for done, _ in enumerate(written, 1):
                 progress(done, len(jobs))
+        finally:
+            pool.shutdown(cancel_futures=True)
     else:
         for done, job in enumerate(jobs, 1):
             write_pair(job)
@@ -110,6 +121,16 @@ def write(
         shutil.rmtree(directory)
     partial_directory.rename(directory)
     return True
+
+
+def _end_with_parent() -> None:
+    """In a worker: it waits for work for ever if the first process is killed."""
+
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _is_there(directory: Path, record: dict, replace: bool) -> bool:
