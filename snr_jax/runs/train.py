@@ -26,8 +26,8 @@ from snr_jax.runs import (
     experiment,
     network,
     processes,
-    progress,
     record,
+    reporting,
     states,
     stopping,
     validation,
@@ -78,7 +78,7 @@ def _train(
             results = _loop(
                 config, state, experiment.create_step(config, model, tx, parallel),
                 experiment.batches(config, splits, start), parallel,
-                report=partial(progress.report, config.num_steps, schedule, manager, writer, log),
+                report=partial(reporting.report, config.num_steps, schedule, manager, writer, log),
                 save=lambda state: states.save_state(manager, state, meta(state)),
                 validate=partial(
                     _validate, config, workdir, model, splits, parallel, meta, writer, log, stop
