@@ -1,143 +1,195 @@
-"""Reads every file of a split and reports what is there and what is broken.
+"""Reads the data sets of an experiment, or one split, and reports what is there and what is broken.
 
+    python -m snr_jax.data.doctor --config configs/gta5_dg.py [--sample 50] [--html found.html]
     python -m snr_jax.data.doctor --domain gta5 --dir datasets/GTA5 [--split train]
 
-Exits 0 where all is well, 1 with faulty files, 2 where the split cannot be listed at all.
+Exits 0 where training would run, 1 with faults, 2 where a split cannot be listed at all.
 """
 
+import json
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
+from PIL import Image
 
 from snr_jax import cli
-from snr_jax.core.labels import IGNORE, UNKNOWN, class_names
-from snr_jax.core.progress import Show, make_progress
-from snr_jax.data.domains import DOMAINS, list_samples
-from snr_jax.data.inspection import Finding, difference, inspect
-from snr_jax.data.look import label_fault
+from snr_jax.core import labels as label_tables
+from snr_jax.core.errors import UserError
+from snr_jax.core.labels import Classes
+from snr_jax.core.progress import make_progress
+from snr_jax.data import decode, domains
+from snr_jax.data.domains import DOMAINS
 from snr_jax.data.samples import Labels, Sample
+from snr_jax.data.survey import Report, describe, statistics, survey, table
+from snr_jax.report import findings
+from snr_jax.report.pictures import colorize
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("domain", None, f"One of {', '.join(DOMAINS)}.", flag_values=FLAGS)
-flags.DEFINE_string("dir", None, "The data set's own folder.", flag_values=FLAGS)
-flags.DEFINE_string("split", "train", "Split to read.", flag_values=FLAGS)
-flags.DEFINE_enum(
-    "num_classes", "19", ["19", "16", "13"], "Classes of the labels.", flag_values=FLAGS
+cli.define_config(FLAGS)
+flags.DEFINE_string(
+    "domain", None, f"One of {', '.join(DOMAINS)}, or my_domain.yaml.", flag_values=FLAGS
 )
-flags.DEFINE_bool("no_labels", False, "Labels may be missing.", flag_values=FLAGS)
+flags.DEFINE_string("dir", None, "The data set's own folder.", flag_values=FLAGS)
+flags.DEFINE_string("split", "train", "Split to read, of --domain.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "num_classes", "19", ["19", "16", "13"], "Classes of the labels, of --domain.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool("no_labels", False, "Labels may be missing, of --domain.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "sample", 0, "Samples to read, spread over each split; 0: all.", lower_bound=0,
+    flag_values=FLAGS,
+)
+flags.DEFINE_string("html", None, "File for a page with pictures.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "stats", None, "File for the class statistics; runs/class_stats/NAME.json by default.",
+    flag_values=FLAGS,
+)
+
+PICTURE_WIDTH = 480
+MOST_PICTURES = 50  # findings of a split that are shown; the rest is text
 
 
-@dataclass(frozen=True)
-class Report:
-    num_samples: int
-    notes: list[str]  # of list_samples
-    differences: list[str]  # labels that differ from their images in size, by little
-    faults: list[str]  # each names its file
-    sizes: dict[tuple[int, int], int]  # (height, width) → images
-    pixels: np.ndarray  # int64 [num_classes]: over all labels
-    images: np.ndarray  # int64 [num_classes]: labels in which the class occurs
-    ignored: int  # pixels without a class
-    unknown: int  # pixels with an id that the data set does not define
+class Place(NamedTuple):
+    """A split to read. target: of adaptation, whose labels nobody opens."""
+
+    domain: str
+    directory: str
+    split: str
+    require_labels: bool = True
+    target: bool = False
 
 
-def check(
-    domain: str,
-    directory: str,
-    split: str,
-    *,
-    num_classes: int = 19,
-    require_labels: bool = True,
-    progress: Show = lambda done, total: None,
-    num_threads: int | None = None,
-) -> Report:
-    """Decodes every image and label of the split and goes on past the broken ones.
+def places(config: ConfigDict) -> dict[str, Place]:
+    """Role → place: every split that training with this configuration opens."""
 
-    `progress` is called after each sample. Raises UserError as `list_samples` does: for a missing
-    directory, an empty split, missing files.
-    """
-    samples, labels, notes = list_samples(
-        domain, directory, split, classes=num_classes, require_labels=require_labels
-    )
-    faults: list[str] = []
-    differences: list[str] = []
-    sizes: Counter = Counter()
-    by_id, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    findings = _inspect_all(samples, labels, num_threads or os.cpu_count() or 1)
-    for done, (sample, finding) in enumerate(zip(samples, findings, strict=True), 1):
-        faults += finding.faults
-        if finding.size:
-            sizes[finding.size] += 1
-        if finding.pixels is not None:
-            by_id += finding.pixels
-            images += np.bincount(labels.lookup, weights=finding.pixels, minlength=256) > 0
-            if not finding.faults and finding.size != finding.label_size:
-                differences.append(difference(sample, finding.size, finding.label_size))
-        progress(done, len(samples))
-    fault = label_fault(by_id, labels) if by_id.any() else None
-    faults += [fault] if fault else []
-    pixels = np.bincount(labels.lookup, weights=by_id, minlength=256).astype(np.int64)
-    return Report(
-        num_samples=len(samples),
-        notes=notes,
-        differences=differences,
-        faults=faults,
-        sizes=dict(sizes.most_common()),
-        pixels=pixels[:num_classes],
-        images=images[:num_classes],
-        ignored=int(pixels[IGNORE]),
-        unknown=int(pixels[UNKNOWN]),
-    )
+    def place(side: str, split: str, **options: bool) -> Place:
+        of = config[side]
+        directory = domains.directory(of.domain, config.data.root, of.dir)
+        return Place(of.domain, directory, split, **options)
+
+    source, target = config.source, config.target
+    found = {"source": place("source", source.train_split)}
+    if config.loss.target:
+        found["target"] = place("target", target.train_split, require_labels=False, target=True)
+    found["source_val"] = place("source", source.val_split)
+    if target.val_split:
+        found["target_val"] = place("target", target.val_split)
+    return found
 
 
-def _inspect_all(
-    samples: list[Sample], labels: Labels, num_threads: int
-) -> Iterator[Finding]:
-    def one(sample: Sample) -> Finding:
-        return inspect(sample, labels)
-
-    pool = ThreadPoolExecutor(num_threads)
+def _classes(domain: str, number: int) -> int | Classes:
+    """The classes of the file of an own domain, or that many of the protocols."""
+    own = domains.get_domain(domain).classes
+    if own is not None:
+        return own
     try:
-        yield from pool.map(one, samples)
-    finally:  # also after Ctrl-C, which must not wait for the rest
-        pool.shutdown(cancel_futures=True)
+        return label_tables.classes(number)
+    except ValueError as error:
+        raise UserError(f"{error}, or those of a source domain's own file") from None
 
 
-def describe(report: Report) -> str:
-    """The report as lines of text, faults last."""
-    lines = [f"{report.num_samples} samples", *report.notes]
-    lines += [f"{count} images of {w}x{h}" for (h, w), count in report.sizes.items()]
-    total = int(report.pixels.sum()) + report.ignored + report.unknown
-    if total:
-        lines.append(f"{'class':<12} {'% of pixels':>11} {'in labels':>9}")
-        for name, count, images in zip(
-            class_names(len(report.pixels)), report.pixels, report.images, strict=True
-        ):
-            lines.append(f"{name:<12} {100 * count / total:>11.3f} {images:>9}")
-        lines.append(f"{'ignored':<12} {100 * report.ignored / total:>11.3f}")
-    lines += [f"SIZES {difference}" for difference in report.differences]
-    if report.differences:
-        lines.append(f"{len(report.differences)} labels differ from their images in size, by "
-                     "little: each is resized to the training size by itself")
-    lines += [f"FAULT {fault}" for fault in report.faults]
-    lines.append(f"{len(report.faults)} faults" if report.faults else "no faults")
-    return "\n".join(lines)
+def _picture(path: str, labels: Labels | None) -> np.ndarray | None:
+    """uint8 [h,w,3] of a file, small, a label in the colours of its classes; None if unreadable."""
+    try:
+        data = decode.tf.constant(Path(path).read_bytes())
+        if labels is None:
+            pixels = decode.decode_image(data).numpy()
+        else:
+            ids = decode.LABEL_DECODERS[labels.kind](data).numpy()
+            pixels = colorize(labels.lookup[ids], labels.classes)
+    except Exception:  # the finding's text says what is broken
+        return None
+    picture = Image.fromarray(pixels)
+    height = max(1, round(picture.height * PICTURE_WIDTH / picture.width))
+    kind = Image.Resampling.BOX if labels is None else Image.Resampling.NEAREST
+    return np.asarray(picture.resize((PICTURE_WIDTH, height), kind))
+
+
+def _pictures(sample: Sample | None, labels: Labels) -> dict[str, np.ndarray]:
+    if sample is None:
+        return {}
+    files = {sample.image: None} | ({sample.label: labels} if sample.label else {})
+    found = {path: _picture(path, of) for path, of in files.items()}
+    return {path: picture for path, picture in found.items() if picture is not None}
+
+
+def section(title: str, report: Report) -> findings.Section:
+    """A split on the page: its text, its table, its findings and one good pair with pictures."""
+    found = [(f"FAULT {f.text}", f.sample) for f in report.faults]
+    found += [(f"WARNING {w.text}", w.sample) for w in report.warnings]
+    rows = [
+        (text, _pictures(sample, report.labels) if i < MOST_PICTURES else {})
+        for i, (text, sample) in enumerate(found)
+    ]
+    if report.good:
+        rows.append(("a good sample", _pictures(report.good, report.labels)))
+    lines = [f"found: {report.layout}", f"{report.num_read} of {report.num_samples} samples read",
+             f"{len(report.faults)} faults, {len(report.warnings)} warnings", *report.notes]
+    return findings.Section(title, lines, table(report), rows)
+
+
+def _write(path: str, text: str) -> None:
+    """Writes the file whole or not at all."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    temporary = f"{path}.tmp-{os.getpid()}"
+    try:
+        Path(temporary).write_text(text, "utf-8")
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _chosen(args: flags.FlagValues) -> tuple[str, dict[str, Place], int | Classes]:
+    """The name of what is read, the places, and the classes that labels are read as."""
+    if args["config"].value is None:
+        domain = cli.require(args, "domain", "--domain gta5")
+        own = domain.endswith((".yaml", ".yml"))
+        directory = domains.get_domain(domain).directory if own and not args.dir else None
+        directory = directory or cli.require(args, "dir", "--dir datasets/GTA5")
+        place = Place(domain, directory, args.split, not args.no_labels)
+        return Path(domain).stem, {"split": place}, _classes(domain, int(args.num_classes))
+    if args.domain or args.dir:
+        raise UserError("--config and --domain exclude each other; give one of them")
+    config = cli.require(args, "config", "--config configs/gta5_dg.py")
+    classes = _classes(config.source.domain, config.num_classes)
+    number = classes if isinstance(classes, int) else len(classes)
+    if number != config.num_classes:
+        raise UserError(
+            f"num_classes is {config.num_classes} and {config.source.domain} has {number} "
+            f"classes; set --config.num_classes={number}"
+        )
+    return cli.config_name(args), places(config), classes
 
 
 def command(args: flags.FlagValues) -> int:
-    domain = cli.require(args, "domain", "--domain gta5")
-    directory = cli.require(args, "dir", "--dir datasets/GTA5")
-    report = check(
-        domain, directory, args.split, num_classes=int(args.num_classes),
-        require_labels=not args.no_labels, progress=make_progress("samples"),
-    )
-    print(describe(report))
-    return 1 if report.faults else 0
+    name, chosen, classes = _chosen(args)
+    reports = {}
+    for role, place in chosen.items():
+        title = f"{role}: {domains.get_domain(place.domain).name}/{place.split}"
+        reports[title] = survey(
+            place.domain, place.directory, place.split, classes=classes,
+            require_labels=place.require_labels, read_labels=not place.target,
+            sample=args.sample, progress=make_progress("samples"),
+        )
+    if args.html:
+        _write(args.html, findings.render(f"Data of {name}", [
+            section(title, report) for title, report in reports.items()
+        ]))
+    kept = {title.partition(": ")[2]: statistics(r) for title, r in reports.items()
+            if r.pixels.any()}
+    if kept:
+        stats = args.stats or os.path.join("runs", "class_stats", f"{name}.json")
+        _write(stats, json.dumps(kept, indent=1) + "\n")
+    for title, report in reports.items():
+        print(f"{title}\n{describe(report)}")
+    return 1 if any(report.faults for report in reports.values()) else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,6 +23,7 @@ class Finding(NamedTuple):
     size: tuple[int, int] | None  # height, width of the image
     label_size: tuple[int, int] | None
     pixels: np.ndarray | None  # int64 [256]: the label's pixels by the file's own ids
+    blank: bool = False  # the image is of one colour
 
 
 def inspect(sample: Sample, labels: Labels) -> Finding:
@@ -30,12 +31,13 @@ def inspect(sample: Sample, labels: Labels) -> Finding:
     faults: list[str] = []
     image = _attempt(decode.decode_image, sample.image, "image that can be decoded", faults)
     size = None if image is None else image.shape[:2]
+    blank = image is not None and bool((image == image[:1, :1]).all())
     if sample.label is None:
-        return Finding(faults, size, None, None)
+        return Finding(faults, size, None, None, blank)
     read = decode.LABEL_DECODERS[labels.kind]
     ids = _attempt(read, sample.label, "label image that can be decoded", faults)
     if ids is None:
-        return Finding(faults, size, None, None)
+        return Finding(faults, size, None, None, blank)
     if size and not decode.alike(size, ids.shape):
         faults.append(
             f"{difference(sample, size, ids.shape)}; their shapes must agree within 5 %"
@@ -50,7 +52,7 @@ def inspect(sample: Sample, labels: Labels) -> Finding:
             f"(it has {legal[0]} to {legal[legal < IGNORE][-1]}, and {IGNORE} for nothing); "
             f"expected: {labels.layout}"
         )
-    return Finding(faults, size, ids.shape, pixels)
+    return Finding(faults, size, ids.shape, pixels, blank)
 
 
 def difference(sample: Sample, size: tuple[int, int], label_size: tuple[int, int]) -> str:

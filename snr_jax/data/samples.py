@@ -74,15 +74,10 @@ class Listing(NamedTuple):
     notes: list[str]
 
 
-def list_samples(
-    domain: Domain, directory: str, split: str, *, classes: int | Classes = 19,
-    require_labels: bool = True,
-) -> Listing:
-    """The samples of a split, sorted by id. classes: those that labels are read as.
+def find(domain: Domain, directory: str, split: str) -> tuple[Layout, Pairs, list[str]]:
+    """The layout that is there, the split's images and labels, there or missing, and notes.
 
-    With `require_labels=False` a sample without a label file has the label None (training on a
-    target set); else it is an error. Raises UserError for a missing directory, an unknown or
-    empty split, and missing files.
+    Raises UserError for a missing directory and an unknown or empty split.
     """
     root = Path(directory)
     if not root.is_dir():
@@ -106,6 +101,20 @@ def list_samples(
             f"{domain.name}: the split {split!r} in {directory} is empty. Expected: {domain}. "
             f"There is: {there}"
         )
+    return layout, found, notes
+
+
+def list_samples(
+    domain: Domain, directory: str, split: str, *, classes: int | Classes = 19,
+    require_labels: bool = True,
+) -> Listing:
+    """The samples of a split, sorted by id. classes: those that labels are read as.
+
+    With `require_labels=False` a sample without a label file has the label None (training on a
+    target set); else it is an error. Raises UserError for a missing directory, an unknown or
+    empty split, and missing files.
+    """
+    layout, found, notes = find(domain, directory, split)
     present = _files({path.parent for pair in found.values() for path in pair if path})
     missing = [image for image, _ in found.values() if image not in present]
     _refuse_missing(domain, "images", missing, len(found), layout)

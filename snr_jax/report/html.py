@@ -52,7 +52,7 @@ def render(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters |= {"percent": percent, "data_uri": _data_uri, "cells": cells}
+    environment.filters |= {"percent": percent, "data_uri": data_uri, "cells": cells}
     environment.globals |= {"points": _points, "zip": zip}
     return environment.get_template("report.html.j2").render(
         title=title,
@@ -93,7 +93,7 @@ def _cells(values: Sequence[float | None]) -> list[tuple[str, bool]]:
     return [(text, text == best) for text in texts]
 
 
-def _data_uri(image: np.ndarray) -> str:
+def data_uri(image: np.ndarray) -> str:
     """PNG, exact and small, for pictures of few colours; JPEG for photographs."""
     picture, buffer = Image.fromarray(image), io.BytesIO()
     if picture.getcolors(256):

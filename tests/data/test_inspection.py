@@ -26,7 +26,7 @@ def test_inspect_a_good_sample(tmp_path):
 
 def test_inspect_without_a_label(tmp_path):
     sample = dataclasses.replace(good_sample(tmp_path), label=None)
-    assert inspect(sample, GTA5) == ([], (20, 30), None, None)
+    assert inspect(sample, GTA5) == ([], (20, 30), None, None, False)
 
 
 def test_inspect_names_the_file_and_the_fault(tmp_path):
