@@ -17,7 +17,6 @@ from tests.data.tiny_sets import (
     write_gta5,
 )
 
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
