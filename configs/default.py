@@ -86,7 +86,7 @@ def get_config(recipe: str = "paper") -> ConfigDict:
     config.model.width = 64  # channels of the stem; 4 to 1024
     config.model.head_branches = switches["head_branches"]  # 2, 4; published 2
     config.model.stride_in = "conv1"  # conv1, conv2; conv2 for weights that come from torchvision
-    config.model.dtype = "float32"  # float32, bfloat16; bfloat16 is faster on a GPU
+    config.model.dtype = "auto"  # auto, float32, bfloat16; auto: float32 on a CPU alone
     config.model.atrous = "auto"  # auto, native, space_to_batch; auto: native on a CPU alone
     config.model.remat = False  # recompute blocks in the backward pass: less memory, a third slower
 
@@ -111,6 +111,7 @@ def get_config(recipe: str = "paper") -> ConfigDict:
     config.target.size = (512, 1024)  # height, width that the network sees; 33 to 8192
 
     config.batch_size = 1  # images per domain and step, over all devices; 1 to 4096
+    config.accumulate_steps = 1  # parts of it, one after another: less memory; 1 to 4096
     config.sync_batch_norm = True  # over the devices; False: each its own statistics
     config.freeze_bn = False  # True: the whole network in evaluation mode, no statistics move
 

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -119,7 +120,8 @@ def command(args: flags.FlagValues) -> None:
             }
             for name, scores in several.with_sums(counts, rows).items():
                 settings = evaluation_settings(
-                    rows.splits[name], protocol=protocol, flip=flip, dtype=config.model.dtype
+                    rows.splits[name], protocol=protocol, flip=flip,
+                    dtype=jnp.dtype(model.dtype).name,
                 ) | {"step": checkpoint.step}
                 results[name][column] = {"settings": settings, **scores}
                 title = f"{name}, {column}" if args.domains else column

@@ -53,7 +53,8 @@ flags.DEFINE_integer(
 flags.DEFINE_bool("flip", False, "Average with the mirrored image.", flag_values=FLAGS)
 flags.DEFINE_bool("confidence", False, "Also write confidence maps.", flag_values=FLAGS)
 flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Of the computation.",
+    "dtype", "auto", ["auto", "float32", "bfloat16"],
+    "Of the computation; auto: float32 on a CPU, bfloat16 elsewhere.",
     flag_values=FLAGS,
 )
 

@@ -4,6 +4,12 @@ Every replica computes the losses of the whole batch from the sums of all replic
 of a sum over the axis is a sum over it again, so each replica's gradient is that of its own part
 times the number of replicas, and the gradient of the whole is their mean.
 
+With `accumulate_steps` > 1 a batch runs as so many parts, one after another. A first pass, without
+gradients, adds the sums of all parts up; in the second each part's loss is that of the whole
+batch, the sums of the other parts being constants, and the gradients are added. So the update is
+that of the batch in one piece, but for batch norm: its statistics are each part's own, and the
+running ones move at every part of the second pass.
+
 Batches (numpy or device arrays):
   source_image uint8 [B,H,W,3] RGB, source_label uint8 [B,H,W] trainIds with 255 ignored,
   target_image uint8 [B,h,w,3]; domains may differ in size. Both are mirrored already: the mirror
@@ -13,6 +19,8 @@ Batches (numpy or device arrays):
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -31,24 +39,23 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Prepare = Callable[..., jax.Array]  # (key, image, first_sample=) → what the network sees
-# name → (weight in the objective, loss)
-Terms = dict[str, tuple[float, jax.Array]]
+# name → (weight in the objective, sums of `loss_of` over the images at hand)
+Terms = dict[str, tuple[float, Any]]
 
 
-def whole_mean(loss: losses.Sum, axis_name: str | None) -> jax.Array:
-    """The loss of the whole batch, the same on every replica."""
-    return losses.mean(lax.psum(loss, axis_name) if axis_name else loss)
+def loss_of(sums: Any) -> jax.Array:
+    """A loss from its sums over the whole batch: their mean, or of `restitution_sums` the loss."""
+    if isinstance(sums, losses.Sum):
+        return losses.mean(sums)
+    return sum(losses.dual_restitution(*map(losses.mean, block)) for block in sums)
 
 
-def restitution_loss(
-    blocks: Sequence[tuple[jax.Array, jax.Array, jax.Array]], axis_name: str | None
-) -> jax.Array:
-    """Sum over the SNR blocks of the dual restitution loss of the whole batch."""
-    means = ([whole_mean(losses.pixel_entropy(x), axis_name) for x in block] for block in blocks)
-    return sum(losses.dual_restitution(*block) for block in means)
+def restitution_sums(blocks: Sequence[Sequence[jax.Array]]) -> list[list[losses.Sum]]:
+    """Of the dual restitution loss, summed over the SNR blocks; each is logits of F~+, F~, F~-."""
+    return [[losses.pixel_entropy(logits) for logits in block] for block in blocks]
 
 
-def _prepared(
+def prepared(
     prepare: Prepare, seed: int, step: jax.Array, domain: int, image: jax.Array,
     axis_name: str | None,
 ) -> jax.Array:
@@ -58,42 +65,70 @@ def _prepared(
     return prepare(key, image, first_sample=first)
 
 
-def _domain_gradients(
-    model: nn.Module, params: dict, batch_stats: dict, image: jax.Array,
-    terms: Callable[[Output], Terms], train: bool,
+def domain_gradients(
+    model: nn.Module, params: dict, batch_stats: dict, batch: Batch,
+    terms: Callable[[Output, Batch], Terms], *, train: bool, accumulate_steps: int,
+    axis_name: str | None,
 ) -> tuple[dict, dict, Metrics]:
-    """Forward in one domain, and the gradients of its weighted loss terms."""
+    """Gradients of the weighted loss terms of one domain, its statistics and its losses.
 
-    def objective(params: dict) -> tuple[jax.Array, tuple[dict, Metrics]]:
+    batch: arrays [B,...]; "image" is what the network sees, `terms` gets the output and the batch.
+    """
+
+    def forward(params: dict, batch_stats: dict, part: Batch) -> tuple[Terms, dict]:
         output, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats}, image, train=train,
+            {"params": params, "batch_stats": batch_stats}, part["image"], train=train,
             mutable=["batch_stats"],
         )
-        weighted = terms(output)
-        total = sum(weight * loss for weight, loss in weighted.values())
-        values = {name: loss for name, (_, loss) in weighted.items()}
-        return total, (updated["batch_stats"], values)
+        return terms(output, part), updated["batch_stats"]
 
-    gradients, (batch_stats, values) = jax.grad(objective, has_aux=True)(params)
-    return gradients, batch_stats, values
+    def whole(found: Terms, others: Any = None) -> dict[str, Any]:
+        """The sums of all replicas and, with those of the `others`, of all parts of the batch."""
+        sums = {name: of_loss for name, (_, of_loss) in found.items()}
+        sums = lax.psum(sums, axis_name) if axis_name else sums
+        return sums if others is None else jax.tree.map(jnp.add, sums, others)
+
+    @partial(jax.grad, has_aux=True)
+    def gradient(
+        params: dict, batch_stats: dict, part: Batch, others: Any = None
+    ) -> tuple[jax.Array, tuple[dict, Metrics]]:
+        found, batch_stats = forward(params, batch_stats, part)
+        values = {name: loss_of(sums) for name, sums in whole(found, others).items()}
+        total = sum(found[name][0] * loss for name, loss in values.items())
+        return total, (batch_stats, values)
+
+    if accumulate_steps == 1:
+        gradients, (batch_stats, values) = gradient(params, batch_stats, batch)
+        return gradients, batch_stats, values
+
+    def sums_of(_: None, part: Batch) -> tuple[None, dict[str, Any]]:
+        return None, whole(forward(params, batch_stats, part)[0])
+
+    def add(carry: tuple[dict, dict], part: tuple[Batch, Any]) -> tuple[tuple[dict, dict], Metrics]:
+        gradients, (moved, values) = gradient(params, carry[1], *part)
+        return (jax.tree.map(jnp.add, carry[0], gradients), moved), values
+
+    parts = jax.tree.map(lambda x: x.reshape(accumulate_steps, -1, *x.shape[1:]), batch)
+    _, sums = lax.scan(sums_of, None, parts)
+    others = jax.tree.map(lambda x: x.sum(0) - x, sums)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    (gradients, batch_stats), values = lax.scan(add, (nothing, batch_stats), (parts, others))
+    return gradients, batch_stats, jax.tree.map(lambda x: x[-1], values)
 
 
-def _source_terms(
-    output: Output, label: jax.Array, lambda_seg: float, restitution_weight: float,
-    axis_name: str | None,
+def source_terms(
+    output: Output, label: jax.Array, lambda_seg: float, restitution_weight: float
 ) -> Terms:
-    loss = whole_mean(losses.cross_entropy(output.main, label), axis_name)
-    terms = {"loss_source": (1.0, loss)}
+    """The losses of a labelled batch; a weight of 0 leaves its loss out."""
+    terms = {"loss_source": (1.0, losses.cross_entropy(output.main, label))}
     if lambda_seg:
-        aux = whole_mean(losses.cross_entropy(output.aux, label), axis_name)
-        terms["loss_source_aux"] = (lambda_seg, aux)
+        terms["loss_source_aux"] = (lambda_seg, losses.cross_entropy(output.aux, label))
     if restitution_weight:
-        loss = restitution_loss(output.restitution, axis_name)
-        terms["loss_restitution"] = (restitution_weight, loss)
+        terms["loss_restitution"] = (restitution_weight, restitution_sums(output.restitution))
     return terms
 
 
-def _apply_update(
+def apply_update(
     state: TrainState, optimizer: optax.GradientTransformation, gradients: dict,
     batch_stats: dict, axis_name: str | None,
 ) -> TrainState:
@@ -112,6 +147,7 @@ def make_source_step(
     lambda_seg: float = 0.0,
     restitution_weight: float = 0.0,
     freeze_bn: bool = False,
+    accumulate_steps: int = 1,
     prepare: Prepare = augment,
     axis_name: str | None = None,
 ) -> Step:
@@ -119,20 +155,22 @@ def make_source_step(
 
     lambda_seg: weight of the auxiliary head's cross-entropy ("multi"), 0 leaves it out.
     restitution_weight: per SNR block; the model then needs `restitution_heads`.
+    accumulate_steps: parts of the batch that run one after another; B a multiple of it.
     prepare: (key, image, first_sample=) → the image as the network sees it.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        image = _prepared(prepare, seed, state.step, 0, batch["source_image"], axis_name)
+        image = prepared(prepare, seed, state.step, 0, batch["source_image"], axis_name)
+        source = {"image": image, "label": batch["source_label"]}
 
-        def terms(output: Output) -> Terms:
-            label = batch["source_label"]
-            return _source_terms(output, label, lambda_seg, restitution_weight, axis_name)
+        def terms(output: Output, part: Batch) -> Terms:
+            return source_terms(output, part["label"], lambda_seg, restitution_weight)
 
-        gradients, batch_stats, metrics = _domain_gradients(
-            model, state.params, state.batch_stats, image, terms, not freeze_bn
+        gradients, batch_stats, metrics = domain_gradients(
+            model, state.params, state.batch_stats, source, terms, train=not freeze_bn,
+            accumulate_steps=accumulate_steps, axis_name=axis_name,
         )
-        return _apply_update(state, optimizer, gradients, batch_stats, axis_name), metrics
+        return apply_update(state, optimizer, gradients, batch_stats, axis_name), metrics
 
     return step
 
@@ -148,6 +186,7 @@ def make_adaptation_step(
     guidance_threshold: float = 0.95,
     restitution_weight: float = 0.0,
     freeze_bn: bool = False,
+    accumulate_steps: int = 1,
     prepare: Prepare = augment,
     axis_name: str | None = None,
 ) -> Step:
@@ -161,31 +200,31 @@ def make_adaptation_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         source_image, target_image = (
-            _prepared(prepare, seed, state.step, domain, batch[name], axis_name)
+            prepared(prepare, seed, state.step, domain, batch[name], axis_name)
             for domain, name in enumerate(("source_image", "target_image"))
         )
 
-        def source_terms(output: Output) -> Terms:
-            label = batch["source_label"]
-            return _source_terms(output, label, lambda_seg, restitution_weight, axis_name)
+        def of_source(output: Output, part: Batch) -> Terms:
+            return source_terms(output, part["label"], lambda_seg, restitution_weight)
 
-        def target_terms(output: Output) -> Terms:
-            loss = whole_mean(target_loss(output.main), axis_name)
-            terms = {"loss_target": (lambda_target, loss)}
+        def of_target(output: Output, part: Batch) -> Terms:
+            terms = {"loss_target": (lambda_target, target_loss(output.main))}
             if lambda_seg:
                 aux = losses.guidance(output.main, output.aux, threshold=guidance_threshold)
-                terms["loss_target_aux"] = (
-                    lambda_seg * lambda_target, whole_mean(aux, axis_name))
+                terms["loss_target_aux"] = (lambda_seg * lambda_target, aux)
             return terms
 
-        source_gradients, batch_stats, source_metrics = _domain_gradients(
-            model, state.params, state.batch_stats, source_image, source_terms, not freeze_bn
+        options = {"train": not freeze_bn, "accumulate_steps": accumulate_steps,
+                   "axis_name": axis_name}
+        source_gradients, batch_stats, source_metrics = domain_gradients(
+            model, state.params, state.batch_stats,
+            {"image": source_image, "label": batch["source_label"]}, of_source, **options
         )
-        target_gradients, batch_stats, target_metrics = _domain_gradients(
-            model, state.params, batch_stats, target_image, target_terms, not freeze_bn
+        target_gradients, batch_stats, target_metrics = domain_gradients(
+            model, state.params, batch_stats, {"image": target_image}, of_target, **options
         )
         gradients = jax.tree.map(jnp.add, source_gradients, target_gradients)
-        state = _apply_update(state, optimizer, gradients, batch_stats, axis_name)
+        state = apply_update(state, optimizer, gradients, batch_stats, axis_name)
         return state, source_metrics | target_metrics
 
     return step

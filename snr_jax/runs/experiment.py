@@ -62,10 +62,12 @@ def check(config: ConfigDict) -> None:
 
 def check_devices(config: ConfigDict) -> None:
     """Raises UserError if the training batch cannot be shared out evenly."""
-    size, devices = config.batch_size, jax.device_count()
-    if size % devices:
-        raise UserError(f"batch_size is {size}; expected a multiple of the {devices} devices. Set "
-                        f"--config.batch_size={max(devices, size - size % devices)}")
+    size, devices, steps = config.batch_size, jax.device_count(), config.accumulate_steps
+    parts = devices * steps
+    if size % parts:
+        of = f"{devices} devices" + (f" x accumulate_steps {steps}" if steps > 1 else "")
+        raise UserError(f"batch_size is {size}; expected a multiple of {parts} ({of}). Set "
+                        f"--config.batch_size={max(parts, size - size % parts)}")
 
 
 # ---------------------------------------------------------------- the configuration as arguments
@@ -145,6 +147,7 @@ def step_arguments(config: ConfigDict) -> dict:
         "lambda_seg": config.loss.lambda_seg,
         "restitution_weight": restitution_weight(config),
         "freeze_bn": config.freeze_bn,
+        "accumulate_steps": config.accumulate_steps,
     }
     if not config.loss.target:
         return arguments

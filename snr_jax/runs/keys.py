@@ -124,7 +124,7 @@ KEYS = {
     "model.head_branches": Key(
         one_of(2, 4), ("model.head_branches", "groups.head_branches")),
     "model.stride_in": Key(one_of("conv1", "conv2"), ("model.stride_in",)),
-    "model.dtype": Key(one_of(*DTYPES), ("model.dtype",)),
+    "model.dtype": Key(one_of("auto", *DTYPES), ("model.dtype",)),
     "model.atrous": Key(one_of("auto", *ATROUS), ("model.atrous",)),
     "model.remat": Key(SWITCH, ("model.remat",)),
     "data.root": Key(text(empty=False), _in(SPLITS, "directory")),
@@ -145,6 +145,7 @@ KEYS = {
     "target.val_split": Key(text(empty=True), ("target_val_split.split",)),
     "target.size": Key(SIDES, ("target_split.size", "target_val_split.size")),
     "batch_size": Key(whole(1, 4096), _in(STREAMS, "batch_size")),
+    "accumulate_steps": Key(whole(1, 4096), ("step.accumulate_steps",)),
     "sync_batch_norm": Key(SWITCH, ("model.bn_axis_name",)),
     "freeze_bn": Key(SWITCH, ("step.freeze_bn",)),
     "optimizer.base_rate": Key(number(0, 10, without=0), ("schedule.base_rate",)),

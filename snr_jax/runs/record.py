@@ -1,6 +1,6 @@
 """What a run is, recorded once: WORKDIR/run.json, and what of it must stay when a run goes on.
 
-    config    the configuration
+    config    the configuration, model.dtype as it is computed in where that is "auto"
     initial   "random", or a checksum of the values that init_from names
     data      of every split the number of images and checksums of their ids and of a sample of them
     starts    every start of the run: time, step, versions of code and libraries, devices
@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from snr_jax.core.errors import UserError
 from snr_jax.data.samples import Sample
 from snr_jax.report import tables
-from snr_jax.runs import checkpoints
+from snr_jax.runs import checkpoints, network
 from snr_jax.runs.experiment import Split, to_dict
 from snr_jax.runs.writer import read_scalars, write_text
 
@@ -58,7 +58,10 @@ def fingerprint(config: ConfigDict, splits: Mapping[str, Split]) -> dict:
                **_identity(split, labels=role != "target")}
         for role, split in splits.items()
     }
-    return {"config": to_dict(config), "initial": _initial(config.init_from), "data": data}
+    recorded = to_dict(config)
+    # "auto" is another number format on another backend, and so another run.
+    recorded["model"]["dtype"] = network.resolve_dtype(config.model.dtype)
+    return {"config": recorded, "initial": _initial(config.init_from), "data": data}
 
 
 def differences(there: Mapping, here: Mapping) -> list[str]:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental.multihost_utils import reached_preemption_sync_point
@@ -121,12 +122,16 @@ def _announce(
     params = sum(np.size(leaf) for leaf in jax.tree.leaves(state.params))
     device = jax.devices()[0]
     task = f"adaptation ({config.loss.target})" if config.loss.target else "generalisation"
-    log(f"network           {params:,} parameters, {architecture(model)}, {config.model.dtype}")
+    log(f"network           {params:,} parameters, {architecture(model)}")
+    log(f"computes in       {jnp.dtype(model.dtype).name} (model.dtype {config.model.dtype})")
     log(f"recipe            {config.recipe}: {task}, train_snr {config.optimizer.train_snr}, "
         f"restitution {experiment.restitution_weight(config)}, repeated_updates "
         f"{config.optimizer.repeated_updates}, multi-level {config.loss.lambda_seg}")
     log(f"devices           {parallel.num_devices} x {device.device_kind} ({device.platform})")
-    log(f"steps             {int(state.step)} → {config.num_steps}, batch {config.batch_size}")
+    batch = f"batch {config.batch_size}"
+    if config.accumulate_steps > 1:
+        batch += f" in {config.accumulate_steps} parts"
+    log(f"steps             {int(state.step)} → {config.num_steps}, {batch}")
     log(f"results           {workdir} (tensorboard --logdir {workdir})")
 
 

@@ -1,4 +1,4 @@
-"""The steps on one device and on two, written to the npz file named on the command line.
+"""The steps on one device and on many, written to the npz file named on the command line.
 
 A program of its own: the number of devices is fixed before JAX starts. Double precision, so that
 what differs differs by mistake and not by the order of a sum.
@@ -8,7 +8,7 @@ import os
 import sys
 from functools import partial
 
-os.environ["XLA_FLAGS"] = ("--xla_force_host_platform_device_count=2 "
+os.environ["XLA_FLAGS"] = ("--xla_force_host_platform_device_count=8 "
                            "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_ENABLE_X64"] = "1"
@@ -23,15 +23,15 @@ from snr_jax.core import losses
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.state import create_state
 from snr_jax.core.steps import (
+    loss_of,
     make_adaptation_step,
     make_eval_step,
     make_source_step,
-    restitution_loss,
-    whole_mean,
+    restitution_sums,
 )
 from tests.core.tiny import NUM_CLASSES, Probe, batch, network, variables
 
-ONE, TWO = create_parallel(jax.devices()[:1]), create_parallel()
+ONE, TWO, EIGHT = (create_parallel(jax.devices()[:count]) for count in (1, 2, 8))
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)  # the momentum after one step is the gradient
 PASSES = 2
 found: dict[str, np.ndarray] = {}
@@ -41,15 +41,15 @@ def record(name, tree):
     found.update({f"{name}/{k}": np.asarray(v) for k, v in flatten_dict(tree, sep="/").items()})
 
 
-def data():
-    """Four samples; the second half has a tenth of the valid pixels of the first."""
-    values = batch(4)
-    rare = np.random.default_rng(9).random((2, 33, 49)) < 0.9
-    values["source_label"][2:][rare] = 255
+def data(size=4):
+    """The second half of the samples has a tenth of the valid pixels of the first."""
+    values = batch(size)
+    rare = np.random.default_rng(9).random((size // 2, 33, 49)) < 0.9
+    values["source_label"][size // 2 :][rare] = 255
     return values
 
 
-def train(name, parallel, factory, *, sync_bn=True, **options):
+def train(name, parallel, factory, *, sync_bn=True, size=4, **options):
     axis = parallel.axis_name
     wide = jax.tree.map(np.float64, variables(Probe()))
     model = Probe(dtype=jnp.float64, bn_axis_name=axis if sync_bn else None)
@@ -58,7 +58,7 @@ def train(name, parallel, factory, *, sync_bn=True, **options):
     state = parallel.replicate(create_state(wide, OPTIMIZER))
     layout = jax.tree.map(lambda x: x.sharding, state)
     for i in range(PASSES):
-        state, metrics = step(state, parallel.shard(data()))
+        state, metrics = step(state, parallel.shard(data(size)))
         jax.block_until_ready((state, metrics))
         record(f"{name}/metrics{i}", parallel.unreplicate(metrics))
     same = jax.tree.map(lambda x: x.sharding, state) == layout
@@ -66,10 +66,10 @@ def train(name, parallel, factory, *, sync_bn=True, **options):
     final = parallel.unreplicate(state)
     record(name, {**final.variables, "momentum": final.opt_state[0].trace})
     found[f"{name}/step"] = np.asarray(final.step)
-    if parallel is TWO:
+    if parallel is not ONE:
         for leaf in jax.tree.leaves(state):
-            first, second = (np.asarray(shard.data) for shard in leaf.addressable_shards)
-            assert first.tobytes() == second.tobytes(), "the replicas have drifted apart"
+            replicas = {np.asarray(shard.data).tobytes() for shard in leaf.addressable_shards}
+            assert len(replicas) == 1, "the replicas have drifted apart"
 
 
 def forward(name, parallel):
@@ -121,8 +121,11 @@ def whole_losses(name, parallel):
     sums["cross_entropy"] = lambda x: losses.cross_entropy(x["a"], x["label"])
     sums["nothing_valid"] = lambda x: losses.cross_entropy(x["a"], 0 * x["label"] + 255)
     sums["guidance"] = lambda x: losses.guidance(x["b"], x["a"], threshold=0.6)
-    functions = {key: lambda x, f=f: whole_mean(f(x), axis) for key, f in sums.items()}
-    functions["dual_restitution"] = lambda x: restitution_loss([(x["a"], x["b"], x["c"])], axis)
+    sums["dual_restitution"] = lambda x: restitution_sums([(x["a"], x["b"], x["c"])])
+    functions = {
+        key: lambda x, f=f: loss_of(jax.lax.psum(f(x), axis) if axis else f(x))
+        for key, f in sums.items()
+    }
 
     def run(_, x):
         def both(f):
@@ -139,18 +142,23 @@ def whole_losses(name, parallel):
         found[f"{name}/{key}/value"], found[f"{name}/{key}/gradient"] = value, gradient
 
 
-for devices, parallel in (("one", ONE), ("two", TWO)):
+ADAPT = {"target_loss": losses.iw_maxsquare, "guidance_threshold": 0.6}
+for devices, parallel in (("one", ONE), ("many", TWO)):
     train(f"{devices}/source", parallel, make_source_step)
-    train(f"{devices}/iw_maxsquare", parallel, make_adaptation_step,
-          target_loss=losses.iw_maxsquare, guidance_threshold=0.6)
+    train(f"{devices}/iw_maxsquare", parallel, make_adaptation_step, **ADAPT)
+    train(f"{devices}/accumulated", parallel, make_adaptation_step, **ADAPT, freeze_bn=True,
+          accumulate_steps=parallel.num_devices)
     train(f"{devices}/hard", parallel, make_adaptation_step,
           target_loss=partial(losses.hard, threshold=0.6), guidance_threshold=0.6)
     forward(f"{devices}/forward", parallel)
     evaluate(f"{devices}/evaluation", parallel)
     whole_losses(f"{devices}/losses", parallel)
+for devices, parallel in (("one", ONE), ("many", EIGHT)):
+    train(f"{devices}/source of eight", parallel, make_source_step, size=8)
+    train(f"{devices}/adaptation of eight", parallel, make_adaptation_step, size=8, **ADAPT)
 train("alone/source", TWO, make_source_step, sync_bn=False)
 tree = {"a": np.arange(6.0).reshape(2, 3), "b": {"c": np.int32(4)}}
-for devices, parallel in (("one", ONE), ("two", TWO)):
+for devices, parallel in (("one", ONE), ("many", TWO)):
     record(f"{devices}/round", parallel.unreplicate(parallel.replicate(tree)))
     shards = parallel.shard({"x": np.arange(8).reshape(4, 2)})["x"]
     found[f"{devices}/round/shard"] = np.asarray(shards).reshape(4, 2)

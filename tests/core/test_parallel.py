@@ -26,16 +26,23 @@ def group(found, prefix):
 
 
 def assert_equal(found, name, rtol, atol):
-    one, two = group(found, f"one/{name}/"), group(found, f"two/{name}/")
-    assert one.keys() == two.keys()
+    one, many = group(found, f"one/{name}/"), group(found, f"many/{name}/")
+    assert one.keys() == many.keys()
     for key, value in one.items():
-        np.testing.assert_allclose(two[key], value, rtol=rtol, atol=atol, err_msg=key)
+        np.testing.assert_allclose(many[key], value, rtol=rtol, atol=atol, err_msg=key)
 
 
-@pytest.mark.parametrize("step", ["source", "iw_maxsquare", "hard"])
-def test_a_training_step_on_two_devices_equals_one(found, step):
-    """Parameters, momentum, statistics and losses, augmentation included."""
-    assert int(found[f"two/{step}/step"]) == 2
+@pytest.mark.parametrize(
+    "step", ["source", "iw_maxsquare", "hard", "source of eight", "adaptation of eight",
+             "accumulated"],
+)  # fmt: skip
+def test_a_training_step_on_many_devices_equals_one(found, step):
+    """Parameters, momentum, statistics and losses, augmentation included.
+
+    On two devices, and on eight. "accumulated": on one device in one piece, on two in two parts
+    each, with frozen batch norm.
+    """
+    assert int(found[f"many/{step}/step"]) == 2
     assert_equal(found, step, rtol=1e-6, atol=1e-8)
 
 
@@ -46,11 +53,11 @@ def test_every_batch_norm_of_the_network_sees_the_whole_batch(found):
 
 
 def test_the_steps_had_something_to_agree_on(found):
-    metrics = group(found, "two/iw_maxsquare/metrics1/")
+    metrics = group(found, "many/iw_maxsquare/metrics1/")
     assert metrics.keys() == {"loss_source", "loss_source_aux", "loss_restitution", "loss_target",
                               "loss_target_aux"}
     assert all(value != 0 for value in metrics.values())
-    momentum = group(found, "two/iw_maxsquare/momentum/")
+    momentum = group(found, "many/iw_maxsquare/momentum/")
     assert max(np.abs(value).max() for value in momentum.values()) > 1e-3
 
 
@@ -70,7 +77,7 @@ def test_evaluation_counts_the_same_pixels(found):
 
 def test_batch_norm_of_each_replica_alone(found):
     """Without synchronisation the replicas still agree on one state, but another one."""
-    alone, together = group(found, "alone/source/"), group(found, "two/source/")
+    alone, together = group(found, "alone/source/"), group(found, "many/source/")
     assert all(np.isfinite(value).all() for value in alone.values())
     # The mean of the replicas' means is the mean; that of their variances lacks what lies between.
     key = "batch_stats/bn/"
@@ -78,10 +85,10 @@ def test_batch_norm_of_each_replica_alone(found):
     assert (alone[key + "var"] != together[key + "var"]).all()
 
 
-@pytest.mark.parametrize("devices", ["one", "two"])
+@pytest.mark.parametrize("devices", ["one", "many"])
 def test_values_come_back_from_the_devices_as_they_went(found, devices):
     np.testing.assert_array_equal(found[f"{devices}/round/a"], np.arange(6.0).reshape(2, 3))
     assert found[f"{devices}/round/b/c"] == 4 and found[f"{devices}/round/b/c"].shape == ()
     np.testing.assert_array_equal(found[f"{devices}/round/shard"], np.arange(8).reshape(4, 2))
-    expected = {"one": [1, False], "two": [2, True]}
+    expected = {"one": [1, False], "many": [2, True]}
     assert list(found[f"{devices}/round/counts"]) == expected[devices]

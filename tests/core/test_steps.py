@@ -1,5 +1,7 @@
 """The compiled steps: the order of the domains, one update, and what they are a function of."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +14,12 @@ from snr_jax.core.augment import to_network_input
 from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import TrainState, create_state, initial_variables
 from snr_jax.core.steps import (
+    loss_of,
     make_adaptation_step,
     make_eval_step,
     make_predict_step,
     make_source_step,
-    restitution_loss,
+    restitution_sums,
 )
 from tests.core.tiny import (
     NUM_CLASSES,
@@ -75,7 +78,7 @@ def adapted():
         parts = {
             "loss_source": losses.mean(losses.cross_entropy(output.main, label)),
             "loss_source_aux": losses.mean(losses.cross_entropy(output.aux, label)),
-            "loss_restitution": restitution_loss(output.restitution, None),
+            "loss_restitution": loss_of(restitution_sums(output.restitution)),
         }
         total = (parts["loss_source"] + LAMBDA_SEG * parts["loss_source_aux"]
                  + RESTITUTION * parts["loss_restitution"])
@@ -156,6 +159,40 @@ def test_the_auxiliary_head_learns_under_multi_level_alone(probe_state):
         after, metrics = quick_jit(step)(probe_state, batch())
         assert np.asarray(trace(after)["aux"]["kernel"]).any() == bool(lambda_seg)
         assert ("loss_source_aux" in metrics) == bool(lambda_seg)
+
+
+@pytest.mark.parametrize("target_loss", [partial(losses.hard, threshold=0.6), losses.iw_entropy])
+def test_parts_one_after_another_make_the_update_of_the_whole_batch(target_loss):
+    """With batch norm frozen: parameters, gradients and losses; the parts have unequal counts."""
+    data = batch(4)
+    data["source_label"][2:][np.random.default_rng(9).random((2, 33, 49)) < 0.9] = 255
+    data["source_label"][3] = 255  # a part without any valid pixel
+    with jax.enable_x64(True):
+        state = create_state(jax.tree.map(np.float64, variables(Probe())), OPTIMIZER)
+        found = []
+        for parts in (1, 2, 4):
+            step = make_adaptation_step(
+                model=Probe(dtype=jnp.float64), optimizer=OPTIMIZER, target_loss=target_loss,
+                lambda_seg=LAMBDA_SEG, guidance_threshold=0.6, restitution_weight=5.0,
+                freeze_bn=True, accumulate_steps=parts,
+            )
+            found.append(jax.device_get(quick_jit(step)(state, data)))
+        (whole, losses_of_whole), *accumulated = found
+    assert len(losses_of_whole) == 5 and all(losses_of_whole.values())
+    for after, metrics in accumulated:
+        assert_trees_close(metrics, losses_of_whole, rtol=1e-12)
+        assert_trees_close(trace(after), trace(whole), rtol=1e-9, atol=1e-12)
+        assert_trees_close(after.variables, whole.variables, rtol=1e-12)
+
+
+def test_running_statistics_move_by_each_part_once(probe_state):
+    data = batch(4)
+    step = make_source_step(model=Probe(), optimizer=OPTIMIZER, prepare=plain, accumulate_steps=2)
+    after, _ = quick_jit(step)(probe_state, data)
+    first, second = (np.asarray(to_network_input(data["source_image"][part])).mean((0, 1, 2))
+                     for part in (slice(0, 2), slice(2, 4)))
+    expected = 0.81 * probe_state.batch_stats["bn"]["mean"] + 0.09 * first + 0.1 * second
+    np.testing.assert_allclose(after.batch_stats["bn"]["mean"], expected, atol=1e-3)
 
 
 def test_no_valid_pixel_leaves_the_parameters_as_they_are(probe_state):

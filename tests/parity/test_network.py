@@ -9,7 +9,7 @@ import torch
 
 from snr_jax.core import losses
 from snr_jax.core.models.deeplab import Output
-from snr_jax.core.steps import restitution_loss
+from snr_jax.core.steps import loss_of, restitution_sums
 from tests import torch_twin
 from tests.parity.pair import (
     arrays,
@@ -40,7 +40,7 @@ def training(model, variables, image, label):
         loss = losses.mean(losses.cross_entropy(output.main, label))
         loss += WEIGHTS["lambda_seg"] * losses.mean(losses.cross_entropy(output.aux, label))
         if output.restitution:
-            loss += WEIGHTS["restitution_weight"] * restitution_loss(output.restitution, None)
+            loss += WEIGHTS["restitution_weight"] * loss_of(restitution_sums(output.restitution))
         return loss, (output, updated["batch_stats"])
 
     return jax.grad(objective, has_aux=True)(variables["params"])

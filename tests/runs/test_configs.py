@@ -197,7 +197,7 @@ def test_docstring_is_the_command(name):
         ("keep_checkpoints", 0, "at least 1"),
         ("eval.max_images", -1, "at least 0"),
         ("seed", -1, "0 to 1000000000"),
-        ("model.dtype", "float16", "one of float32, bfloat16"),
+        ("model.dtype", "float16", "one of auto, float32, bfloat16"),
         ("model.norm_restitution", "ibn", "none, in, snr"),
         ("model.head_branches", 3, "one of 2, 4"),
         ("model.atrous", "fft", "auto, native, space_to_batch"),
@@ -257,6 +257,10 @@ def test_the_batch_divides_over_the_devices(monkeypatch):
         experiment.check_devices(config)
     config.batch_size = 4
     experiment.check_devices(config)
+    config.accumulate_steps = 4
+    wanted = r"a multiple of 8 \(2 devices x accumulate_steps 4\). Set --config.batch_size=8$"
+    with pytest.raises(UserError, match=wanted):
+        experiment.check_devices(config)
 
 
 @pytest.mark.parametrize("name, recipe", [("gta5_dg", "paper"), ("gta2city_uda", "release")])

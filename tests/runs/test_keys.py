@@ -27,7 +27,7 @@ OTHER = {
     "source.val_split": "test", "source.size": (65, 129),
     "target.domain": "gta5", "target.dir": "elsewhere", "target.train_split": "val",
     "target.val_split": "test", "target.size": (65, 129),
-    "batch_size": 3, "sync_batch_norm": False, "freeze_bn": True,
+    "batch_size": 4, "accumulate_steps": 2, "sync_batch_norm": False, "freeze_bn": True,
     "optimizer.base_rate": 0.5, "optimizer.schedule_steps": 10**6, "optimizer.momentum": 0.5,
     "optimizer.weight_decay": 0.5, "optimizer.head_rate": 0.5, "optimizer.snr_rate": 0.5,
     "optimizer.train_snr": False, "optimizer.repeated_updates": False,
@@ -226,7 +226,9 @@ def test_arrives_unchanged():
 
 def test_generalisation_has_no_target_loss():
     step = experiment.step_arguments(default.get_config())
-    assert step.keys() == {"seed", "lambda_seg", "restitution_weight", "freeze_bn"}
+    assert step.keys() == {
+        "seed", "lambda_seg", "restitution_weight", "freeze_bn", "accumulate_steps",
+    }  # fmt: skip
 
 
 def test_only_the_target_of_training_may_lack_labels():

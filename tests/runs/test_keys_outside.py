@@ -43,6 +43,7 @@ CHANGES = {
     "target.val_split": {"target.val_split": ""},
     "target.size": {"target.size": (33, 49)},
     "batch_size": {"batch_size": 1},
+    "accumulate_steps": {"accumulate_steps": 2},
     "freeze_bn": {"freeze_bn": True},
     "optimizer.base_rate": {"optimizer.base_rate": 0.05},
     "optimizer.schedule_steps": {"optimizer.schedule_steps": 2},

@@ -158,7 +158,9 @@ def test_the_record_says_what_the_run_is(data_root, tmp_path):
     assert claim(data_root, tmp_path) == []
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
     found = record.read(tmp_path)
-    assert found["config"] == experiment.to_dict(make_config(data_root))
+    config = experiment.to_dict(make_config(data_root))
+    assert config["model"].pop("dtype") == "auto"
+    assert found["config"]["model"].pop("dtype") == "float32" and found["config"] == config
     assert found["initial"] == "random"
     assert set(found["data"]) == {"source", "source_val", "target_val"}
     assert found["data"]["source"]["images"] == 6
@@ -221,6 +223,20 @@ def test_other_settings_and_other_data_are_refused(data_root, moved, tmp_path):
     assert "data of source.images: 6 there, 5 now" in message
     assert str(workdir) in message and "Choose another --workdir" in message
     assert (workdir / "run.json").read_bytes() == before
+
+
+def test_another_backend_is_another_run_where_it_computes_in_another_format(
+    data_root, tmp_path, monkeypatch
+):
+    """With "auto" a run of a GPU is not gone on with on a CPU in float32, unless that is asked."""
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "gpu")
+        claim(data_root, tmp_path)
+        pretend_state(tmp_path, 3)
+        assert record.read(tmp_path)["config"]["model"]["dtype"] == "bfloat16"
+    with pytest.raises(UserError, match=r"model.dtype: 'bfloat16' there, 'float32' now"):
+        claim(data_root, tmp_path)
+    claim(data_root, tmp_path, **{"model.dtype": "bfloat16"})
 
 
 @pytest.mark.parametrize(

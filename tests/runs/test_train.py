@@ -359,7 +359,9 @@ def test_start_says_what_will_run(generalised, adapted, data_root):
     out = generalised.out
     assert f"gta5/train: 6 images in {data_root}/GTA5; split 'train' from train.txt" in out
     assert "cityscapes/val: 3 images" in out and "cityscapes/train" not in out
-    assert "167,676 parameters" in out and "recipe            paper: generalisation" in out
+    assert "167,676 parameters" in out
+    assert "computes in       float32 (model.dtype auto)" in out
+    assert "recipe            paper: generalisation" in out
     assert "devices           1 x cpu" in out and "steps             0 → 20, batch 2" in out
     assert f"results           {generalised.workdir}" in out
     assert "step 20/20" in out and " left  loss " in out and "restitution " in out
