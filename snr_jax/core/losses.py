@@ -45,6 +45,16 @@ def cross_entropy(logits: jax.Array, label: jax.Array) -> Sum:
     return Sum(nll.sum(), valid.sum())
 
 
+def weighted_cross_entropy(logits: jax.Array, label: jax.Array, weight: jax.Array) -> Sum:
+    """- w log p[label], averaged over all pixels, of which the ignored ones count as 0.
+
+    weight float [N,H,W], without gradient. The loss of class mixing (arXiv 2007.08702).
+    """
+    label = label.astype(jnp.int32)
+    nll = -_pick(_log_probs(logits), label)
+    return Sum(jnp.where(label != IGNORE, weight * nll, 0).sum(), float(label.size))
+
+
 def maxsquare(logits: jax.Array) -> Sum:
     """- sum p^2 / (2 N C H W): the mean runs over the classes too, as in the published code."""
     p = jnp.exp(_log_probs(logits))

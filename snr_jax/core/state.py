@@ -1,6 +1,7 @@
 """The training state: a value that holds all a run needs besides its configuration."""
 
 import zlib
+from dataclasses import field
 from functools import partial
 
 import flax.linen as nn
@@ -14,12 +15,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 @flax.struct.dataclass
 class TrainState:
-    """step int32 [], and the trees of parameters, batch statistics and optimiser state."""
+    """step int32 [], and the trees of parameters, batch statistics and optimiser state.
+
+    teacher: the variables of a mean teacher, {"params", "batch_stats"}; empty without one.
+    """
 
     step: jax.Array
     params: dict
     batch_stats: dict
     opt_state: optax.OptState
+    teacher: dict = field(default_factory=dict)
 
     @property
     def variables(self) -> dict:
@@ -55,8 +60,13 @@ def initial_variables(model: nn.Module, seed: int) -> dict:
     return unflatten_dict({path: draw(path, leaf.shape) for path, leaf in flat.items()}, sep="/")
 
 
-def create_state(variables: dict, tx: optax.GradientTransformation) -> TrainState:
-    """variables {"params", "batch_stats"} → TrainState at step 0."""
+def create_state(
+    variables: dict, tx: optax.GradientTransformation, *, with_teacher: bool = False
+) -> TrainState:
+    """variables {"params", "batch_stats"} → TrainState at step 0; a teacher begins as a copy."""
     params = jax.tree.map(jnp.asarray, variables["params"])
     batch_stats = jax.tree.map(jnp.asarray, variables["batch_stats"])
-    return TrainState(jnp.zeros([], jnp.int32), params, batch_stats, tx.init(params))
+    state = TrainState(jnp.zeros([], jnp.int32), params, batch_stats, tx.init(params))
+    # Arrays of its own: a step takes over the memory of each array that it is given, once.
+    teacher = jax.tree.map(jnp.array, state.variables) if with_teacher else {}
+    return state.replace(teacher=teacher)

@@ -136,7 +136,9 @@ def apply_update(
         gradients, batch_stats = lax.pmean((gradients, batch_stats), axis_name)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, batch_stats, opt_state)
+    return state.replace(
+        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
+    )
 
 
 def make_source_step(

@@ -1,0 +1,150 @@
+"""Class mixing and strong augmentation, against numbers worked out by hand and against Pillow."""
+
+import colorsys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from snr_jax.core import mixing
+from snr_jax.core.augment import to_network_input
+
+KEY = jax.random.key(3)
+
+
+def labels_with(*ids) -> np.ndarray:
+    """uint8 [1,1,n], one pixel of each id."""
+    return np.array([[ids]], np.uint8)
+
+
+# --- which classes
+
+@pytest.mark.parametrize("ids, count", [
+    ((4,), 1), ((0, 3), 1), ((0, 1, 4), 2), ((0, 1, 2, 3, 4), 3), ((0, 1, 2, 255), 2), ((255,), 1),
+])  # fmt: skip
+def test_half_of_the_ids_rounded_up(ids, count):
+    """(n + n mod 2) / 2 of the n ids that are there, the ignored one among them."""
+    label = labels_with(*ids)
+    for number in range(5):
+        chosen = np.asarray(mixing.choose_classes(jax.random.key(number), label, 5))
+        assert chosen.shape == (1, 6) and chosen.sum() == count
+        assert {255 if c == 5 else c for c in np.flatnonzero(chosen[0])} <= set(ids)
+
+
+@pytest.mark.parametrize("share, count", [(0.0, 0), (0.3, 3), (0.75, 8), (1.0, 10)])
+def test_share_of_the_classes(share, count):
+    label = labels_with(*range(10))
+    assert np.asarray(mixing.choose_classes(KEY, label, 10, share=share)).sum() == count
+
+
+def test_every_class_is_chosen_equally_often():
+    label = np.repeat(labels_with(0, 1, 2, 3), 2000, axis=0)
+    shares = np.asarray(mixing.choose_classes(KEY, label, 5)).mean(0)
+    np.testing.assert_allclose(shares, [0.5, 0.5, 0.5, 0.5, 0, 0], atol=0.05)
+
+
+def test_a_choice_depends_on_the_key_and_the_place_in_the_batch():
+    label = np.repeat(labels_with(*range(8)), 6, axis=0)
+    whole = np.asarray(mixing.choose_classes(KEY, label, 8))
+    part = np.asarray(mixing.choose_classes(KEY, label[:2], 8, first_sample=4))
+    np.testing.assert_array_equal(part, whole[4:])
+    assert (whole[0] != whole[1:]).any()
+    assert (whole != np.asarray(mixing.choose_classes(jax.random.key(4), label, 8))).any()
+
+
+def test_paste_mask():
+    label = np.array([[[0, 1], [2, 255]], [[0, 1], [2, 255]]], np.uint8)
+    chosen = np.array([[True, False, True, False], [False, True, False, True]])
+    expected = [[[True, False], [True, False]], [[False, True], [False, True]]]
+    np.testing.assert_array_equal(mixing.paste_mask(label, chosen), expected)
+
+
+# --- what the student sees
+
+def pixels(seed=0, shape=(6, 7)):
+    return np.random.default_rng(seed).random((*shape, 3)).astype(np.float32)
+
+
+def jitter(image, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0):
+    return np.asarray(mixing.jitter(jnp.asarray(image), brightness, contrast, saturation, hue))
+
+
+def test_jitter_of_nothing_is_nothing():
+    np.testing.assert_allclose(jitter(pixels()), pixels(), atol=1e-6)
+
+
+def test_jitter_by_hand():
+    """Two pixels: gray 0.299 * 1 = 0.299 and 0.114 * 0.5 = 0.057, on average 0.178."""
+    image = np.array([[[1, 0, 0], [0, 0, 0.5]]], np.float32)
+    np.testing.assert_allclose(
+        jitter(image, brightness=1.2), [[[1, 0, 0], [0, 0, 0.6]]], atol=1e-6)
+    np.testing.assert_allclose(
+        jitter(image, contrast=0.8),
+        [[[0.8 + 0.0356, 0.0356, 0.0356], [0.0356, 0.0356, 0.4 + 0.0356]]], atol=1e-6)
+    np.testing.assert_allclose(
+        jitter(image, saturation=0.8),
+        [[[0.8 + 0.0598, 0.0598, 0.0598], [0.0114, 0.0114, 0.4 + 0.0114]]], atol=1e-6)
+    third = 1 / 3  # red becomes green, blue red
+    np.testing.assert_allclose(
+        jitter(image, hue=third), [[[0, 1, 0], [0.5, 0, 0]]], atol=1e-6)
+    # Brightness first, clipped: 1.25 is 1 before the contrast sees it.
+    np.testing.assert_allclose(
+        jitter(np.ones((1, 1, 3), np.float32), brightness=1.25, contrast=0.5), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("turns", [-0.25, -0.1, 0.2])
+def test_hue_as_the_standard_library_turns_it(turns):
+    image = pixels()
+    image[0, 0] = 0.5  # gray has no hue
+    expected = np.empty_like(image)
+    for place in np.ndindex(image.shape[:2]):
+        h, s, v = colorsys.rgb_to_hsv(*map(float, image[place]))
+        expected[place] = colorsys.hsv_to_rgb((h + turns) % 1, s, v)
+    np.testing.assert_allclose(jitter(image, hue=turns), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [0.15, 0.6, 1.15])
+def test_gaussian_blur_as_scipy(sigma):
+    image = pixels(shape=(13, 17))
+    expected = ndimage.gaussian_filter(
+        image.astype(np.float64), (sigma, sigma, 0), mode="mirror", radius=(5, 5, 0))
+    found = mixing.gaussian_blur(jnp.asarray(image), sigma)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_strong_augmentation_depends_on_its_switches_and_the_place():
+    image = np.random.default_rng(1).integers(0, 256, (40, 8, 9, 3), np.uint8)
+    plain = np.asarray(to_network_input(image))
+
+    def changed(**switches):
+        found = np.asarray(mixing.strong_augment(KEY, image, **switches))
+        return found, np.abs(found - plain).max((1, 2, 3)) > 0.5
+
+    both, is_changed = changed()
+    assert 0.7 <= is_changed.mean() <= 1  # 1 - 0.2 * 0.5 is 0.9
+    assert 0.6 <= changed(with_blur=False)[1].mean() < 0.95  # 0.8
+    assert 0.2 <= changed(with_jitter=False)[1].mean() <= 0.7  # 0.5, less where sigma is small
+    assert not changed(with_jitter=False, with_blur=False)[1].any()
+    part = mixing.strong_augment(KEY, image[:3], first_sample=7)
+    # Images 0 to 2 stand at places 7 to 9.
+    again = mixing.strong_augment(KEY, np.roll(image, 7, 0))[7:10]
+    np.testing.assert_allclose(part, again, atol=1e-3)
+    assert (np.abs(both - np.asarray(mixing.strong_augment(jax.random.key(4), image))) > 1).any()
+
+
+def test_jitter_draws_from_the_whole_range():
+    """A gray image tells its brightness: factors fill [0.75, 1.25] and go no further."""
+    image = np.full((400, 6, 6, 3), 100, np.uint8)
+    found = np.asarray(mixing.strong_augment(KEY, image, with_blur=False))
+    factors = (found + np.array([104.00698793, 116.66876762, 122.67891434]))[:, 0, 0, 0] / 100
+    assert 0.75 - 1e-3 <= factors.min() < 0.77 and 1.23 < factors.max() <= 1.25 + 1e-3
+
+
+# --- what the teacher says
+
+def test_pseudo_label_by_hand():
+    p = np.array([[[[0.97, 0.02, 0.01], [0.4, 0.5, 0.1]]]])
+    label, sure = mixing.pseudo_label(jnp.log(p), threshold=0.968)
+    assert label.tolist() == [[[0, 1]]] and sure.tolist() == [[[True, False]]]

@@ -1,0 +1,215 @@
+"""Self-training with class mixing: weights, the loss, the teacher, against numbers by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from snr_jax.core import losses, mixing
+from snr_jax.core.augment import to_network_input
+from snr_jax.core.self_training import make_classmix_step, pixel_weights, teacher_share
+from snr_jax.core.state import create_state
+from snr_jax.core.steps import loss_of, restitution_sums
+from tests.core.tiny import Probe, assert_trees_close, batch, quick_jit, variables
+
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)  # the trace after one step is the gradient
+LAMBDA, RESTITUTION, THRESHOLD = 0.7, 0.05, 0.8
+CHOSEN = np.array([[True, False, True, False], [False, True, False, True]])  # the last is ignored
+
+
+def plain(key, image, *, first_sample=0):
+    return to_network_input(image)
+
+
+def darker(key, image, *, first_sample=0):
+    return to_network_input(image) / 2
+
+
+def given(key, label, num_classes, *, share, first_sample):
+    return jnp.asarray(CHOSEN)
+
+
+def data() -> dict:
+    values = batch()
+    random = np.random.default_rng(5)
+    return values | {"target_image": random.integers(0, 256, (2, 33, 49, 3), np.uint8)}
+
+
+def state_at(step: int = 0, seed: int = 1):
+    """A student, and a teacher that differs from it."""
+    state = create_state(variables(Probe()), OPTIMIZER, with_teacher=True)
+    teacher = jax.tree.map(jnp.asarray, variables(Probe(), seed))
+    return state.replace(step=jnp.asarray(step, jnp.int32), teacher=teacher)
+
+
+def run(state, values, **options):
+    arguments = {"lambda_target": LAMBDA, "threshold": THRESHOLD, "prepare": plain,
+                 "strengthen": darker, "choose_classes": given, **options}
+    step = make_classmix_step(model=Probe(), optimizer=OPTIMIZER, **arguments)
+    return quick_jit(step)(state, values)
+
+
+# --- by hand
+
+@pytest.mark.parametrize("step, share", [(0, 0), (1, 0.5), (98, 98 / 99), (99, 0.99), (9999, 0.99)])
+def test_teacher_share(step, share):
+    assert float(teacher_share(jnp.asarray(step), 0.99)) == pytest.approx(share, abs=1e-7)
+
+
+def test_weights_by_hand():
+    """Three of eight pixels are sure; the first row and the last count nothing."""
+    sure = jnp.array([[[True, False], [False, True], [False, False], [True, False]]])
+    by_share, share = pixel_weights(sure, weight="share", rows_left_out=(0, 0))
+    assert float(share) == 0.375 and np.all(np.asarray(by_share) == 0.375)
+    inside, share = pixel_weights(sure, weight="share", rows_left_out=(1, 1))
+    assert float(share) == 0.375  # of all pixels
+    np.testing.assert_array_equal(inside[0, :, 0], [0, 0.375, 0.375, 0])
+    by_pixel, _ = pixel_weights(sure, weight="pixel", rows_left_out=(0, 1))
+    np.testing.assert_array_equal(by_pixel[0], [[1, 0], [0, 1], [0, 0], [0, 0]])
+
+
+def test_weighted_cross_entropy_by_hand():
+    """(1 * -log 0.5 + 0.25 * -log 0.25 + an ignored pixel as 0) / 3."""
+    p = np.array([[[[0.5, 0.5], [0.25, 0.75], [0.9, 0.1]]]])
+    label = np.array([[[1, 0, 255]]], np.uint8)
+    weight = np.array([[[1, 0.25, 1]]])
+    found = losses.mean(losses.weighted_cross_entropy(jnp.log(p), label, weight))
+    assert float(found) == pytest.approx((np.log(2) + 0.25 * np.log(4)) / 3, rel=1e-6)
+
+
+# --- the step against its parts
+
+def parts(state, values, *, weight="share", rows=(0, 0), train=True):
+    """Gradients, statistics, losses and the share of the same step, from separate passes."""
+    model = Probe()
+
+    def forward(params, stats, image, train=True):
+        output, moved = model.apply(
+            {"params": params, "batch_stats": stats}, image, train=train, mutable=["batch_stats"])
+        return output, moved["batch_stats"]
+
+    teacher = state.teacher
+    output, teacher_stats = quick_jit(forward, static_argnums=3)(
+        teacher["params"], teacher["batch_stats"], to_network_input(values["target_image"]), train)
+    p = np.asarray(jax.nn.softmax(output.main))
+    sure = p.max(-1) >= THRESHOLD
+    label, mask = values["source_label"], np.zeros(values["source_label"].shape, bool)
+    for n, chosen in enumerate(CHOSEN):
+        ids = [255 if c == 3 else c for c in np.flatnonzero(chosen)]
+        mask[n] = np.isin(label[n], ids)
+    weights = np.full(mask.shape, sure.mean()) if weight == "share" else sure.astype(float)
+    weights[:, : rows[0]] = weights[:, mask.shape[1] - rows[1]:] = 0
+    mix_label = np.where(mask, label, p.argmax(-1))
+    mix_weight = np.where(mask, 1, weights)
+    mix_image = np.where(mask[..., None], values["source_image"], values["target_image"])
+
+    def source(params, stats):
+        output, moved = forward(params, stats, to_network_input(values["source_image"]))
+        ce = losses.mean(losses.cross_entropy(output.main, label))
+        restitution = loss_of(restitution_sums(output.restitution))
+        return ce + RESTITUTION * restitution, (moved, ce, restitution)
+
+    def mix(params, stats):
+        output, moved = forward(params, stats, to_network_input(mix_image) / 2)
+        log_p = jax.nn.log_softmax(output.main)
+        picked = jnp.take_along_axis(log_p, np.where(mix_label == 255, 0, mix_label)[..., None], -1)
+        loss = -(mix_weight * (mix_label != 255) * picked[..., 0]).mean()
+        return LAMBDA * loss, (moved, loss)
+
+    gradient, (moved, ce, restitution) = quick_jit(jax.grad(source, has_aux=True))(
+        state.params, state.batch_stats)
+    mix_gradient, (stats, loss) = quick_jit(jax.grad(mix, has_aux=True))(state.params, moved)
+    found = {"loss_source": ce, "loss_restitution": restitution, "loss_target": loss,
+             "sure_share": sure.mean()}
+    return jax.tree.map(np.add, gradient, mix_gradient), stats, teacher_stats, found
+
+
+@pytest.mark.parametrize("weight, rows", [("share", (0, 0)), ("pixel", (5, 9))])
+def test_the_step_is_its_parts(weight, rows):
+    state, values = state_at(step=3), data()
+    after, metrics = run(state, values, restitution_weight=RESTITUTION, weight=weight,
+                         rows_left_out=rows)
+    gradient, stats, teacher_stats, found = parts(state, values, weight=weight, rows=rows)
+    assert 0.05 < found["sure_share"] < 0.95
+    assert_trees_close(metrics, found, rtol=1e-4)
+    assert_trees_close(after.opt_state[0].trace, gradient, rtol=1e-3, atol=1e-5)
+    assert_trees_close(after.batch_stats, stats, rtol=1e-4, atol=1e-5)
+    assert_trees_close(after.teacher["batch_stats"], teacher_stats, rtol=1e-4, atol=1e-5)
+    expected = jax.tree.map(
+        lambda t, s: 0.75 * np.asarray(t) + 0.25 * np.asarray(s),
+        state.teacher["params"], after.params)
+    assert_trees_close(after.teacher["params"], expected, rtol=1e-5, atol=1e-6)
+    assert int(after.step) == 4
+
+
+def test_the_teacher_is_the_student_after_the_first_update():
+    after, _ = run(state_at(step=0), data())
+    assert_trees_close(after.teacher["params"], after.params, rtol=0)
+
+
+def test_momentum_is_the_most_that_a_teacher_keeps():
+    state = state_at(step=50)
+    after, _ = run(state, data(), teacher_momentum=0.9)
+    old, new, student = (np.asarray(tree["main"]["kernel"]) for tree in (
+        state.teacher["params"], after.teacher["params"], after.params))
+    np.testing.assert_allclose(new, 0.9 * old + 0.1 * student, rtol=1e-5)
+
+
+def test_a_teacher_in_evaluation_mode_sees_its_running_statistics():
+    """They are then a mean of the student's, by the share of the parameters."""
+    state, values = state_at(step=3), data()
+    after, metrics = run(state, values, teacher_mode="eval")
+    assert float(metrics["sure_share"]) == pytest.approx(
+        float(parts(state, values, train=False)[3]["sure_share"]), abs=1e-6)
+    expected = jax.tree.map(
+        lambda t, s: 0.75 * np.asarray(t) + 0.25 * np.asarray(s),
+        state.teacher["batch_stats"], after.batch_stats)
+    assert_trees_close(after.teacher["batch_stats"], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_frozen_batch_norm_moves_no_statistics(mode):
+    state = state_at(step=3)
+    after, _ = run(state, data(), freeze_bn=True, teacher_mode=mode)
+    assert_trees_close(after.batch_stats, state.batch_stats, rtol=0)
+    assert_trees_close(after.teacher["batch_stats"], state.teacher["batch_stats"], rtol=0)
+    trace = flatten_dict(after.opt_state[0].trace, sep="/")
+    assert np.asarray(trace["main/kernel"]).any()
+
+
+def test_draws_are_a_function_of_seed_and_step():
+    state, values = state_at(step=3), data()
+    drawn = {"choose_classes": mixing.choose_classes, "strengthen": mixing.strong_augment}
+
+    def step(**options):
+        made = make_classmix_step(
+            model=Probe(), optimizer=OPTIMIZER, prepare=plain, **drawn, **options)
+        return quick_jit(made)
+
+    def loss(step, state):
+        return float(step(state, values)[1]["loss_target"])
+
+    base = step()
+    there = loss(base, state)
+    assert there == loss(base, state)
+    assert there != loss(base, state.replace(step=jnp.asarray(4, jnp.int32)))
+    assert there != loss(step(seed=1), state)
+    assert there != loss(step(class_share=1.0), state)
+
+
+def test_parts_of_a_batch_make_its_update():
+    """With frozen statistics, and the share of sure pixels that of the whole batch."""
+    state, values = state_at(step=3), data()
+    (one, metrics), (two, same) = (
+        run(state, values, freeze_bn=True, accumulate_steps=n) for n in (1, 2))
+    assert_trees_close(same, metrics, rtol=1e-5)
+    assert_trees_close(two.params, one.params, rtol=1e-5, atol=1e-6)
+    assert_trees_close(two.teacher, one.teacher, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("option", [{"teacher_mode": "both"}, {"weight": "image"}])
+def test_unknown_words_are_refused(option):
+    with pytest.raises(ValueError, match="expected one of train, eval and of share, pixel"):
+        make_classmix_step(model=Probe(), optimizer=OPTIMIZER, **option)
