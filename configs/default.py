@@ -69,6 +69,18 @@ def adapt(config: ConfigDict, variant: str) -> None:
     config.update_from_flattened_dict(VARIANTS[variant or "maxsquare"])
 
 
+def self_train(config: ConfigDict) -> None:
+    """Makes it self-training with class mixing, in the setting of DACS (arXiv 2007.08702)."""
+    config.loss.target = "classmix"
+    config.loss.lambda_target = 1.0
+    config.num_steps = 250_000
+    config.optimizer.schedule_steps = 250_000
+    config.batch_size = 2
+    config.data.crop = (512, 512)
+    config.data.mirror = False
+    config.data.blur = False
+
+
 def get_config(recipe: str = "paper") -> ConfigDict:
     """`--config configs/default.py:release` chooses the recipe: paper, release or standard."""
     recipe = choose(recipe, recipe=RECIPES)[0] or "paper"
@@ -95,6 +107,8 @@ def get_config(recipe: str = "paper") -> ConfigDict:
     config.data.prepared = ""  # folder of scripts/prepare_data.py; "": training reads the files
     config.data.scale_range = (1.0, 1.0)  # random scale of the training size; 0.1 to 10
     config.data.crop = (0, 0)  # height, width of a crop; 33 to 8192, or (0, 0) for none
+    config.data.mirror = True  # half of the training samples
+    config.data.blur = True  # half of the training images, by less than a pixel
 
     config.source = ConfigDict()
     config.source.domain = "gta5"  # a row of data/domains.py or my_domain.yaml; the labelled side
@@ -128,10 +142,20 @@ def get_config(recipe: str = "paper") -> ConfigDict:
     config.loss = ConfigDict()
     config.loss.restitution_weight = switches["restitution_weight"]  # per SNR block; 0 to 1000
     config.loss.lambda_seg = 0.0  # auxiliary head and guidance ("multi"); 0 to 1000, published 0.1
-    config.loss.target = ""  # "", maxsquare, iw_maxsquare, entropy, iw_entropy, hard
+    config.loss.target = ""  # "", maxsquare, iw_maxsquare, entropy, iw_entropy, hard, classmix
     config.loss.lambda_target = 0.1  # weight of the target loss; 0 to 1000
     config.loss.threshold = 0.95  # probability, of "hard" and of the guidance; 0 to 1
     config.loss.iw_ratio = 0.2  # of the image-wise weights; 0 to 1
+
+    config.mix = ConfigDict()  # of loss.target "classmix" alone: self-training with class mixing
+    config.mix.teacher_momentum = 0.99  # most that it keeps of itself in a step; 0 to 1
+    config.mix.teacher_mode = "train"  # train, eval; train: by the target batch's own statistics
+    config.mix.threshold = 0.968  # probability from which a pseudo label is sure; 0 to 1
+    config.mix.weight = "share"  # share, pixel; of all pixels the sure share, or 1 where sure
+    config.mix.class_share = 0.5  # of the classes of a source label that are pasted; 0 to 1
+    config.mix.rows_left_out = (0, 0)  # of the target, at top and bottom, unlabelled; 0 to 8192
+    config.mix.jitter = True  # colours of the mixed image
+    config.mix.blur = True  # the mixed image
 
     config.num_steps = 80_000  # steps; a run ends there; 1 to 1000000000
     config.log_every_steps = 50  # between lines of progress and of metrics.jsonl; at least 1

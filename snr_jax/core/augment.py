@@ -53,7 +53,9 @@ def to_network_input(image: jax.Array) -> jax.Array:
     return image[..., ::-1].astype(jnp.float32) - jnp.array(MEAN_BGR, jnp.float32)
 
 
-def augment(key: jax.Array, image: jax.Array, *, first_sample: int | jax.Array = 0) -> jax.Array:
+def augment(
+    key: jax.Array, image: jax.Array, *, with_blur: bool = True, first_sample: int | jax.Array = 0
+) -> jax.Array:
     """Gaussian blur (p 0.5, radius uniform in [0, 1)), then BGR minus mean.
 
     image uint8 [N,H,W,3] RGB → float32 [N,H,W,3]. A sample's draw depends on the key and its place
@@ -66,5 +68,7 @@ def augment(key: jax.Array, image: jax.Array, *, first_sample: int | jax.Array =
             jax.random.bernoulli(is_blurred), jax.random.randint(radius, (), 0, _RADII), 0
         )
 
+    if not with_blur:
+        return to_network_input(image)
     radius = jax.vmap(draw)(first_sample + jnp.arange(image.shape[0]))
     return to_network_input(blur(image, jnp.asarray(_BLUR_TABLE)[radius]))

@@ -51,17 +51,18 @@ def train_batches(
     with_labels: bool = True,
     scale_range: tuple[float, float] | None = None,
     crop: tuple[int, int] | None = None,
+    mirror: bool = True,
     shard_index: int = 0,
     shard_count: int = 1,
     prepared: Prepared | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches from step `start_step` on, shuffled anew in every epoch, half mirrored.
+    """Endless batches from step `start_step` on, shuffled anew in every epoch.
 
     Yields "image" uint8 RGB [B,h,w,3] and, `with_labels`, "label" uint8 trainIds [B,h,w] with 255
-    ignored. A sample is mirrored with probability 0.5, then resized to [h,w], which is `size`. With
-    `scale_range` or `crop` it is `crop` (`size` by default): the sample is resized to `size` times
-    a factor uniform in `scale_range`, padded at the bottom and right with the mean colour and 255
-    where smaller than `crop`, and cropped at random.
+    ignored. With `mirror` half of the samples are mirrored; then all are resized to [h,w], which is
+    `size`. With `scale_range` or `crop` it is `crop` (`size` by default): the sample is resized to
+    `size` times a factor uniform in `scale_range`, padded at the bottom and right with the mean
+    colour and 255 where smaller than `crop`, and cropped at random.
 
     `batch_size` is the global one; a shard yields its rows of it, B = batch_size / shard_count.
     Batches run across the ends of epochs. `prepared` is where the same samples lie at `size`; what
@@ -91,7 +92,7 @@ def train_batches(
         low, high = scale_range or (1, 1)
         factor = low + (high - low) * draws[1]
         scaled = tf.cast(tf.round(tf.constant(size, tf.float64) * factor), tf.int32)
-        sample = {k: RESIZE[k](v, scaled, draws[0] < 0.5) for k, v in sample.items()}
+        sample = {k: RESIZE[k](v, scaled, mirror & (draws[0] < 0.5)) for k, v in sample.items()}
         return cut(sample, draws, scaled)
 
     def cut(sample: Arrays, draws: tf.Tensor, scaled: tf.Tensor) -> Arrays:
@@ -102,7 +103,7 @@ def train_batches(
 
     def load_prepared(index: tf.Tensor, position: tf.Tensor) -> Arrays:
         draws = draws_at(position)
-        sample = cut(read(index, draws[0] < 0.5), draws, tf.constant(size))
+        sample = cut(read(index, mirror & (draws[0] < 0.5)), draws, tf.constant(size))
         if not with_labels:
             return sample
         return sample | {"label": decode.to_train_ids(sample["label"], labels.lookup)}

@@ -6,6 +6,7 @@ states of a run also hold `training` (step and optimiser). So whatever reads var
 
     WORKDIR/checkpoints/latest/<step>/   the newest states, to go on from (states.py)
     WORKDIR/checkpoints/final/           variables of the last step
+    WORKDIR/checkpoints/teacher/         the mean teacher's, where there is one
     WORKDIR/checkpoints/best_source/     chosen by source validation
     WORKDIR/checkpoints/oracle_target/   chosen with target labels
     WORKDIR/checkpoints/set_aside/       what could not be read; nothing is deleted here
@@ -27,7 +28,7 @@ import orbax.checkpoint as ocp
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import ARCHITECTURE
 
-NAMES = ("final", "best_source", "oracle_target")
+NAMES = ("final", "teacher", "best_source", "oracle_target")
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder that orbax is still writing
 
 

@@ -9,12 +9,13 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from snr_jax.core import labels, losses, optim
+from snr_jax.core import augment, labels, losses, mixing, optim
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes
 from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.parallel import Parallel
 from snr_jax.core.progress import make_progress
+from snr_jax.core.self_training import make_classmix_step
 from snr_jax.core.steps import make_adaptation_step, make_source_step
 from snr_jax.data import domains, pipeline, prepared
 from snr_jax.data import look as data_look
@@ -58,6 +59,28 @@ def check(config: ConfigDict) -> None:
         )
     if config.data.prepared:
         prepared.check_scale(tuple(config.data.scale_range))
+    if has_teacher(config):
+        _check_mix(config)
+
+
+def _check_mix(config: ConfigDict) -> None:
+    """Raises UserError for a class mixing that cannot be."""
+    source, target = tuple(config.source.size), tuple(config.target.size)
+    if not any(config.data.crop) and source != target:
+        raise UserError(
+            f"loss.target is classmix, which pastes parts of source images of {source} into target "
+            f"images of {target}: both must have one size. Set a crop, as '--config.data.crop="
+            "(512,512)', or equal sizes"
+        )
+    height = (tuple(config.data.crop) if any(config.data.crop) else target)[0]
+    if sum(config.mix.rows_left_out) >= height:
+        raise UserError(f"mix.rows_left_out is {tuple(config.mix.rows_left_out)}; expected less "
+                        f"than the {height} rows of the images together")
+    if config.loss.lambda_seg:
+        raise UserError(
+            f"loss.lambda_seg is {config.loss.lambda_seg}: the guidance of the auxiliary head "
+            "belongs to the other target losses. Set --config.loss.lambda_seg=0"
+        )
 
 
 def check_devices(config: ConfigDict) -> None:
@@ -97,6 +120,7 @@ def stream_arguments(config: ConfigDict, role: str) -> dict:
         "with_labels": role == "source",
         "scale_range": scale_range if scale_range != (1, 1) else None,
         "crop": crop if any(crop) else None,
+        "mirror": config.data.mirror,
     }
 
 
@@ -141,14 +165,25 @@ def sgd_arguments(config: ConfigDict) -> dict:
 
 
 def step_arguments(config: ConfigDict) -> dict:
-    """Of `make_source_step`, or with a target loss of `make_adaptation_step`."""
+    """Of the factory of `step_factory`."""
     arguments = {
         "seed": config.seed,
-        "lambda_seg": config.loss.lambda_seg,
         "restitution_weight": restitution_weight(config),
         "freeze_bn": config.freeze_bn,
         "accumulate_steps": config.accumulate_steps,
+        "prepare": partial(augment.augment, with_blur=config.data.blur),
     }
+    if has_teacher(config):
+        mix = config.mix
+        return arguments | {
+            "lambda_target": config.loss.lambda_target,
+            "teacher_momentum": mix.teacher_momentum, "teacher_mode": mix.teacher_mode,
+            "threshold": mix.threshold, "weight": mix.weight, "class_share": mix.class_share,
+            "rows_left_out": tuple(mix.rows_left_out),
+            "strengthen": partial(
+                mixing.strong_augment, with_jitter=mix.jitter, with_blur=mix.blur),
+        }  # fmt: skip
+    arguments["lambda_seg"] = config.loss.lambda_seg
     if not config.loss.target:
         return arguments
     options = {
@@ -264,13 +299,23 @@ def create_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, 
     return optim.sgd(schedule, groups, **sgd_arguments(config)), schedule
 
 
+def has_teacher(config: ConfigDict) -> bool:
+    """Whether the state of a run holds a mean teacher."""
+    return config.loss.target == "classmix"
+
+
+def step_factory(config: ConfigDict) -> Callable:
+    if has_teacher(config):
+        return make_classmix_step
+    return make_adaptation_step if config.loss.target else make_source_step
+
+
 def create_step(
     config: ConfigDict, model: DeepLab, tx: optax.GradientTransformation, parallel: Parallel,
     **options: Any,
 ) -> Callable:
     """The compiled training step; it consumes the state it is given. options: of its factory."""
-    make = make_adaptation_step if config.loss.target else make_source_step
-    step = make(model=model, optimizer=tx, axis_name=parallel.axis_name,
+    step = step_factory(config)(model=model, optimizer=tx, axis_name=parallel.axis_name,
                 **step_arguments(config), **options)
     return parallel.compile(step, donate=0)
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from snr_jax.core.errors import UserError
 from snr_jax.core.losses import TARGET_LOSSES
 from snr_jax.core.models.deeplab import NORM_RESTITUTIONS
+from snr_jax.core.self_training import TEACHER_MODES, WEIGHTS
 from snr_jax.data.domains import DOMAINS
 from snr_jax.runs.network import ATROUS, DTYPES
 
@@ -132,6 +133,8 @@ KEYS = {
     "data.scale_range": Key(
         several(2, number(0.1, 10), rising=True), _in(STREAMS, "scale_range")),
     "data.crop": Key(several(2, whole(33, 8192), also=(0, 0)), _in(STREAMS, "crop")),
+    "data.mirror": Key(SWITCH, _in(STREAMS, "mirror")),
+    "data.blur": Key(SWITCH, ("step.prepare",)),
     "source.domain": Key(DOMAIN, ("source_split.domain", "source_val_split.domain")),
     "source.dir": Key(
         text(empty=True), ("source_split.directory", "source_val_split.directory")),
@@ -159,10 +162,18 @@ KEYS = {
     "loss.restitution_weight": Key(
         number(0, 1000), ("model.restitution_heads", "step.restitution_weight")),
     "loss.lambda_seg": Key(number(0, 1000), ("step.lambda_seg", "groups.multi_level")),
-    "loss.target": Key(one_of("", *TARGET_LOSSES), ("step.target_loss",)),
+    "loss.target": Key(one_of("", *TARGET_LOSSES, "classmix"), ("step.target_loss",)),
     "loss.lambda_target": Key(number(0, 1000), ("step.lambda_target",)),
     "loss.threshold": Key(number(0, 1), ("step.guidance_threshold", "step.target_loss")),
     "loss.iw_ratio": Key(number(0, 1), ("step.target_loss",)),
+    "mix.teacher_momentum": Key(number(0, 1), ("step.teacher_momentum",)),
+    "mix.teacher_mode": Key(one_of(*TEACHER_MODES), ("step.teacher_mode",)),
+    "mix.threshold": Key(number(0, 1), ("step.threshold",)),
+    "mix.weight": Key(one_of(*WEIGHTS), ("step.weight",)),
+    "mix.class_share": Key(number(0, 1), ("step.class_share",)),
+    "mix.rows_left_out": Key(several(2, whole(0, 8192)), ("step.rows_left_out",)),
+    "mix.jitter": Key(SWITCH, ("step.strengthen",)),
+    "mix.blur": Key(SWITCH, ("step.strengthen",)),
     "num_steps": Key(STEPS),
     "log_every_steps": Key(whole(1)),
     "eval_every_steps": Key(whole(1)),

@@ -30,14 +30,20 @@ def save_state(manager: ocp.CheckpointManager, state: TrainState, meta: dict) ->
     step = int(state.step)
     if manager.latest_step() == step:
         return
-    training = {"step": state.step, "opt_state": state.opt_state}
-    items = {"variables": state.variables, "training": training}
+    items = _items(state)
     last = manager.latest_step()
     saving(
         f"the state of step {step}",
         lambda: manager.save(step, args=composite(items, meta), force=True),
         f"The last good checkpoint is that of step {last}." if last is not None else "",
     )
+
+
+def _items(state: TrainState) -> dict:
+    """The items of its checkpoint; a state without a teacher has no item of that name."""
+    training = {"step": state.step, "opt_state": state.opt_state}
+    teacher = {"teacher": state.teacher} if state.teacher else {}
+    return {"variables": state.variables, "training": training, **teacher}
 
 
 def restore_state(
@@ -78,12 +84,14 @@ def restore_state(
 
 
 def _read_state(manager: ocp.CheckpointManager, path: Path, shapes: TrainState) -> TrainState:
-    training = {"step": shapes.step, "opt_state": shapes.opt_state}
-    items = {"variables": shapes.variables, "training": training}
+    items = _items(shapes)
     trees = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
     args = ocp.args.Composite(**trees, meta=ocp.args.JsonRestore())
     restored = manager.restore(int(path.name), args=args)
     found = {name: jax.tree.map(np.asarray, restored[name]) for name in items}
     verify(path, found, restored.meta)
     training = found["training"]
-    return TrainState(training["step"], **found["variables"], opt_state=training["opt_state"])
+    return TrainState(
+        training["step"], **found["variables"], opt_state=training["opt_state"],
+        teacher=found.get("teacher", {}),
+    )

@@ -102,13 +102,14 @@ def _initial_state(
     log: Log,
 ) -> tuple[TrainState, bool]:
     """The state to begin with (numpy), and whether a run goes on with it."""
-    shapes = jax.eval_shape(lambda v: create_state(v, tx), variable_shapes(model))
+    create = partial(create_state, tx=tx, with_teacher=experiment.has_teacher(config))
+    shapes = jax.eval_shape(create, variable_shapes(model))
     state = states.restore_state(manager, shapes, log)
     if state is not None:
         log(f"going on from the checkpoint of step {int(state.step)} in {manager.directory}")
         return state, True
     variables = network.initialize(model, **experiment.initial_arguments(config), log=log)
-    return jax.device_get(create_state(variables, tx)), False
+    return jax.device_get(create(variables)), False
 
 
 def _announce(
@@ -243,17 +244,23 @@ def _validate(
     """Scores both domains, keeps what is the best by each, or final, and writes what it found."""
     start, step = time.monotonic(), int(host_state.step)
     kept = f"stopped in the validation of step {step}, which is saved; the same command goes on"
-    results = validation.score(
-        model, state.variables, splits, step=step, parallel=parallel,
+    score = partial(
+        validation.score, model, step=step, parallel=parallel,
         **experiment.evaluation_arguments(config), log=log,
         check=lambda: stopping.unless_asked(stop, kept),
     )
+    results = score(state.variables, splits)
+    last = {"final": host_state.variables}
+    if host_state.teacher:
+        results |= score(state.teacher, validation.of_teacher(splits))
+        last = {"teacher": host_state.teacher, **last}
     described = meta(host_state, results)
     validation.keep_best(workdir, splits, host_state.variables, described, log)
     if step == config.num_steps:
-        final = checkpoints.folder(workdir, "final")
-        checkpoints.find_or_set_aside(final, log)
-        checkpoints.save_variables(final, host_state.variables, described)
+        for name, variables in last.items():
+            path = checkpoints.folder(workdir, name)
+            checkpoints.find_or_set_aside(path, log)
+            checkpoints.save_variables(path, variables, described)
     if jax.process_index() == 0:
         count = config.eval.num_pictures
         writer.write_images(step, validation.draw(model, host_state.variables, splits, count))

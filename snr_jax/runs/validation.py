@@ -49,6 +49,11 @@ def score(
     return results
 
 
+def of_teacher(splits: Mapping[str, Split]) -> dict[str, Split]:
+    """The same splits, under the names of the teacher's scores."""
+    return {role: s._replace(name=f"{s.name}_teacher") for role, s in splits.items()}
+
+
 def draw(
     model: DeepLab, variables: dict, splits: Mapping[str, Split], count: int
 ) -> dict[str, np.ndarray]:

@@ -1,0 +1,20 @@
+"""Toy domains, adaptation: self-training with class mixing from the network of toy_dg.py.
+
+    python -m snr_jax.main --config configs/toy_classmix.py --workdir runs/toy_classmix \
+        --config.init_from=runs/toy_dg
+"""
+
+from configs import default, toy_uda
+
+
+def get_config(recipe: str = "standard"):
+    config = toy_uda.get_config(recipe)
+    default.self_train(config)
+    config.data.crop = (0, 0)  # both domains have one size
+    config.data.mirror = True  # 300 images are few
+    config.data.blur = True
+    config.batch_size = 4
+    config.num_steps = 600
+    config.optimizer.schedule_steps = 600
+    config.eval_every_steps = 200
+    return config
