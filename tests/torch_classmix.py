@@ -32,12 +32,19 @@ def teacher_momentum(i: int, most: float = 0.99) -> float:
 
 
 @torch.no_grad()
-def update_teacher(teacher: DeepLab, student: DeepLab, momentum: float) -> None:
-    """teacher = momentum teacher + (1 - momentum) student, the parameters alone and in place.
+def update_teacher(
+    teacher: DeepLab, student: DeepLab, momentum: float, *, statistics: bool = False
+) -> None:
+    """teacher = momentum teacher + (1 - momentum) student, of all parameters and in place.
 
-    All of them, trained or not. Batch norm's buffers are the teacher's own: its forwards move them.
+    Batch norm's buffers are the teacher's own, moved by its forwards; with `statistics`, for a
+    teacher in evaluation mode, which moves nothing, they are averaged as well.
     """
-    for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
+    pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
+    if statistics:
+        buffers = zip(teacher.buffers(), student.buffers(), strict=True)
+        pairs += [(mine, theirs) for mine, theirs in buffers if mine.is_floating_point()]
+    for mine, theirs in pairs:
         mine.lerp_(theirs, 1 - momentum)  # exact where momentum is 0 and where the two are equal
 
 
@@ -161,7 +168,10 @@ def classmix_step(
         gradients[name] = gradients[name] + g if name in gradients else g
     rate = poly(base_rate, iteration, max_iterations)
     sgd_step(parameters, gradients, velocities, rate, repeated_updates=repeated_updates)
-    update_teacher(teacher, model, teacher_momentum(iteration, most_momentum))
+    update_teacher(
+        teacher, model, teacher_momentum(iteration, most_momentum),
+        statistics=teacher_evaluation and not freeze_bn,
+    )
     return {name: loss.detach() for name, loss in losses.items()} | {"q": weight.mean()}
 
 

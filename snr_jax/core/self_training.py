@@ -39,9 +39,8 @@ def teacher_share(step: jax.Array, most: float) -> jax.Array:
 
 
 def _blend(share: jax.Array, teacher: dict, student: dict) -> dict:
-    """share * teacher + (1 - share) * student, leaf by leaf."""
-    return jax.tree.map(
-        lambda t, s: (share * t + (1 - share) * s).astype(t.dtype), teacher, student)
+    """share * teacher + (1 - share) * student, leaf by leaf; exact where the two are equal."""
+    return jax.tree.map(lambda t, s: (s + share * (t - s)).astype(t.dtype), teacher, student)
 
 
 def pixel_weights(

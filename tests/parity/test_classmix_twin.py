@@ -231,7 +231,7 @@ def test_step_without_a_mix_is_the_source_step(options):
 
 
 @pytest.mark.parametrize("options, student_stays, teacher_stays", [
-    ({}, False, False), ({"teacher_evaluation": True}, False, True),
+    ({}, False, False), ({"teacher_evaluation": True}, False, False),
     ({"freeze_bn": True}, True, True)], ids=str)
 def test_whose_statistics_move(options, student_stays, teacher_stays):
     student, teacher, old, old_teacher = networks()
@@ -240,6 +240,15 @@ def test_whose_statistics_move(options, student_stays, teacher_stays):
                                  (teacher, old_teacher, teacher_stays)):
         for (name, value), was in zip(model.named_buffers(), before.buffers(), strict=True):
             assert torch.equal(value, was) == stays, name
+
+
+def test_statistics_of_a_teacher_in_evaluation_mode_are_averaged():
+    student, teacher, _, old_teacher = networks()
+    twin.classmix_step(
+        student, teacher, {}, *batches(), CHOSEN, 1, teacher_evaluation=True, **RATE)
+    for mine, before, theirs in zip(teacher.buffers(), old_teacher.buffers(), student.buffers()):
+        if mine.is_floating_point():
+            torch.testing.assert_close(mine, (before + theirs) / 2, rtol=1e-12, atol=1e-15)
 
 
 def test_momentum_of_the_step():
