@@ -66,7 +66,8 @@ def train_batches(
 
     `batch_size` is the global one; a shard yields its rows of it, B = batch_size / shard_count.
     Batches run across the ends of epochs. `prepared` is where the same samples lie at `size`; what
-    comes from there is equal bit for bit, and `scale_range` is not possible.
+    comes from there is equal bit for bit. With `scale_range` they lie at any size that reaches its
+    upper end and are resized from that: equal bit for bit where it is the files' own.
 
     Raises UserError, naming the file, for one that cannot be read or holds unknown label ids, and
     for an image and label of different shapes; ValueError for a shard that does not exist.
@@ -74,8 +75,8 @@ def train_batches(
     _require(samples, with_labels)
     if batch_size % shard_count or not 0 <= shard_index < shard_count:
         raise ValueError(f"no shard {shard_index} of {shard_count} in batches of {batch_size}")
-    if prepared and scale_range:
-        raise ValueError("prepared data hold one size; there is no scale_range")
+    if prepared and not scale_range and prepared.size != tuple(size):
+        raise ValueError(f"prepared data of {prepared.size}, where {size} is needed")
     rows = batch_size // shard_count
     height, width = crop or size
 
@@ -87,11 +88,14 @@ def train_batches(
         """Uniform in [0, 1): mirroring, scale, top and left."""
         return tf.random.stateless_uniform([4], tf.stack([seed, position]), dtype=tf.float64)
 
-    def resize(sample: Arrays, position: tf.Tensor) -> Arrays:
-        draws = draws_at(position)
+    def scaled_by(draws: tf.Tensor) -> tf.Tensor:
         low, high = scale_range or (1, 1)
         factor = low + (high - low) * draws[1]
-        scaled = tf.cast(tf.round(tf.constant(size, tf.float64) * factor), tf.int32)
+        return tf.cast(tf.round(tf.constant(size, tf.float64) * factor), tf.int32)
+
+    def resize(sample: Arrays, position: tf.Tensor) -> Arrays:
+        draws = draws_at(position)
+        scaled = scaled_by(draws)
         sample = {k: RESIZE[k](v, scaled, mirror & (draws[0] < 0.5)) for k, v in sample.items()}
         return cut(sample, draws, scaled)
 
@@ -103,7 +107,10 @@ def train_batches(
 
     def load_prepared(index: tf.Tensor, position: tf.Tensor) -> Arrays:
         draws = draws_at(position)
-        sample = cut(read(index, mirror & (draws[0] < 0.5)), draws, tf.constant(size))
+        scaled, sample = scaled_by(draws), read(index, mirror & (draws[0] < 0.5))
+        if scale_range:
+            sample = {k: RESIZE[k](v, scaled) for k, v in sample.items()}
+        sample = cut(sample, draws, scaled)
         if not with_labels:
             return sample
         return sample | {"label": decode.to_train_ids(sample["label"], labels.lookup)}

@@ -1,7 +1,8 @@
 """Prepared data: a domain resized once to its training size, as a TFDS data set of array_record.
 
 FOLDER/<domain>_<height>x<width> is written by `preparing.py`; `open_prepared` reads it, by index. A
-record holds what training reads from the files, bit for bit:
+record holds what training reads from the files, bit for bit. Random scales are made from the stored
+size, which has to reach the largest of them.
 
     id               text
     image            uint8 [h,w,3] RGB, raw bytes or PNG; Pillow's resize commutes with mirroring
@@ -10,7 +11,9 @@ record holds what training reads from the files, bit for bit:
 """
 
 import json
+import math
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,6 +52,7 @@ class Prepared(NamedTuple):
 
     folder: Path
     split: str
+    size: tuple[int, int]  # height, width as stored
     identities: dict[str, dict]  # "images", "pairs" → `record.identity` of the files it is made of
     shards: tuple[str, ...]
 
@@ -92,15 +96,15 @@ class Prepared(NamedTuple):
 
 def open_prepared(
     folder: str | os.PathLike, domain: Domain, directory: str, split: str,
-    *, size: Sequence[int], classes: int | Classes,
+    *, size: Sequence[int], classes: int | Classes, scale_range: tuple[float, float] | None = None,
 ) -> tuple[list[Sample], Labels, Prepared] | None:
     """The samples of a split as `list_samples` gives them; None if the domain is not there.
 
     Their paths are those of the files below `directory`, which need not exist. Raises UserError
-    for a folder that is damaged or lacks the split.
+    for a folder that is damaged or lacks the split, and for a `scale_range` beyond what is stored.
     """
-    path = place(folder, domain.name, size)
-    if not path.exists():
+    path = _choose(folder, domain.name, size, scale_range)
+    if path is None:
         return None
     record = read_record(path)
     if split not in record["splits"]:
@@ -122,8 +126,38 @@ def open_prepared(
         Sample(id, os.path.join(directory, image), label and os.path.join(directory, label))
         for id, image, label in zip(stored["ids"], stored["images"], labels, strict=True)
     ]
-    prepared = Prepared(path, split, stored["identities"], tuple(map(str, shards)))
+    identities = stored["identities"]
+    if scale_range:  # resized twice: other pixels than from the files, so other data for a record
+        identities = {k: v | {"resized_from": record["size"]} for k, v in identities.items()}
+    prepared = Prepared(path, split, tuple(record["size"]), identities, tuple(map(str, shards)))
     return samples, domain.labels(layouts[0], classes), prepared
+
+
+def _choose(
+    folder: str | os.PathLike, domain: str, size: Sequence[int],
+    scale_range: tuple[float, float] | None,
+) -> Path | None:
+    """Where the domain lies at `size`; of a random scale at the smallest size that reaches it."""
+    if not scale_range:
+        path = place(folder, domain, size)
+        return path if path.exists() else None
+    named = re.compile(rf"{re.escape(domain)}_(\d+)x(\d+)")
+    found = [named.fullmatch(path.name) for path in Path(folder).glob("*")]
+    sizes = sorted((tuple(map(int, match.groups())) for match in found if match), key=math.prod)
+    largest = [round(side * scale_range[1]) for side in size]
+    for stored in sizes:
+        if stored[0] >= largest[0] and stored[1] >= largest[1]:
+            return place(folder, domain, stored)
+    if not sizes:
+        return None
+    reached = max(min(have / side for have, side in zip(each, size)) for each in sizes)
+    raise UserError(
+        f"data.scale_range is {scale_range}, which makes {domain} up to {largest[0]}x{largest[1]} "
+        f"(height x width), and {folder} holds {', '.join(f'{h}x{w}' for h, w in sizes)}: up to "
+        f"{math.floor(100 * reached) / 100:g} times. Lower the upper end, prepare it with "
+        f"scripts/prepare_data.py --domain {domain} --size {largest[0]},{largest[1]}, or set "
+        "--config.data.prepared= to read the files"
+    )
 
 
 def read_record(path: Path) -> dict:
@@ -136,15 +170,6 @@ def read_record(path: Path) -> dict:
         raise ValueError("it is not whole")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / RECORD} cannot be read ({error}). {REMEDY}") from None
-
-
-def check_scale(scale_range: tuple[float, float]) -> None:
-    """Raises UserError for a random scale: the files would give other pixels."""
-    if scale_range != (1, 1):
-        raise UserError(
-            f"data.scale_range is {scale_range}, and prepared data hold one size. Set "
-            "--config.data.prepared= or '--config.data.scale_range=(1.0,1.0)'"
-        )
 
 
 def refuse(folder: str, wanted: Sequence[tuple[str, Sequence[int]]]) -> None:

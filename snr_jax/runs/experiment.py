@@ -57,8 +57,6 @@ def check(config: ConfigDict) -> None:
             f"--config.optimizer.schedule_steps to at least that (now "
             f"{config.optimizer.schedule_steps})"
         )
-    if config.data.prepared:
-        prepared.check_scale(tuple(config.data.scale_range))
     if has_teacher(config):
         _check_mix(config)
 
@@ -107,21 +105,27 @@ def split_arguments(config: ConfigDict, role: str) -> dict:
         "size": tuple(place.size),
         "require_labels": role != "target",
         "prepared_in": "" if validation else config.data.prepared,
+        "scale_range": None if validation else scale_range(config),
         "max_images": config.eval.max_images if validation else 0,
     }
 
 
 def stream_arguments(config: ConfigDict, role: str) -> dict:
     """Of `pipeline.train_batches`. Each domain's order has its own seed."""
-    scale_range, crop = tuple(config.data.scale_range), tuple(config.data.crop)
     return {
         "batch_size": config.batch_size,
         "seed": 2 * config.seed + ("source", "target").index(role),
         "with_labels": role == "source",
-        "scale_range": scale_range if scale_range != (1, 1) else None,
-        "crop": crop if any(crop) else None,
+        "scale_range": scale_range(config),
+        "crop": tuple(config.data.crop) if any(config.data.crop) else None,
         "mirror": config.data.mirror,
     }
+
+
+def scale_range(config: ConfigDict) -> tuple[float, float] | None:
+    """None where every image has the training size."""
+    found = tuple(config.data.scale_range)
+    return found if found != (1, 1) else None
 
 
 def model_arguments(config: ConfigDict, axis_name: str | None) -> dict:
@@ -238,11 +242,12 @@ def open_splits(config: ConfigDict, log: Log) -> dict[str, Split]:
 def open_split(
     *, domain: str, directory: str, split: str, size: tuple[int, int], classes: Classes,
     require_labels: bool, max_images: int, log: Log, prepared_in: str = "",
+    scale_range: tuple[float, float] | None = None,
 ) -> Split:
     """One split, named after its domain; log gets a line about it. prepared_in: a folder or ""."""
     known = domains.get_domain(domain)
     if prepared_in and (found := prepared.open_prepared(
-        prepared_in, known, directory, split, size=size, classes=classes
+        prepared_in, known, directory, split, size=size, classes=classes, scale_range=scale_range
     )):
         samples, labels, where = found
         log(f"{labels.domain}/{split}: {len(samples)} images, prepared in {where.folder}")

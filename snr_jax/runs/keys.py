@@ -131,7 +131,8 @@ KEYS = {
     "data.root": Key(text(empty=False), _in(SPLITS, "directory")),
     "data.prepared": Key(text(empty=True), _in(SPLITS[:2], "prepared_in")),
     "data.scale_range": Key(
-        several(2, number(0.1, 10), rising=True), _in(STREAMS, "scale_range")),
+        several(2, number(0.1, 10), rising=True),
+        _in((*SPLITS[:2], *STREAMS), "scale_range")),
     "data.crop": Key(several(2, whole(33, 8192), also=(0, 0)), _in(STREAMS, "crop")),
     "data.mirror": Key(SWITCH, _in(STREAMS, "mirror")),
     "data.blur": Key(SWITCH, ("step.prepare",)),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from snr_jax.core.errors import UserError
+from snr_jax.core.labels import IGNORE
 from snr_jax.data import preparing
 from snr_jax.data.domains import DOMAINS, list_samples
 from snr_jax.data.pipeline import train_batches
@@ -117,13 +118,77 @@ def test_a_set_without_labels(tmp_path):
         batches(samples, labels, prepared=prepared)
 
 
-def test_another_size_split_or_scale_is_not_there(folder):
+def test_another_size_or_split_is_not_there(folder):
     assert opened(folder, size=(24, 40)) is None
     with pytest.raises(UserError, match="holds the split train, not 'val'"):
         opened(folder, split="val")
     samples, labels, prepared = opened(folder)
-    with pytest.raises(ValueError, match="scale_range"):
-        batches(samples, labels, prepared=prepared, scale_range=(0.5, 1.0))
+    with pytest.raises(ValueError, match="prepared data of"):
+        batches(samples, labels, prepared=prepared, size=(24, 40))
+
+
+SCALES = {"scale_range": (0.5, 2.0), "crop": (14, 22)}  # of SIZE, up to the files' own 24x40
+
+
+@pytest.fixture(scope="module")
+def whole_size(root, threads, tmp_path_factory) -> Path:
+    """Prepared at the files' own size and, smaller, at the size of training."""
+    out = tmp_path_factory.mktemp("scales")
+    for size in ((24, 40), SIZE):
+        prepare(root, out, size=size, images="png")
+    return out
+
+
+def test_random_scales_are_those_of_the_files_where_these_are_stored_whole(whole_size, root):
+    """Mirrored before the nearest resize, too: at even ratios the order shows."""
+    files = list_samples("gta5", str(root), "train")
+    samples, labels, prepared = opened_scaled(whole_size, SCALES["scale_range"])
+    assert prepared.size == (24, 40)
+    found = batches(samples, labels, prepared=prepared, **SCALES)
+    for one, other in zip(found, batches(files.samples, files.labels, **SCALES), strict=True):
+        assert all(np.array_equal(one[key], other[key]) for key in ("image", "label"))
+
+
+def test_at_factor_one_nothing_is_resized_twice(folder, root):
+    """A mirrored label is the one that was stored mirrored."""
+    files = list_samples("gta5", str(root), "train")
+    samples, labels, prepared = opened_scaled(folder, (1.0, 1.0))
+    found = batches(samples, labels, prepared=prepared, scale_range=(1.0, 1.0))
+    for one, other in zip(found, batches(files.samples, files.labels), strict=True):
+        assert all(np.array_equal(one[key], other[key]) for key in ("image", "label"))
+
+
+def test_random_scales_of_a_smaller_size_are_near_those_of_the_files(whole_size, root):
+    options = {"scale_range": (0.6, 1.0), "crop": (12, 20)}
+    files = list_samples("gta5", str(root), "train")
+    samples, labels, prepared = opened_scaled(whole_size, options["scale_range"])
+    assert prepared.size == SIZE  # the smallest that reaches the upper end
+    found = batches(samples, labels, prepared=prepared, **options)
+    expected = batches(files.samples, files.labels, **options)
+    for one, other in zip(found, expected, strict=True):
+        # The same sides, mirrored alike, cut at the same places; only resized in two steps.
+        assert one["image"].shape == other["image"].shape
+        assert np.abs(one["image"].astype(int) - other["image"]).mean() < 6
+        assert ((one["label"] == IGNORE) | np.isin(one["label"], other["label"])).all()
+    assert any((a["image"] != b["image"]).any() for a, b in zip(found, expected, strict=True))
+
+
+def test_a_scale_beyond_what_is_stored_is_refused(whole_size, folder):
+    words = (r"up to 30x50 \(height x width\).* holds 12x20, 24x40: up to 2 times"
+             r".*--domain gta5 --size 30,50")
+    with pytest.raises(UserError, match=words):
+        opened_scaled(whole_size, (0.5, 2.5))
+    assert opened_scaled(folder / "elsewhere", (0.5, 1.0)) is None
+
+
+def test_scaled_pixels_are_other_data_for_the_record_of_a_run(whole_size, folder):
+    plain, scaled = opened(folder)[2], opened_scaled(whole_size, (0.5, 2.0))[2]
+    assert scaled.identities["pairs"] == plain.identities["pairs"] | {"resized_from": [24, 40]}
+
+
+def opened_scaled(folder, scale_range):
+    return open_prepared(folder, GTA5, "elsewhere", "train", size=SIZE, classes=19,
+                         scale_range=scale_range)
 
 
 def test_a_changed_shard_is_found(root, tmp_path):

@@ -183,8 +183,8 @@ def test_open_splits_passes_its_arguments_on(monkeypatch):
 
     asked = []
 
-    def open_prepared(folder, domain, *_, size, classes):
-        asked.append((folder, domain.name, size))
+    def open_prepared(folder, domain, *_, size, classes, scale_range):
+        asked.append((folder, domain.name, size, scale_range))
 
     monkeypatch.setattr(experiment.domains, "list_samples", list_samples)
     monkeypatch.setattr(experiment.prepared, "open_prepared", open_prepared)
@@ -198,7 +198,8 @@ def test_open_splits_passes_its_arguments_on(monkeypatch):
         assert kept[found] == wanted["require_labels"] and split.size == wanted["size"]
         assert len(split.samples) == (7 if "val" in role else 20)
     assert asked == [
-        ("elsewhere", splits[role].domain, splits[role].size) for role in ("source", "target")
+        ("elsewhere", splits[role].domain, splits[role].size, (0.5, 1.0))
+        for role in ("source", "target")
     ]
 
 

@@ -52,12 +52,25 @@ def test_a_run_goes_on_from_prepared_data(prepared, command, train_flags, tmp_pa
     assert [start["step"] for start in starts] == [0, 2]
 
 
+def test_random_scales_run_and_are_not_those_of_the_files(
+    prepared, refused, command, train_flags, tmp_path
+):
+    scales = {**SHORT, "data.scale_range": (0.5, 1.0), "data.crop": (33, 33), "num_steps": 1}
+    stored, files = tmp_path / "stored", tmp_path / "files"
+    flags = train_flags(ADAPT, stored, {**scales, "data.prepared": prepared})
+    assert command("main", *flags).code == 0
+    assert command("main", *train_flags(ADAPT, files, scales)).code == 0
+    assert weights(stored) != weights(files)
+    told = refused("main", *train_flags(ADAPT, files, {**scales, "data.prepared": prepared}))
+    assert "data of source.resized_from: None there, [33, 65] now" in told
+
+
 def test_what_prepared_data_cannot_give_is_refused(prepared, refused, train_flags, tmp_path):
     def error(**overrides):
         return refused("main", *train_flags(
             ADAPT, tmp_path / "run", {"init_from": "", "data.prepared": prepared, **overrides}))
 
-    assert "prepared data hold one size" in error(**{"data.scale_range": (0.5, 1.0)})
+    assert "gta5 up to 50x98" in error(**{"data.scale_range": (0.5, 1.5)})
     other = {"source.size": (33, 49), "target.size": (33, 49)}
     assert f"there is no {prepared}/gta5_33x49 and no {prepared}/cityscapes_33x49" in error(**other)
     assert "holds the split train, not 'val'" in error(**{"source.train_split": "val"})
