@@ -3,7 +3,8 @@
     python scripts/prepare_data.py --domain gta5 --dir datasets/GTA5 --out datasets/prepared
     python -m snr_jax.main --config configs/gta5_dg.py --config.data.prepared=datasets/prepared ...
 
-The same command goes on after an interruption; on a finished folder it checks every shard.
+The same command goes on after an interruption; on a finished folder it checks every shard. Where
+one machine is too slow, Apache Beam spreads the work over many: --beam_runner.
 """
 
 import os
@@ -27,6 +28,9 @@ flags.DEFINE_enum("images", "raw", ["raw", "png"], "raw is faster, png smaller; 
                   flag_values=FLAGS)
 flags.DEFINE_string("out", None, "Folder of prepared data.", flag_values=FLAGS)
 flags.DEFINE_integer("workers", os.cpu_count(), "Processes.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("beam_runner", None, "Of Apache Beam in the place of processes, as "
+                    "DirectRunner; needs requirements-beam.txt.", flag_values=FLAGS)
+flags.DEFINE_list("beam_options", [], "Of its pipeline: KEY=VALUE,...", flag_values=FLAGS)
 
 
 def _size(words: Sequence[str]) -> tuple[int, int]:
@@ -38,6 +42,7 @@ def _size(words: Sequence[str]) -> tuple[int, int]:
 def command(args: flags.FlagValues) -> None:
     from snr_jax.data import preparing  # TensorFlow: slow, not for --help
     from snr_jax.data.domains import directory, get_domain
+    from snr_jax.data.spread import Beam
     from snr_jax.runs import record
 
     name = cli.require(args, "domain", "--domain gta5")
@@ -46,13 +51,16 @@ def command(args: flags.FlagValues) -> None:
     own = domain.classes is not None  # its file says where it lies
     place = "" if own else cli.require(args, "dir", "--dir datasets/GTA5")
     size = _size(args["size"].value) if args["size"].value else domain.train_size
+    if args.beam_options and not args.beam_runner:
+        raise UserError("--beam_options needs --beam_runner, as --beam_runner DirectRunner")
+    beam = Beam(args.beam_runner, args.beam_options) if args.beam_runner else None
     message = f"stopped; the same command goes on in {out}"
     with stopping.on_signals() as stop:
         preparing.prepare(
             domain, directory(name, "", place), out,
             splits=list(dict.fromkeys(args["splits"].value)), size=size,
             images=args["images"].value, workers=args["workers"].value,
-            identify=record.identity, progress=make_progress("images"),
+            beam=beam, identify=record.identity, progress=make_progress("images"),
             check=lambda: stopping.unless_asked(stop, message),
         )
 

@@ -1,4 +1,4 @@
-"""Writes prepared data (`prepared.py`) with TFDS's writer, in several processes.
+"""Writes prepared data (`prepared.py`) with TFDS's writer, in several processes or on Beam.
 
 Shards are made in OUT/<domain>_<h>x<w>.partial, each under a temporary name until it is whole; a
 start after a kill makes those that lack. The folder gets its name after every shard was read again
@@ -7,21 +7,19 @@ and agreed with its checksum.
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
 from snr_jax.core.errors import UserError
+from snr_jax.data import spread
 from snr_jax.data.decode import tf
 from snr_jax.data.inspection import inspect
 from snr_jax.data.prepared import NAME, RECORD, example, features, place, read_record, tfds
 from snr_jax.data.samples import Domain, Labels, Listing, Sample, list_samples
+from snr_jax.data.spread import Beam
 
 SHARD_IMAGES = 32  # that a kill can cost a process at most
 IMAGE_KINDS = ("raw", "png")
@@ -54,12 +52,14 @@ def prepare(
     log: Callable[[str], None] = print,
     progress: Callable[[int, int], None] = lambda done, total: None,
     check: Callable[[], None] = lambda: None,
+    beam: Beam | None = None,
 ) -> Path:
     """The splits of a domain, resized to `size` (height, width), in a folder of `folder`.
 
     identify: `record.identity`, kept to tell runs on the same data. check: called now and then; it
-    may raise. Raises UserError for files that cannot be read, for too little space, for a folder
-    of other data in the way, and for one whose shards have changed.
+    may raise. beam: in the place of `workers` processes. Raises UserError for files that cannot be
+    read, for too little space, for a folder of other data in the way, and for one whose shards have
+    changed.
     """
     if images not in IMAGE_KINDS:
         raise UserError(f"images is {images!r}; expected one of {', '.join(IMAGE_KINDS)}")
@@ -101,7 +101,7 @@ def prepare(
     for unfinished in partial.glob("*.tmp"):
         unfinished.unlink()
     every = [shard for of_split in shards.values() for shard in of_split]
-    _write_shards(every, partial, workers, log, progress, check)
+    _write_shards(every, partial, workers, beam, log, progress, check)
     sums = {shard.path: json.loads(shard.note.read_text()) for shard in every}
     try:
         _verify(sums)
@@ -162,42 +162,38 @@ def _refuse_other(folder: Path, record: dict) -> None:
 
 
 def _write_shards(
-    shards: Sequence[_Shard], folder: Path, workers: int, log: Callable[[str], None],
-    progress: Callable[[int, int], None], check: Callable[[], None],
+    shards: Sequence[_Shard], folder: Path, workers: int, beam: Beam | None,
+    log: Callable[[str], None], progress: Callable[[int, int], None], check: Callable[[], None],
 ) -> None:
     missing = [s for s in shards if not (s.note.exists() and s.path.exists())]
+    needed = sum(len(shard.samples) for shard in missing)
     total = sum(len(shard.samples) for shard in shards)
-    done = total - sum(len(shard.samples) for shard in missing)
-    if done:
-        log(f"{done} of {total} images are there from an earlier start")
+    if needed < total:
+        log(f"{total - needed} of {total} images are there from an earlier start")
     if not missing:
         return
     _check_space(missing, folder, log)
-    here, context = done, multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _begin_worker) as pool:
-        try:
-            waiting = {pool.submit(_write_shard, shard) for shard in missing}
-            while waiting:
-                check()
-                finished, waiting = wait(waiting, 0.5, FIRST_COMPLETED)
-                done += sum(future.result() for future in finished)
-                if finished:
-                    progress(done - here, total - here)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    for shard in missing:
+        shard.note.unlink(missing_ok=True)  # of one that was removed
+    shown = 0
 
+    def watch() -> None:
+        nonlocal shown
+        check()
+        done = sum(len(shard.samples) for shard in missing if shard.note.exists())
+        if done > shown:
+            progress(done, needed)
+        shown = done
 
-def _begin_worker() -> None:
-    """Signals are the parent's to answer; a worker whose parent was killed ends."""
-    for ignored in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ignored, signal.SIG_IGN)
-
-    def follow() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    if beam:
+        spread.on_beam(_write_shard, missing, beam, watch)
+    else:
+        spread.in_processes(_write_shard, missing, workers, watch)
+    if absent := [str(shard.path) for shard in missing if not shard.note.exists()]:
+        raise UserError(
+            f"the workers have ended and {absent[0]} is not there. They need the data set and "
+            "--out at the same paths, on a file system that all of them share"
+        )
 
 
 def _write_shard(shard: _Shard) -> int:

@@ -15,7 +15,7 @@ import pytest
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE
-from snr_jax.data import preparing
+from snr_jax.data import preparing, spread
 from snr_jax.data.domains import DOMAINS, list_samples
 from snr_jax.data.pipeline import train_batches
 from snr_jax.data.prepared import RECORD, open_prepared
@@ -37,7 +37,7 @@ def threads():
     """In the place of processes, which take seconds to start; `test_after_a_kill` has them."""
     with pytest.MonkeyPatch.context() as patch:
         executor = lambda workers, *_: ThreadPoolExecutor(workers)  # noqa: E731
-        patch.setattr(preparing, "ProcessPoolExecutor", executor)
+        patch.setattr(spread, "ProcessPoolExecutor", executor)
         yield
 
 
@@ -227,6 +227,37 @@ def test_a_broken_file_is_named_and_nothing_gets_the_final_name(tmp_path):
     with pytest.raises(UserError, match=r"labels/00003.png is no label image"):
         prepare(root, tmp_path / "out")
     assert not (tmp_path / "out/gta5_12x20").exists()
+
+
+def test_on_beam_the_same_records_are_made(root, tmp_path, monkeypatch):
+    pytest.importorskip("apache_beam", reason="optional: requirements-beam.txt")
+    monkeypatch.setattr(preparing, "SHARD_IMAGES", 3)
+    beam = spread.Beam("DirectRunner", ["direct_num_workers=1"])
+    for name, how in (("beam", {"beam": beam}), ("processes", {})):
+        assert len(list(prepare(root, tmp_path / name, **how).glob("*.array_record-*"))) == 3
+    streams = [batches(*opened(tmp_path / name)[:2], prepared=opened(tmp_path / name)[2])
+               for name in ("beam", "processes")]
+    for one, other in zip(*streams, strict=True):
+        assert all(np.array_equal(one[key], other[key]) for key in one)
+
+
+def test_a_pipeline_that_fails_is_one_line(root, tmp_path):
+    pytest.importorskip("apache_beam", reason="optional: requirements-beam.txt")
+    with pytest.raises(UserError, match=r"Beam's NoRunner failed: .*The same command goes on"):
+        prepare(root, tmp_path, beam=spread.Beam("NoRunner"))
+
+
+def test_without_beam_the_requirement_is_named(root, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"pip install -r requirements-beam\.txt"):
+        prepare(root, tmp_path, beam=spread.Beam("DirectRunner"))
+
+
+def test_workers_elsewhere_are_noticed(root, tmp_path, monkeypatch):
+    """On a file system of their own they leave nothing here."""
+    monkeypatch.setattr(preparing, "_write_shard", lambda shard: 7)
+    with pytest.raises(UserError, match=r"array_record-00000-of-00001 is not there.*all of them"):
+        prepare(root, tmp_path)
 
 
 def test_too_little_space_is_said_before(root, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from snr_jax.data import preparing
+from snr_jax.data import preparing, spread
 from snr_jax.data.domains import DOMAINS
 from snr_jax.runs import checkpoints, record
 
@@ -21,7 +21,7 @@ def prepared(data_root, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared")
     with pytest.MonkeyPatch.context() as patch:  # a process takes seconds to start
         executor = lambda workers, *_: ThreadPoolExecutor(workers)  # noqa: E731
-        patch.setattr(preparing, "ProcessPoolExecutor", executor)
+        patch.setattr(spread, "ProcessPoolExecutor", executor)
         for name, folder in (("gta5", "GTA5"), ("cityscapes", "Cityscapes")):
             preparing.prepare(
                 DOMAINS[name], str(data_root / folder), out, splits=["train"], size=(33, 65),
