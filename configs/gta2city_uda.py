@@ -7,7 +7,7 @@ Recipe and variant follow a colon, in any order: configs/gta2city_uda.py:release
 Variants: maxsquare, iw_maxsquare, iw_maxsquare_multi, minent, iw_entropy, hard.
 
 29,760 steps. Published, mIoU on Cityscapes val: SNR-MaxSquare 46.5 (arXiv 2101.00588, taken from a
-third-party summary). Without SNR: minent 42.2 (ADVENT), maxsquare 44.3, iw_maxsquare 45.2,
+third-party summary). Without SNR: minent 42.2, maxsquare 44.3, iw_maxsquare 45.2,
 iw_maxsquare_multi 46.4 (MaxSquareLoss).
 """
 

