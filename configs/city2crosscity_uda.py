@@ -12,11 +12,13 @@ maxsquare and iw_maxsquare: Rome 53.9, 54.5; Rio 52.0, 53.3; Tokyo 49.7, 50.5; T
 There is no published number with SNR.
 """
 
+from ml_collections import ConfigDict
+
 from configs import city_dg13, default
 from snr_jax.data.domains import CITIES
 
 
-def get_config(argument: str = ""):
+def get_config(argument: str = "") -> ConfigDict:
     recipe, variant, city = default.choose(
         argument, recipe=default.RECIPES, variant=default.VARIANTS, city=CITIES
     )

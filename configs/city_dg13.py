@@ -10,11 +10,13 @@ serves all four; scripts/crosscity.py scores it on each.
 47.8, Taipei 46.3. There is no published number with SNR.
 """
 
+from ml_collections import ConfigDict
+
 from configs import default
 from snr_jax.data.domains import CITIES
 
 
-def get_config(argument: str = "paper"):
+def get_config(argument: str = "paper") -> ConfigDict:
     recipe, city = default.choose(argument, recipe=default.RECIPES, city=CITIES)
     config = default.get_config(recipe)
     config.num_classes = 13

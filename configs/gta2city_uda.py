@@ -11,10 +11,12 @@ third-party summary). Without SNR: minent 42.2, maxsquare 44.3, iw_maxsquare 45.
 iw_maxsquare_multi 46.4 (MaxSquareLoss).
 """
 
+from ml_collections import ConfigDict
+
 from configs import default
 
 
-def get_config(argument: str = "paper"):
+def get_config(argument: str = "paper") -> ConfigDict:
     recipe, variant = default.choose(argument, recipe=default.RECIPES, variant=default.VARIANTS)
     config = default.get_config(recipe)
     config.init_from = "runs/gta5_dg"

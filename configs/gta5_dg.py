@@ -7,8 +7,10 @@
 (arXiv 2101.00588, taken from a third-party summary).
 """
 
+from ml_collections import ConfigDict
+
 from configs import default
 
 
-def get_config(recipe: str = "paper"):
+def get_config(recipe: str = "paper") -> ConfigDict:
     return default.get_config(recipe)

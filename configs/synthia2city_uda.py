@@ -11,10 +11,12 @@ third-party summary that does not say of how many classes). Without SNR, of 16 c
 39.3, iw_maxsquare_multi 41.4, and 48.2 of 13 (MaxSquareLoss).
 """
 
+from ml_collections import ConfigDict
+
 from configs import default, synthia_dg
 
 
-def get_config(argument: str = "paper"):
+def get_config(argument: str = "paper") -> ConfigDict:
     recipe, variant = default.choose(argument, recipe=default.RECIPES, variant=default.VARIANTS)
     config = synthia_dg.get_config(recipe)
     config.init_from = "runs/synthia_dg"

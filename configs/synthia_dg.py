@@ -8,10 +8,12 @@ papers have. Published: 34.36 mIoU on Cityscapes val, plain network 31.12 (arXiv
 from a third-party summary, which does not state the number of classes; 16 by its baseline).
 """
 
+from ml_collections import ConfigDict
+
 from configs import default
 
 
-def get_config(recipe: str = "paper"):
+def get_config(recipe: str = "paper") -> ConfigDict:
     config = default.get_config(recipe)
     config.num_classes = 16
     config.source.domain = "synthia"

@@ -4,12 +4,14 @@
     python -m snr_jax.main --config configs/toy_dg.py --workdir runs/toy_dg
 """
 
+from ml_collections import ConfigDict
+
 from configs import default
 
 NUM_TRAIN, NUM_VAL = 300, 60  # images per domain that the demo and the study draw
 
 
-def get_config(recipe: str = "standard"):
+def get_config(recipe: str = "standard") -> ConfigDict:
     config = default.get_config(recipe or "standard")
     config.model.stage_sizes = (1, 2, 2, 1)
     config.model.width = 16

@@ -7,10 +7,12 @@ A variant follows a colon, as configs/toy_uda.py:minent: maxsquare, iw_maxsquare
 iw_maxsquare_multi, minent, iw_entropy, hard.
 """
 
+from ml_collections import ConfigDict
+
 from configs import default, toy_dg
 
 
-def get_config(argument: str = "standard"):
+def get_config(argument: str = "standard") -> ConfigDict:
     recipe, variant = default.choose(argument, recipe=default.RECIPES, variant=default.VARIANTS)
     config = toy_dg.get_config(recipe)
     config.init_from = "runs/toy_dg"

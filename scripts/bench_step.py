@@ -24,6 +24,9 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
+from snr_jax import cli
+from snr_jax.core.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -242,43 +245,33 @@ def gpu_name() -> str:
     return asked.stdout.strip().partition("\n")[0] if asked.returncode == 0 else ""
 
 
-def command() -> int:
-    if FLAGS.worker:
-        work(FLAGS.worker)
+def command(args: flags.FlagValues) -> int:
+    if args.worker:
+        work(args.worker)
         return 0
-    cases = FLAGS.cases or ["demo", "cpu", *(["gpu"] if gpu_name() else [])]
-    for name, chosen, known in (("cases", cases, CASES), ("kinds", FLAGS.kinds, KINDS)):
+    cases = args.cases or ["demo", "cpu", *(["gpu"] if gpu_name() else [])]
+    for name, chosen, known in (("cases", cases, CASES), ("kinds", args.kinds, KINDS)):
         if strange := [word for word in chosen if word not in known]:
-            print(f"error: --{name} has {strange[0]!r}; expected some of {', '.join(known)}",
-                  file=sys.stderr)
-            return 2
+            raise UserError(
+                f"--{name} has {strange[0]!r}; expected some of {', '.join(known)}")
     result = {"machine": machine(), "rows": []}
     print(", ".join(f"{key} {value or '-'}" for key, value in result["machine"].items()))
     for case in cases:
-        for kind in FLAGS.kinds:
+        for kind in args.kinds:
             sizes = (CASES[case].source_size, CASES[case].target_size)[: 1 + (kind != "source")]
             size = " + ".join("x".join(map(str, x)) for x in sizes)
             print(f"\n{case}, {kind} step, {size}, batch {CASES[case].batch_size}", flush=True)
-            rows = race(case, kind, FLAGS.rounds)
+            rows = race(case, kind, args.rounds)
             print(table(rows), flush=True)
             result["rows"] += rows
-    if FLAGS.out:
-        Path(FLAGS.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(FLAGS.out).write_text(json.dumps(result, indent=1) + "\n")
+    if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
     return 0 if all("failed" not in row for row in result["rows"]) else 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = list(sys.argv if argv is None else argv)
-    if {"--help", "-h"} & set(argv[1:]):
-        print(f"{__doc__.strip()}\n\nflags:\n{FLAGS.get_help()}")
-        return 0
-    try:
-        FLAGS(argv)
-    except flags.Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return command()
+    return cli.run(argv, FLAGS, __doc__, command)
 
 
 if __name__ == "__main__":

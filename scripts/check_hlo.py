@@ -22,6 +22,8 @@ import jax.numpy as jnp
 from absl import flags
 from jax.experimental import topologies
 
+from snr_jax import cli
+from snr_jax.core.errors import UserError
 from snr_jax.core.workloads import KINDS, create_workload
 
 TARGETS = Path(__file__).parent / "targets"
@@ -45,8 +47,10 @@ LARGEST_KERNEL = 13  # side of a window; the network's own are 7 at most
 FLAGS = flags.FlagValues()
 flags.DEFINE_list("steps", list(KINDS), f"Of {', '.join(KINDS)}", flag_values=FLAGS)
 flags.DEFINE_string("target", "h200", "A file NAME.txtpb of scripts/targets", flag_values=FLAGS)
-flags.DEFINE_string("atrous", "space_to_batch", "Form of dilated convolutions", flag_values=FLAGS)
-flags.DEFINE_string("pointwise", "convolution", "Form of 1x1 convolutions", flag_values=FLAGS)
+flags.DEFINE_enum("atrous", "space_to_batch", ["native", "space_to_batch"],
+                  "Form of dilated convolutions", flag_values=FLAGS)
+flags.DEFINE_enum("pointwise", "convolution", ["convolution", "product"],
+                  "Form of 1x1 convolutions", flag_values=FLAGS)
 flags.DEFINE_bool("remat", False, "Recompute blocks in the backward pass", flag_values=FLAGS)
 flags.DEFINE_string("save", "", "Folder for the compiled texts", flag_values=FLAGS)
 
@@ -145,49 +149,38 @@ def report(kind: str, counts: Counts, text: str, seconds: float) -> None:
         print(f"    {name:<34}{n:>6}{size[name] / 1e9:>9.2f} GB")
 
 
-def command() -> int:
-    path = TARGETS / f"{FLAGS.target}.txtpb"
-    if strange := [kind for kind in FLAGS.steps if kind not in KINDS]:
-        return refuse(f"--steps has {strange[0]!r}; expected some of {', '.join(KINDS)}")
+def command(args: flags.FlagValues) -> int:
+    path = TARGETS / f"{args.target}.txtpb"
+    if strange := [kind for kind in args.steps if kind not in KINDS]:
+        raise UserError(f"--steps has {strange[0]!r}; expected some of {', '.join(KINDS)}")
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in TARGETS.glob("*.txtpb")))
-        return refuse(f"--target={FLAGS.target}: no such target; there are {known}")
-    model = {"atrous": FLAGS.atrous, "pointwise": FLAGS.pointwise, "remat": FLAGS.remat}
+        raise UserError(f"--target={args.target}: no such target; there are {known}")
+    model = {"atrous": args.atrous, "pointwise": args.pointwise, "remat": args.remat}
     jax.config.update("jax_platforms", "cpu")  # else the CUDA plugin looks for its GPU
     passed = False
-    for kind in FLAGS.steps:
+    for kind in args.steps:
         start = time.monotonic()
         try:
             text, temporary = compile_step(kind, path.read_text(), **model)
         except RuntimeError as error:
             if "cuda" not in str(error).lower():
                 raise
-            return refuse(f"JAX cannot compile for CUDA here ({str(error).splitlines()[0]}). "
-                          "Install requirements-aot.txt, as `make check-hlo` does")
+            raise UserError(
+                f"JAX cannot compile for CUDA here ({str(error).splitlines()[0]}). "
+                "Install requirements-aot.txt, as `make check-hlo` does"
+            ) from error
         counts = count(text, temporary)
-        if FLAGS.save:
-            Path(FLAGS.save).mkdir(parents=True, exist_ok=True)
-            (Path(FLAGS.save) / f"{kind}.txt").write_text(text)
+        if args.save:
+            Path(args.save).mkdir(parents=True, exist_ok=True)
+            (Path(args.save) / f"{kind}.txt").write_text(text)
         report(kind, counts, text, time.monotonic() - start)
         passed |= any(a > b for a, b in zip(counts, LIMITS[kind]))
     return int(passed)
 
 
-def refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = list(sys.argv if argv is None else argv)
-    if {"--help", "-h"} & set(argv[1:]):
-        print(f"{__doc__.strip()}\n\nflags:\n{FLAGS.get_help()}")
-        return 0
-    try:
-        FLAGS(argv)
-    except flags.Error as error:
-        return refuse(str(error))
-    return command()
+    return cli.run(argv, FLAGS, __doc__, command)
 
 
 if __name__ == "__main__":

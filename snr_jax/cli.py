@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import io
+import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,9 @@ def _parse(
         with contextlib.redirect_stderr(io.StringIO()):  # its tracebacks
             rest = flag_values(argv)
     except (AttributeError, KeyError) as error:
+        if getattr(error, "name", None) == "get_config":
+            raise UserError("--config: the file has no function get_config; configs/gta5_dg.py is "
+                            "an example") from None
         text = str(error).replace("\\n", " ").replace("\\", "")
         missing = re.findall(r"\w+", text)[0]
         guess = re.search(r'Did you mean "(\w+)"', text)
@@ -119,6 +124,12 @@ def _parse(
         lines = [line for line in str(error).splitlines() if line.strip()]
         head = lines[0].removesuffix(": Error whilst parsing config file:")
         raise UserError(f"{head}: {lines[-1].strip()}" if len(lines) > 1 else head) from None
+    except Exception as error:  # whatever the code of a configuration raises
+        reason = f"{type(error).__name__}: {error}"
+        if not isinstance(error, SyntaxError):  # which names its place itself
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason += f" ({place.filename}, line {place.lineno})"
+        raise UserError(f"--config cannot be read: {reason}") from None
     if not arguments and len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --, see --help")
     more = bool(arguments) and arguments[-1].endswith("...")
@@ -147,6 +158,7 @@ def _last_of_each_key(argv: Sequence[str]) -> list[str]:
 
 def _reset(flag_values: flags.FlagValues) -> None:
     """Forgets what an earlier command line of this process set."""
+    sys.modules.pop("config_config", None)  # a file is read into the module of the last one
     for name in list(flag_values):
         if "." in name:  # an override of an earlier configuration
             delattr(flag_values, name)
@@ -157,11 +169,18 @@ def _reset(flag_values: flags.FlagValues) -> None:
 def require(flag_values: flags.FlagValues, name: str, example: str) -> Any:
     """The value of a flag that must be given."""
     value = flag_values[name].value
-    if not value:
+    if not value and not (name == "config" and flag_values[name].present):
         raise UserError(f"--{name} is missing; for instance {example}")
     if name == "config" and not isinstance(value, ConfigDict):
-        path = config_flags.get_config_filename(flag_values[name])
-        raise UserError(f"--config: there is no file {path}; for instance {example}")
+        path = config_flags.get_config_filename(flag_values[name]).partition(":")[0]
+        if not os.path.exists(path):
+            raise UserError(f"--config: there is no file {path}; for instance {example}")
+        try:
+            hasattr(value, "keys")  # an error of reading the file waits for the first look
+            reason = f"its get_config returns {type(value).__name__}, expected ConfigDict"
+        except OSError as error:
+            reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"--config: {path} gives no configuration: {reason}")
     if name == "config":
         _refuse_recipe(flag_values[name])
     return value

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENTS = sorted(ROOT.glob("requirements*.txt"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+CODE = sorted(
+    path for folder in ("snr_jax", "scripts", "configs") for path in (ROOT / folder).rglob("*.py")
+)
 
 
 def requirements(path: Path) -> list[Requirement]:
@@ -89,3 +93,29 @@ def test_scripts_import_the_installed_package_and_not_each_other(path):
             assert not {alias.name.split(".")[0] for alias in node.names} & others
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             assert (node.value.id, node.attr) != ("sys", "path"), node.lineno
+
+
+def test_every_function_is_annotated():
+    """Private ones and those within others too."""
+    missing = []
+    for path in CODE:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            bare = [a.arg for a in arguments if a.annotation is None]
+            bare += ["return"] if node.returns is None and node.name != "__init__" else []
+            if set(bare) - {"self", "cls"}:
+                missing.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name} {bare}")
+    assert missing == []
+
+
+def test_no_file_is_long():
+    assert [path.name for path in CODE if path.read_text().count("\n") > 300] == []
+
+
+def test_the_picture_of_the_readme():
+    """Predictions, before all text, and small enough to load with it."""
+    first = next(line for line in (ROOT / "README.md").read_text().splitlines()[1:] if line)
+    path = ROOT / re.fullmatch(r"!\[.+\]\((\S+)\)", first)[1]
+    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < 200_000

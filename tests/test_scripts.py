@@ -1,6 +1,8 @@
-"""Every command answers --help, in a process of its own."""
+"""Every command answers --help, in a process of its own, and all have one spelling of flags."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ MODULES = {  # command → what its help must speak of
     "snr_jax.evaluate": ["--config", "--checkpoint", "--protocol", "<network|full|both>", "--flip"],
     "snr_jax.predict": ["--checkpoint", "--images", "--out", "--[no]confidence", "_labelIds.png"],
     "snr_jax.data.doctor": ["--domain", "--dir", "--split"],
+    "snr_jax.report": ["RUN", "--out", "--title", "--pictures"],
 }
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
 
@@ -45,3 +48,30 @@ def test_help(name, helps):
 def test_scripts_are_there():
     wanted = {"convert_torch_ckpt.py", "check_parity.py", "make_toy_domains.py", "demo.py"}
     assert wanted <= set(SCRIPTS)
+
+
+def file_of(command: str) -> Path:
+    if command.endswith(".py"):
+        return ROOT / "scripts" / command
+    path = ROOT / command.replace(".", "/")
+    return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@pytest.mark.parametrize("name", [*MODULES, *SCRIPTS])
+def test_one_flag_system_and_one_way_to_end(name, helps):
+    """absl's flags at module level, words joined by underscores, and `cli.run` in `main(argv)`."""
+    tree = ast.parse(file_of(name).read_text())
+    assert "FLAGS = flags.FlagValues()" in map(ast.unparse, tree.body)
+    (main,) = (node for node in tree.body if getattr(node, "name", "") == "main")
+    assert [argument.arg for argument in main.args.args] == ["argv"]
+    assert "cli.run(argv, FLAGS, __doc__, command" in ast.unparse(main)
+    assert "argparse" not in file_of(name).read_text()
+    listed = re.findall(r"^  --(?:\[no\])?([^:\s]+):", helps[name].stdout, re.MULTILINE)
+    assert listed and not [flag for flag in listed if not re.fullmatch("[a-z0-9_]+", flag)]
+
+
+def test_commands_are_all_there():
+    """A module of the package that can be run is one of the list."""
+    doors = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+             for path in (ROOT / "snr_jax").rglob("*.py") if "FLAGS = " in path.read_text()}
+    assert {door.removesuffix(".__main__") for door in doors} == MODULES.keys()

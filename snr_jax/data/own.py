@@ -10,8 +10,9 @@
                                    # Left out: the numbers are the trainIds, 255 ignored
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 
@@ -19,6 +20,8 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.labels import CLASSES, Classes, IdTable, class_names, own_classes
 from snr_jax.data.layouts import Layout
 from snr_jax.data.samples import Domain
+
+Refuse = Callable[[str, str], NoReturn]  # key, what is expected of it
 
 KEYS = ("images", "labels", "splits", "classes", "ids")
 
@@ -33,7 +36,7 @@ def load_own(path: str) -> Domain:
     if not isinstance(content, Mapping):
         raise UserError(f"{path} is no table of keys; expected {', '.join(KEYS)}")
 
-    def refuse(key: str, wanted: str) -> None:
+    def refuse(key: str, wanted: str) -> NoReturn:
         raise UserError(f"{path}: {key} is {content.get(key)!r}; expected {wanted}")
 
     unknown = sorted(set(map(str, content)) - set(KEYS))
@@ -64,7 +67,7 @@ def load_own(path: str) -> Domain:
     )
 
 
-def _classes(content: Mapping, refuse) -> Classes:
+def _classes(content: Mapping, refuse: Refuse) -> Classes:
     given = content.get("classes")
     if given is None:
         return CLASSES
@@ -83,7 +86,7 @@ def _classes(content: Mapping, refuse) -> Classes:
     )
 
 
-def _ids(content: Mapping, refuse, classes: Classes) -> IdTable:
+def _ids(content: Mapping, refuse: Refuse, classes: Classes) -> IdTable:
     names = class_names(classes)
     given = content.get("ids")
     if given is None:

@@ -36,7 +36,7 @@ def folder(workdir: str | os.PathLike, name: str) -> Path:
     return Path(workdir).absolute() / "checkpoints" / name
 
 
-def _checksums(tree) -> dict[str, int]:
+def _checksums(tree: Any) -> dict[str, int]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf).data.cast("B"))

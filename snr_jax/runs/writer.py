@@ -5,12 +5,16 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from snr_jax.core.errors import UserError
+
+if TYPE_CHECKING:  # it starts TensorFlow
+    from clu.metric_writers import MetricWriter
 
 METRICS_FILE = "metrics.jsonl"
 SETTINGS = "settings"  # the key of a line of scores
@@ -64,7 +68,7 @@ class Writer:
     An error of the background thread is raised by a later call, at the latest by `flush`.
     """
 
-    def __init__(self, events, metrics_path: str):
+    def __init__(self, events: "MetricWriter", metrics_path: str):
         self._events = events
         self._lines = open(metrics_path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 

@@ -6,6 +6,7 @@ Camera-centred metres: x to the right, y up from the ground, z ahead.
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -15,15 +16,19 @@ from PIL import Image, ImageDraw, ImageFilter
 from snr_jax.core import labels
 
 LABEL_IDS = {c.name: c.label_id for c in labels.CLASSES} | {"ego vehicle": 1, "static": 4}
+Color = tuple[float, float, float]  # RGB in [0,1]
+Outline = list[tuple[float, float]]
+Direction = tuple[float, float, float]  # unit vector
+
 NEAR, SKY = 2.0, 400.0  # metres: where the ground begins, just behind the image; where sky stands
 
 
 class Face(NamedTuple):
     label: str  # class name, or "shadow": darkens the ground, changes no label
-    color: tuple[float, float, float]  # RGB in [0,1]
+    color: Color
     axis: int  # the plane stands across x (0), y (1) or z (2) …
     at: float  # … at this coordinate, metres
-    outline: list[tuple[float, float]]  # in the plane: (z, y), (x, z) or (x, y)
+    outline: Outline  # in the plane: (z, y), (x, z) or (x, y)
     texture: str = "plain"  # key of TEXTURES
     lean: float = 0.0  # axis 2: metres away per metre up, from the first point (windscreens)
 
@@ -44,45 +49,52 @@ class Camera(NamedTuple):
 # ---- shapes and colours ---------------------------------------------------------------------
 
 
-def rect(u0, u1, v0, v1):
+def rect(u0: float, u1: float, v0: float, v1: float) -> Outline:
     return [(u0, v0), (u1, v0), (u1, v1), (u0, v1)]
 
 
 @cache
-def _circle(points):
+def _circle(points: int) -> Outline:
     turns = [2 * math.pi * i / points for i in range(points)]
     return [(math.cos(a), math.sin(a)) for a in turns]
 
 
-def disc(u, v, radius_u, radius_v=None, points=10):
+def disc(
+    u: float, v: float, radius_u: float, radius_v: float | None = None, points: int = 10
+) -> Outline:
     radius_v = radius_u if radius_v is None else radius_v
     return [(u + radius_u * a, v + radius_v * b) for a, b in _circle(points)]
 
 
-def pick(rng, colors, spread=0.05):
+def pick(rng: np.random.Generator, colors: Sequence[Color], spread: float = 0.05) -> Color:
     """One of the colours, the whole and each channel jittered."""
     whole, *own = rng.normal(0, spread, 4)
     color = colors[rng.integers(len(colors))]
     return tuple(min(1.0, max(0.02, c * (1 + 2 * whole + o))) for c, o in zip(color, own))
 
 
-def times(color, factor):
+def times(color: Color, factor: float) -> Color:
     return tuple(min(1.0, c * factor) for c in color)
 
 
-def shadow(sun, x0, x1, z0, z1, height):
+def shadow(
+    sun: Direction, x0: float, x1: float, z0: float, z1: float, height: float
+) -> Face:
     """What a box of that height darkens on the ground."""
     dx, dz = -sun[0] / sun[1] * height, -sun[2] / sun[1] * height
     hull = [(x0, z0), (x1, z0), (x1 + dx, z1 + dz), (x0 + dx, z1 + dz)]
     return Face("shadow", (0, 0, 0), 1, 0.0, [(x, max(z, NEAR)) for x, z in hull])
 
 
-def flank_of(x, width):
+def flank_of(x: float, width: float) -> float | None:
     """Where the side stands that the camera sees; None straight ahead, where it sees neither."""
     return x - math.copysign(width / 2, x) if abs(x) > width / 2 else None
 
 
-def box(label, color, x, z, width, length, y0, y1, texture="plain"):
+def box(
+    label: str, color: Color, x: float, z: float, width: float, length: float, y0: float, y1: float,
+    texture: str = "plain",
+) -> list[Face]:
     """The faces of a box that the camera can see: flank, top, front."""
     faces, flank = [], flank_of(x, width)
     x0, x1 = x - width / 2, x + width / 2
@@ -109,12 +121,12 @@ def _tile(size: int = 256) -> np.ndarray:
 TILE = _tile()
 
 
-def _noise(s, t, scale):
+def _noise(s: np.ndarray, t: np.ndarray, scale: float) -> np.ndarray:
     rows, columns = (s * scale).astype(np.int32) & 255, (t * scale).astype(np.int32) & 255
     return TILE[rows, columns]
 
 
-def _windows(s, t, z, number):
+def _windows(s: np.ndarray, t: np.ndarray, z: np.ndarray, number: np.ndarray) -> np.ndarray:
     width, storey = 1.7 + 1.5 * number, 2.7 + 0.7 * (7 * number % 1)
     u, v = s / width, t / storey
     inside = (np.abs(u % 1 - 0.5) < 0.29) & (np.abs(v % 1 - 0.55) < 0.27)
@@ -123,19 +135,19 @@ def _windows(s, t, z, number):
     return np.where(inside, shine, ledge * (1 + 0.07 * _noise(s, t, 4.0)))
 
 
-def _bricks(s, t, z, number):
+def _bricks(s: np.ndarray, t: np.ndarray, z: np.ndarray, number: np.ndarray) -> np.ndarray:
     fade = np.minimum(1, 14 / z)
     course = np.floor(t / 0.3)
     joint = (t % 0.3 < 0.05) | ((s + 0.3 * (course % 2)) % 0.6 < 0.06)
     return 1 - 0.3 * joint * fade + 0.16 * _noise(s / 0.6, course, 1.0)
 
 
-def _slabs(s, t, z, number):
+def _slabs(s: np.ndarray, t: np.ndarray, z: np.ndarray, number: np.ndarray) -> np.ndarray:
     joint = (s % 0.9 < 0.07) | (t % 0.9 < 0.09)
     return 1 - 0.22 * joint * np.minimum(1, 9 / z) + 0.09 * _noise(s, t, 3.0)
 
 
-def _bars(s, t, z, number):
+def _bars(s: np.ndarray, t: np.ndarray, z: np.ndarray, number: np.ndarray) -> np.ndarray:
     gap = (s % 0.4 > 0.16) & (t % 0.95 > 0.12)
     return 1 - 0.62 * gap
 
@@ -172,7 +184,7 @@ def _project(face: Face, camera: Camera) -> list[tuple[float, float]]:
 
 
 def render(
-    faces: list[Face], sun: tuple[float, float, float], camera: Camera, height: int, width: int
+    faces: list[Face], sun: Direction, camera: Camera, height: int, width: int
 ) -> Scene:
     """The faces, painted in their order, as the camera sees them; `sun`: unit vector towards it."""
     numbers, shadows = Image.new("I", (width, height)), Image.new("L", (width, height))

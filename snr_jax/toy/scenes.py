@@ -4,15 +4,21 @@ Style is no part of a scene: see styles.py.
 """
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
+from numpy.random import Generator
 
 from snr_jax.toy import things
 from snr_jax.toy.render import (
     NEAR,
     SKY,
     Camera,
+    Color,
+    Direction,
     Face,
+    Outline,
     Scene,
     box,
     pick,
@@ -21,6 +27,9 @@ from snr_jax.toy.render import (
     shadow,
     times,
 )  # fmt: skip
+
+T = TypeVar("T")
+Make = Callable[..., list[Face]]  # (rng, x, z, sun) → faces, as in things.py
 
 FAR = 150.0  # metres: where the ground ends and the backdrop stands
 FACADES = [(0.55, 0.36, 0.28), (0.66, 0.6, 0.5), (0.5, 0.5, 0.52), (0.72, 0.66, 0.45),
@@ -33,14 +42,19 @@ PLOTS = {"building": 0.5, "wall": 0.2, "fence": 0.2, "trees": 0.1}
 VEHICLES = {things.car: 0.4, things.truck: 0.2, things.bus: 0.2, things.train: 0.2}
 
 
-def _draw_from(rng, table):
+def _draw_from(rng: Generator, table: Mapping[T, float]) -> T:
     return list(table)[rng.choice(len(table), p=list(table.values()))]
 
 
-def _ground(rng, left, right, paths, lane):
+def _ground(
+    rng: Generator, left: float, right: float, paths: Sequence[float], lane: float
+) -> list[Face]:
     """Terrain, sidewalks, road, markings. Road from x = left to right; `paths` widths beside it."""
 
-    def strip(label, color, x0, x1, texture="plain", z=(NEAR, FAR)):
+    def strip(
+        label: str, color: Color, x0: float, x1: float, texture: str = "plain",
+        z: tuple[float, float] = (NEAR, FAR),
+    ) -> Face:
         return Face(label, color, 1, 0.0, rect(x0, x1, *z), texture)
 
     paving, curb, paint = pick(rng, PAVING), (0.6, 0.6, 0.58), times((0.85, 0.85, 0.8), 0.9)
@@ -66,7 +80,7 @@ def _ground(rng, left, right, paths, lane):
     return faces
 
 
-def _side(rng, x, side, sun):
+def _side(rng: Generator, x: float, side: int, sun: Direction) -> list[Face]:
     """Buildings, walls, fences and trees along x, to one side (-1, 1), far to near."""
     plots, z = [], rng.uniform(-6, 4)
     while z < FAR - 20:
@@ -98,18 +112,20 @@ def _side(rng, x, side, sun):
     return faces
 
 
-def _things(rng, left, right, paths, lane, sun):
+def _things(
+    rng: Generator, left: float, right: float, paths: Sequence[float], lane: float, sun: Direction
+) -> list[tuple[float, list[Face]]]:
     """Everything that stands or drives: (distance, faces), unsorted."""
     found = []
 
-    def put(make, x, z, **how):
+    def put(make: Make, x: float, z: float, **how: bool) -> None:
         found.append((z, make(rng, x, z, sun, **how)))
 
-    def spots(mean, z0, z1):
+    def spots(mean: float, z0: float, z1: float) -> np.ndarray:
         """Distances of about `mean` things, denser near the camera."""
         return z0 * (z1 / z0) ** rng.random(rng.poisson(mean))
 
-    def cycle():
+    def cycle() -> Make:
         return things.bicycle if rng.random() < 0.6 else things.motorcycle
 
     if rng.random() < 0.6:
@@ -141,7 +157,7 @@ def _things(rng, left, right, paths, lane, sun):
     return found
 
 
-def _skyline(rng, low, high, step, flat):
+def _skyline(rng: Generator, low: float, high: float, step: float, flat: float) -> Outline:
     """Outline of what stands far away: steps of roofs (flat), or peaks of trees."""
     outline = [(-160.0, -4.0)]
     for x in np.arange(-160.0, 161.0, step):

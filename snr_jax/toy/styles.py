@@ -109,7 +109,9 @@ def _blurred(image: np.ndarray, radius: float) -> np.ndarray:
     return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
 
 
-def draw_pair(seed: int, index: int, height: int, width: int, style: str):
+def draw_pair(
+    seed: int, index: int, height: int, width: int, style: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 [H,W,3] RGB and label ids uint8 [H,W] of one street in one style."""
     scene = draw_scene(seed, index, height, width)
     return apply_style(scene, style, np.random.default_rng((seed, index, 1))), scene.label_ids

@@ -6,9 +6,24 @@ and returns its faces in painting order, far to near.
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
-from snr_jax.toy.render import Face, box, disc, flank_of, pick, rect, shadow, times
+from numpy.random import Generator
+
+from snr_jax.toy.render import (
+    Color,
+    Direction,
+    Face,
+    Outline,
+    box,
+    disc,
+    flank_of,
+    pick,
+    rect,
+    shadow,
+    times,
+)  # fmt: skip
 
 GLASS, RUBBER, METAL = (0.16, 0.2, 0.25), (0.07, 0.07, 0.08), (0.42, 0.43, 0.45)
 WHITE, RED, AMBER, DARK = (0.88, 0.88, 0.84), (0.8, 0.1, 0.08), (0.9, 0.6, 0.1), (0.05, 0.05, 0.05)
@@ -27,7 +42,9 @@ BINS, POSTS = [(0.2, 0.25, 0.2), (0.35, 0.3, 0.25)], [METAL, (0.3, 0.32, 0.3), (
 LAMPS = ((0.1, 0.85, 0.4), (0.95, 0.65, 0.1), (0.95, 0.12, 0.1))  # traffic light, from below
 
 
-def _wheels(label, x, z, width, radius, places):
+def _wheels(
+    label: str, x: float, z: float, width: float, radius: float, places: Sequence[float]
+) -> list[Face]:
     faces = [Face(label, RUBBER, 2, z, rect(x + s * 0.28 * width, x + s * 0.48 * width, 0, radius))
              for s in (-1, 1)]  # fmt: skip
     flank = flank_of(x, 1.01 * width)
@@ -40,7 +57,7 @@ def _wheels(label, x, z, width, radius, places):
 # ---- vehicles -------------------------------------------------------------------------------
 
 
-def car(rng, x, z, sun):
+def car(rng: Generator, x: float, z: float, sun: Direction) -> list[Face]:
     width, height, length = rng.uniform(1.75, 1.95), rng.uniform(1.42, 1.75), rng.uniform(3.8, 4.7)
     paint, deck = pick(rng, CAR_PAINT), 0.58 * height
     # The windows stand on the deck from z = foot0 to foot1 and carry the roof from roof0 to roof1.
@@ -82,7 +99,7 @@ def car(rng, x, z, sun):
     ]
 
 
-def truck(rng, x, z, sun):
+def truck(rng: Generator, x: float, z: float, sun: Direction) -> list[Face]:
     width, height, length, cab = 2.5, rng.uniform(3.1, 3.7), rng.uniform(6, 9), 1.9
     cargo, paint = pick(rng, CARGO_PAINT), pick(rng, CAR_PAINT)
     oncoming, part = x < -1, partial(Face, "truck")
@@ -105,7 +122,11 @@ def truck(rng, x, z, sun):
     ]
 
 
-def _coach(rng, x, z, sun, label, width, height, length, colors, band, low):
+def _coach(
+    rng: Generator, x: float, z: float, sun: Direction, label: str,
+    width: float, height: float, length: float,
+    colors: Sequence[Color], band: tuple[float, float], low: float,
+) -> list[Face]:
     """A long box with a band of windows, from y = band[0] to band[1]; `low`: its underside."""
     paint, part, a = pick(rng, colors), partial(Face, label), width / 2
     faces = [shadow(sun, x - a, x + a, z, z + length, height),
@@ -120,13 +141,13 @@ def _coach(rng, x, z, sun, label, width, height, length, colors, band, low):
     return faces + [part(lamp, 2, z, disc(x + s * 0.75 * a, 0.85, 0.16, points=8)) for s in (-1, 1)]
 
 
-def bus(rng, x, z, sun):
+def bus(rng: Generator, x: float, z: float, sun: Direction) -> list[Face]:
     size = (2.5, rng.uniform(2.9, 3.3), rng.uniform(9, 12))
     wheels = _wheels("bus", x, z, size[0], 0.48, (z + 0.2 * size[2], z + 0.75 * size[2]))
     return _coach(rng, x, z, sun, "bus", *size, BUS_PAINT, (1.25, 2.4), 0.35) + wheels
 
 
-def train(rng, x, z, sun):
+def train(rng: Generator, x: float, z: float, sun: Direction) -> list[Face]:
     """A tram: longer, white striped, its front darker at the edges, a pantograph on the roof."""
     size = (2.6, 3.5, rng.uniform(18, 28))
     mast = [(-0.6, 0), (0.6, 0), (0.1, 0.6), (0.8, 1.1), (-0.8, 1.1), (-0.1, 0.6)]
@@ -141,7 +162,10 @@ def train(rng, x, z, sun):
 # ---- people and what they ride --------------------------------------------------------------
 
 
-def person(rng, x, z, sun, label="person", hip=0.85, lean=0.0):
+def person(
+    rng: Generator, x: float, z: float, sun: Direction, label: str = "person",
+    hip: float = 0.85, lean: float = 0.0,
+) -> list[Face]:
     """Standing or walking; or the rider of something, `hip` high in the saddle and leaning."""
     top, trousers, tall = pick(rng, CLOTHES), pick(rng, CLOTHES), rng.uniform(0.92, 1.1)
     neck, foot, stride = hip + 0.6 * tall, hip - 0.8 * tall, rng.uniform(0.05, 0.32)
@@ -159,7 +183,7 @@ def person(rng, x, z, sun, label="person", hip=0.85, lean=0.0):
     return [shadow(sun, x - 0.2, x + 0.2, z, z + 0.3, hip + neck), *faces]
 
 
-def _bar(u0, v0, u1, v1, half=0.05):
+def _bar(u0: float, v0: float, u1: float, v1: float, half: float = 0.05) -> Outline:
     du, dv = (0, half) if abs(u1 - u0) > abs(v1 - v0) else (half, 0)
     return [(u0 - du, v0 - dv), (u0 + du, v0 + dv), (u1 + du, v1 + dv), (u1 - du, v1 - dv)]
 
@@ -169,7 +193,10 @@ FRAME = [(-0.56, 0.36, -0.15, 0.85), (-0.15, 0.85, 0.4, 0.8), (-0.56, 0.36, 0, 0
 TANK = [(-0.75, 0.75), (-0.3, 0.55), (0.4, 0.6), (0.3, 1.0), (0.0, 0.9)]
 
 
-def _two_wheeler(rng, x, z, sun, label, radius, reach, parts, ridden):
+def _two_wheeler(
+    rng: Generator, x: float, z: float, sun: Direction, label: str, radius: float, reach: float,
+    parts: list[tuple[Color, Outline]], ridden: bool,
+) -> list[Face]:
     """Wheels and parts in a plane across the view, foreshortened as if seen from behind."""
     squash = rng.uniform(0.45, 1.0) * rng.choice((-1, 1))
     wheels = [(RUBBER, disc(s * reach, radius, radius)) for s in (-1, 1)]
@@ -183,14 +210,18 @@ def _two_wheeler(rng, x, z, sun, label, radius, reach, parts, ridden):
     return faces
 
 
-def bicycle(rng, x, z, sun, ridden=False):
+def bicycle(
+    rng: Generator, x: float, z: float, sun: Direction, ridden: bool = False
+) -> list[Face]:
     paint = pick(rng, CAR_PAINT)
     parts = [(paint, _bar(*ends)) for ends in FRAME]
     parts += [(RUBBER, rect(-0.32, -0.05, 0.92, 1.0)), (RUBBER, rect(0.22, 0.46, 1.03, 1.1))]
     return _two_wheeler(rng, x, z, sun, "bicycle", 0.36, 0.56, parts, ridden)
 
 
-def motorcycle(rng, x, z, sun, ridden=False):
+def motorcycle(
+    rng: Generator, x: float, z: float, sun: Direction, ridden: bool = False
+) -> list[Face]:
     parts = [(METAL, rect(-0.35, 0.35, 0.25, 0.6)), (pick(rng, CAR_PAINT), TANK),
              (RUBBER, [(-0.8, 0.85), (-0.75, 0.7), (0, 0.75), (0, 0.88)]),
              (METAL, _bar(0.72, 0.34, 0.36, 1.15, 0.07)),
@@ -201,7 +232,7 @@ def motorcycle(rng, x, z, sun, ridden=False):
 # ---- plants and street furniture ------------------------------------------------------------
 
 
-def tree(rng, x, z, sun):
+def tree(rng: Generator, x: float, z: float, sun: Direction) -> list[Face]:
     trunk, radius, height = rng.uniform(1.8, 3), rng.uniform(1.3, 2.4), rng.uniform(1.3, 2.6)
     color, middle, part = pick(rng, LEAVES), trunk + 0.75 * height, partial(Face, "vegetation")
     stem = part((0.25, 0.18, 0.12), 2, z, rect(x - 0.15, x + 0.15, 0, middle), "leaves")
@@ -214,14 +245,14 @@ def tree(rng, x, z, sun):
     return faces
 
 
-def bush(rng, x, z, sun):
+def bush(rng: Generator, x: float, z: float, sun: Direction) -> list[Face]:
     color, radius = pick(rng, LEAVES), rng.uniform(0.4, 0.8)
     return [Face("vegetation", times(color, shade), 2, z,
                  disc(x + rng.uniform(-1, 1), radius * shade, 1.2 * radius, radius, 9), "leaves")
             for shade in (0.75, 0.9, 1.05, 1.2)]  # fmt: skip
 
 
-def post(rng, x, z, sun):
+def post(rng: Generator, x: float, z: float, sun: Direction) -> list[Face]:
     """A pole that carries a traffic light, a sign, both, or the arm of a street lamp."""
     carries = rng.choice(("light", "sign", "light sign", "lamp"), p=(0.3, 0.36, 0.18, 0.16))
     height = rng.uniform(6, 8) if carries == "lamp" else rng.uniform(3.2, 4.2)
@@ -249,5 +280,5 @@ def post(rng, x, z, sun):
     return faces
 
 
-def bin(rng, x, z, sun):
+def bin(rng: Generator, x: float, z: float, sun: Direction) -> list[Face]:
     return box("static", pick(rng, BINS), x, z, 0.7, 0.7, 0, 1.1)

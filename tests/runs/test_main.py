@@ -53,6 +53,26 @@ def test_mistaken_flags(arguments, words, refused, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("x = 1\n", "the file has no function get_config"),
+        ("def get_config(:\n", "SyntaxError: "),
+        ("import nothing_of_that_name\n", "No module named 'nothing_of_that_name'"),
+        ("def get_config():\n    return 1 / 0\n", "ZeroDivisionError: division by zero ("),
+        ("def get_config():\n    return open('/none')\n", "No such file or directory: '/none'"),
+        ("def get_config():\n    return {'seed': 1}\n", "its get_config returns dict"),
+        ("def get_config():\n    pass\n", "its get_config returns NoneType"),
+    ],
+)
+def test_file_that_is_no_configuration(text, words, refused, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    for more in ((), ("--config.seed=1",)):
+        error = refused("main", "--config", path, "--workdir", tmp_path / "w", *more)
+        assert error.startswith("error: --config") and (words in error or more)
+
+
 def test_missing_data(refused, train_flags, tmp_path):
     error = refused("main", *train_flags(DG, tmp_path / "w", {"data.root": tmp_path}))
     assert f"there is no directory {tmp_path}/GTA5" in error
