@@ -111,6 +111,8 @@ def _parse(
         if getattr(error, "name", None) == "get_config":
             raise UserError("--config: the file has no function get_config; configs/gta5_dg.py is "
                             "an example") from None
+        if "does not support indexing" in str(error):
+            raise UserError("--config: the file's get_config returns no ConfigDict") from None
         text = str(error).replace("\\n", " ").replace("\\", "")
         missing = re.findall(r"\w+", text)[0]
         guess = re.search(r'Did you mean "(\w+)"', text)
@@ -169,7 +171,8 @@ def _reset(flag_values: flags.FlagValues) -> None:
 def require(flag_values: flags.FlagValues, name: str, example: str) -> Any:
     """The value of a flag that must be given."""
     value = flag_values[name].value
-    if not value and not (name == "config" and flag_values[name].present):
+    given = any(re.match(rf"--?{name}(=|$)", argument) for argument in _ARGV)
+    if not value and not (name == "config" and given):  # its function may have returned None
         raise UserError(f"--{name} is missing; for instance {example}")
     if name == "config" and not isinstance(value, ConfigDict):
         path = config_flags.get_config_filename(flag_values[name]).partition(":")[0]

@@ -94,14 +94,17 @@ def _identity(split: Split, labels: bool) -> dict:
 def identity(samples: Sequence[Sample], *, labels: bool = True) -> dict:
     """The number of images, a checksum of their ids, and one of the files of eight of them.
 
-    labels: whether the label files belong to it.
+    labels: whether the label files belong to it. Raises UserError for a file that cannot be read.
     """
     number = min(_SAMPLED, len(samples))
     chosen = [samples[i * len(samples) // number] for i in range(number)]
     content = hashlib.sha256()
     for sample in chosen:
         for path in (sample.image, sample.label) if labels else (sample.image,):
-            content.update(hashlib.sha256(Path(path).read_bytes()).digest())
+            try:
+                content.update(hashlib.sha256(Path(path).read_bytes()).digest())
+            except OSError as error:
+                raise UserError(f"{path} cannot be read: {error.strerror}") from None
     ids = hashlib.sha256("\n".join(sample.id for sample in samples).encode())
     return {
         "images": len(samples), "ids": ids.hexdigest()[:16], "content": content.hexdigest()[:16]

@@ -142,7 +142,11 @@ def _is_there(directory: Path, record: dict, replace: bool) -> bool:
             f"{directory} exists and is no toy data set (it has no {MARKER}); it is left alone. "
             "Choose another --out, or move it away"
         )
-    found = json.loads(marker.read_text())
+    try:
+        found = json.loads(marker.read_text())
+    except ValueError:
+        found = None
+    found = found if isinstance(found, dict) else {}  # a damaged one is of another set
     if found == record:
         return True
     if not replace:

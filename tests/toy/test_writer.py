@@ -157,6 +157,17 @@ def test_same_arguments_are_drawn_once_and_others_refused(tmp_path):
     assert _read_all(directory) != before
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe"])
+def test_damaged_marker_is_of_another_set(tmp_path, content):
+    directory = tmp_path / "GTA5"
+    directory.mkdir()
+    (directory / writer.MARKER).write_bytes(content)
+    with pytest.raises(UserError, match=r"another toy data set.*--replace"):
+        writer.write("gta5", directory, **SMALL)
+    assert writer.write("gta5", directory, **SMALL, replace=True)
+    assert not writer.write("gta5", directory, **SMALL)
+
+
 def test_foreign_directory_is_left_alone(tmp_path):
     directory = tmp_path / "GTA5"
     directory.mkdir()
