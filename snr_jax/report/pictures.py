@@ -7,27 +7,28 @@ from PIL import Image, ImageDraw, ImageFont
 
 from snr_jax.core.labels import Classes, classes, palette
 
+TINT = 0.5  # share of the class colour in an overlay
+GAP = 4  # pixels between the cells of a panel
+
 
 def colorize(train_ids: np.ndarray, which: int | Classes = 19) -> np.ndarray:
     """trainIds uint8 [H,W] in the official colours, uint8 [H,W,3] RGB; the rest is black."""
     return palette(which)[np.asarray(train_ids, np.uint8)]
 
 
-def overlay(
-    image: np.ndarray, train_ids: np.ndarray, which: int | Classes = 19, alpha: float = 0.5
-) -> np.ndarray:
+def overlay(image: np.ndarray, train_ids: np.ndarray, which: int | Classes = 19) -> np.ndarray:
     """The image uint8 [H,W,3] tinted by class, uint8 [H,W,3]; ignored pixels stay untouched.
 
-    `alpha` is the share of the class colour, 0 to 1. Raises ValueError if the sizes differ.
+    Raises ValueError if the sizes differ.
     """
     if image.shape != (*train_ids.shape, 3):
         raise ValueError(f"image {image.shape} and trainIds {train_ids.shape} differ in size")
-    mixed = (1 - alpha) * image + alpha * colorize(train_ids, which)
+    mixed = (1 - TINT) * image + TINT * colorize(train_ids, which)
     mixed = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
     return np.where((train_ids < len(classes(which)))[..., None], mixed, image)
 
 
-def panel(rows: Sequence[Mapping[str, np.ndarray]], gap: int = 4) -> np.ndarray:
+def panel(rows: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
     """A grid of pictures under captions: a row per sample, a column per key; uint8 [H,W,3].
 
     Cells have the size of the first picture; others are scaled to it. A key that a row lacks
@@ -36,19 +37,19 @@ def panel(rows: Sequence[Mapping[str, np.ndarray]], gap: int = 4) -> np.ndarray:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     height, width = next(iter(rows[0].values())).shape[:2]
     font = ImageFont.load_default(size=min(max(width // 14, 10), 24))
-    strip = sum(font.getmetrics()) + gap
+    strip = sum(font.getmetrics()) + GAP
     canvas = Image.new(
         "RGB",
-        (len(columns) * (width + gap) - gap, strip + len(rows) * (height + gap) - gap),
+        (len(columns) * (width + GAP) - GAP, strip + len(rows) * (height + GAP) - GAP),
         "white",
     )
     for x, key in enumerate(columns):
         caption = Image.new("RGB", (width, strip), "white")  # its own, so that it cannot run over
         ImageDraw.Draw(caption).text((2, 0), key, fill="black", font=font)
-        canvas.paste(caption, (x * (width + gap), 0))
+        canvas.paste(caption, (x * (width + GAP), 0))
         for y, row in enumerate(rows):
             if key in row:
                 # BOX averages where it shrinks and repeats pixels where it enlarges.
                 cell = Image.fromarray(row[key]).resize((width, height), Image.Resampling.BOX)
-                canvas.paste(cell, (x * (width + gap), strip + y * (height + gap)))
+                canvas.paste(cell, (x * (width + GAP), strip + y * (height + GAP)))
     return np.asarray(canvas)

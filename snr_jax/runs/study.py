@@ -158,8 +158,13 @@ def _read(path: Path) -> Results:
         results = json.loads(path.read_text(encoding="utf-8"))
         entries = [entry for seeds in results.values() for row in seeds.values()
                    for entry in row.values()]  # fmt: skip
-        if any(not isinstance(entry["miou"], float) for entry in entries):
-            raise ValueError("a number is missing")
+        kinds = {"config": dict, "initial": str | None, "data": dict}
+        for entry in entries:
+            made = entry["made_with"]
+            if not isinstance(entry["miou"], float) or not all(
+                isinstance(made[key], kind) for key, kind in kinds.items()
+            ):
+                raise ValueError("a number, or what it was made with, is missing")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Remove it to score the runs beside it again, or choose "

@@ -108,8 +108,9 @@ def box(
 # ---- textures: factor on the colour from in-plane metres s, t, depth z and a number per face -----
 
 
-def _tile(size: int = 256) -> np.ndarray:
-    """Periodic fractal noise, float32 [size,size], standard deviation 0.5."""
+def _tile() -> np.ndarray:
+    """Periodic fractal noise, float32 [256,256], standard deviation 0.5."""
+    size = 256
     white = np.fft.rfft2(np.random.default_rng(19).standard_normal((size, size)))
     rows, columns = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :]
     frequency = np.maximum(np.hypot(rows, columns), 1 / size)

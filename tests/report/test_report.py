@@ -141,8 +141,8 @@ def test_colors_are_the_official_ones():
 
 def test_overlay_mixes_and_leaves_ignored_pixels():
     image = np.full((1, 2, 3), 100, np.uint8)
-    mixed = pictures.overlay(image, np.array([[0, 255]], np.uint8), 19, alpha=0.25)
-    assert mixed.tolist() == [[[107, 91, 107], [100, 100, 100]]]
+    mixed = pictures.overlay(image, np.array([[0, 255]], np.uint8), 19)
+    assert mixed.tolist() == [[[114, 82, 114], [100, 100, 100]]]
     assert mixed.dtype == np.uint8
     with pytest.raises(ValueError, match="differ in size"):
         pictures.overlay(image, np.zeros((2, 2), np.uint8), 19)
@@ -153,7 +153,7 @@ def test_panel_puts_samples_in_rows_and_keys_in_columns():
         name: np.full((20, 60, 3), color, np.uint8)
         for name, color in {"a": ROAD, "b": SKY, "c": PERSON}.items()
     }
-    grid = pictures.panel([{"input": flat["a"], "label": flat["b"]}, {"input": flat["c"]}], gap=4)
+    grid = pictures.panel([{"input": flat["a"], "label": flat["b"]}, {"input": flat["c"]}])
     strip = grid.shape[0] - 2 * 20 - 4
     assert grid.shape[1] == 2 * 60 + 4 and strip >= 10
     assert (grid[strip : strip + 20, :60] == ROAD).all()

@@ -84,7 +84,11 @@ def test_a_stopped_study_keeps_its_numbers(out):
     assert run(out, ["dusk"])[0] == COLUMNS[1:3]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"IN": {"0": {"source": 0.5}}}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", '{"IN": {"0": {"source": 0.5}}}', '{"IN": {"0": {"source": {"miou": 0.5}}}}',
+     '{"IN": {"0": {"source": {"miou": 0.5, "made_with": {"config": []}}}}}'],
+)
 def test_damaged_numbers_are_told(out, text):
     (out / "results.json").write_text(text)
     with pytest.raises(UserError, match=r"results\.json is damaged.*Remove it"):
