@@ -115,6 +115,8 @@ def get_config(recipe: str = "paper") -> ConfigDict:
     config.source.dir = "GTA5"  # below data.root
     config.source.train_split = "train"  # "train", "val", "test" or "all"
     config.source.val_split = "val"  # chooses best_source
+    config.source.rare_class_temperature = 0.0  # 0: images equally often; DAFormer 0.01; 0 to 100
+    config.source.rare_class_pixels = 3_000  # of a class in a label that counts; at least 1
     config.source.size = (720, 1280)  # height, width that the network sees; 33 to 8192
 
     config.target = ConfigDict()

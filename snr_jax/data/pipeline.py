@@ -19,11 +19,13 @@ from snr_jax.data import decode
 from snr_jax.data.decode import tf
 from snr_jax.data.inspection import inspect
 from snr_jax.data.prepared import Prepared
+from snr_jax.data.rare import RareClasses
 from snr_jax.data.samples import Labels, Sample
 
 RESIZE = {"image": decode.resize_image, "label": decode.resize_label}
 # Beyond the border: the mean that the network subtracts, rounded (RGB), and the id of no class.
 PADDING = {"image": (123, 117, 104), "label": IGNORE}
+CROP_TRIES = 10  # for a crop that holds the class that an image was drawn for
 
 T = TypeVar("T")
 Arrays = dict[str, tf.Tensor]  # "image" uint8 [H,W,3] and, where there is one, "label" uint8 [H,W]
@@ -52,6 +54,7 @@ def train_batches(
     scale_range: tuple[float, float] | None = None,
     crop: tuple[int, int] | None = None,
     mirror: bool = True,
+    rare: RareClasses | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
     prepared: Prepared | None = None,
@@ -63,6 +66,9 @@ def train_batches(
     `size`. With `scale_range` or `crop` it is `crop` (`size` by default): the sample is resized to
     `size` times a factor uniform in `scale_range`, padded at the bottom and right with the mean
     colour and 255 where smaller than `crop`, and cropped at random.
+
+    With `rare` a class is drawn and then an image that holds it; the crop is the first of ten that
+    holds it too, else the last.
 
     `batch_size` is the global one; a shard yields its rows of it, B = batch_size / shard_count.
     Batches run across the ends of epochs. `prepared` is where the same samples lie at `size`; what
@@ -80,9 +86,15 @@ def train_batches(
     rows = batch_size // shard_count
     height, width = crop or size
 
-    def rows_of(step: int) -> tuple[np.ndarray, np.ndarray]:
+    def rows_of(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of every row the sample, the position in the stream and the class, -1 for none."""
         positions = np.int64(step) * batch_size + shard_index * rows + np.arange(rows)
-        return np.array([sample_at(p, len(samples), seed) for p in positions]), positions
+        if rare:
+            drawn = [rare.draw(p, seed) for p in positions]
+        else:
+            drawn = [(sample_at(p, len(samples), seed), -1) for p in positions]
+        indices, classes = np.array(drawn, np.int64).T
+        return indices, positions, classes
 
     def draws_at(position: tf.Tensor) -> tf.Tensor:
         """Uniform in [0, 1): mirroring, scale, top and left."""
@@ -93,24 +105,32 @@ def train_batches(
         factor = low + (high - low) * draws[1]
         return tf.cast(tf.round(tf.constant(size, tf.float64) * factor), tf.int32)
 
-    def resize(sample: Arrays, position: tf.Tensor) -> Arrays:
+    def resize(sample: Arrays, position: tf.Tensor, wanted: tf.Tensor) -> Arrays:
         draws = draws_at(position)
         scaled = scaled_by(draws)
         sample = {k: RESIZE[k](v, scaled, mirror & (draws[0] < 0.5)) for k, v in sample.items()}
-        return cut(sample, draws, scaled)
+        return cut(sample, position, scaled, wanted)
 
-    def cut(sample: Arrays, draws: tf.Tensor, scaled: tf.Tensor) -> Arrays:
+    def cut(sample: Arrays, position: tf.Tensor, scaled: tf.Tensor, wanted: tf.Tensor) -> Arrays:
         if scale_range or crop:
-            sample = _crop(sample, draws[2:], scaled, (height, width))
+            places = draws_at(position)[None, 2:]
+            if rare:
+                seeds = tf.stack([seed, -1 - position])
+                places = tf.random.stateless_uniform([CROP_TRIES, 2], seeds, dtype=tf.float64)
+            places = _places(places, scaled, (height, width))
+            of_class = tf.cast(wanted, tf.uint8)
+            holds = rare and decode.to_train_ids(sample["label"], labels.lookup) == of_class
+            place = _first_place(places, holds, (height, width))
+            sample = _crop(sample, place, scaled, (height, width))
         shapes = {"image": [height, width, 3], "label": [height, width]}
         return {key: tf.ensure_shape(value, shapes[key]) for key, value in sample.items()}
 
-    def load_prepared(index: tf.Tensor, position: tf.Tensor) -> Arrays:
+    def load_prepared(index: tf.Tensor, position: tf.Tensor, wanted: tf.Tensor) -> Arrays:
         draws = draws_at(position)
         scaled, sample = scaled_by(draws), read(index, mirror & (draws[0] < 0.5))
         if scale_range:
             sample = {k: RESIZE[k](v, scaled) for k, v in sample.items()}
-        sample = cut(sample, draws, scaled)
+        sample = cut(sample, position, scaled, wanted)
         if not with_labels:
             return sample
         return sample | {"label": decode.to_train_ids(sample["label"], labels.lookup)}
@@ -120,7 +140,7 @@ def train_batches(
     else:
         load = _loader(samples, labels, resize, with_labels)
     steps = tf.data.Dataset.counter(start_step)
-    order = steps.map(lambda step: tf.numpy_function(rows_of, [step], [tf.int64, tf.int64]))
+    order = steps.map(lambda step: tf.numpy_function(rows_of, [step], [tf.int64] * 3))
     dataset = order.unbatch().map(load, tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(rows, drop_remainder=True).prefetch(2)
     of_step = ([samples[i] for i in rows_of(step)[0]] for step in itertools.count(start_step))
@@ -243,10 +263,28 @@ def _loader(
     return load
 
 
-def _crop(sample: Arrays, draws: tf.Tensor, size: tf.Tensor, crop: tuple[int, int]) -> Arrays:
-    lack = tf.maximum(tf.constant(crop) - size, 0)
+def _places(draws: tf.Tensor, size: tf.Tensor, crop: tuple[int, int]) -> tf.Tensor:
+    """Top and left of crops, int32 [tries,2], by draws uniform in [0, 1)."""
     room = tf.cast(tf.maximum(size - crop, 0) + 1, tf.float64)
-    top, left = tf.unstack(tf.cast(draws * room, tf.int32))
+    return tf.cast(draws * room, tf.int32)
+
+
+def _first_place(
+    places: tf.Tensor, holds: tf.Tensor | None, crop: tuple[int, int]
+) -> tf.Tensor:
+    """The first place whose crop has a pixel where `holds` (bool [H,W]) is true, else the last."""
+    if holds is None:
+        return places[0]
+    found = [
+        tf.reduce_any(holds[place[0] : place[0] + crop[0], place[1] : place[1] + crop[1]])
+        for place in tf.unstack(places)
+    ]
+    return places[tf.argmax(tf.cast(tf.stack([*found[:-1], True]), tf.int32))]
+
+
+def _crop(sample: Arrays, place: tf.Tensor, size: tf.Tensor, crop: tuple[int, int]) -> Arrays:
+    lack = tf.maximum(tf.constant(crop) - size, 0)
+    top, left = tf.unstack(place)
 
     def one(key: str, value: tf.Tensor) -> tf.Tensor:
         value = value[top : top + crop[0], left : left + crop[1]]

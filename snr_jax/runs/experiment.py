@@ -17,9 +17,10 @@ from snr_jax.core.parallel import Parallel
 from snr_jax.core.progress import make_progress
 from snr_jax.core.self_training import make_classmix_step
 from snr_jax.core.steps import make_adaptation_step, make_source_step
-from snr_jax.data import domains, pipeline, prepared
+from snr_jax.data import domains, pipeline, prepared, rare
 from snr_jax.data import look as data_look
 from snr_jax.data.prepared import Prepared
+from snr_jax.data.rare import RareClasses
 from snr_jax.data.samples import Labels, Sample
 from snr_jax.runs import keys, network
 
@@ -126,6 +127,14 @@ def scale_range(config: ConfigDict) -> tuple[float, float] | None:
     """None where every image has the training size."""
     found = tuple(config.data.scale_range)
     return found if found != (1, 1) else None
+
+
+def rare_arguments(config: ConfigDict) -> dict:
+    """Of `rare.rare_classes`."""
+    return {
+        "temperature": config.source.rare_class_temperature,
+        "min_pixels": config.source.rare_class_pixels,
+    }
 
 
 def model_arguments(config: ConfigDict, axis_name: str | None) -> dict:
@@ -325,7 +334,23 @@ def create_step(
     return parallel.compile(step, donate=0)
 
 
-def batches(config: ConfigDict, splits: dict[str, Split], start_step: int) -> Iterator[dict]:
+def rare_classes(config: ConfigDict, splits: dict[str, Split], log: Log) -> RareClasses | None:
+    """How source images are drawn by their classes, where that is asked for."""
+    if not config.source.rare_class_temperature:
+        return None
+    source = splits["source"]
+    show = make_progress("counting the classes of source labels", log)
+    directory = split_arguments(config, "source")["directory"]
+    counts = rare.count_classes(source.samples, source.labels, directory, show=show, log=log)
+    found = rare.rare_classes(counts, **rare_arguments(config))
+    log(f"rare classes      drawn most, in %: {rare.describe(found, source.labels)}")
+    return found
+
+
+def batches(
+    config: ConfigDict, splits: dict[str, Split], start_step: int,
+    rare_classes: RareClasses | None = None,
+) -> Iterator[dict]:
     """The streams joined under the names of steps.py."""
 
     def stream(role: str) -> Iterator[dict]:
@@ -333,7 +358,8 @@ def batches(config: ConfigDict, splits: dict[str, Split], start_step: int) -> It
         return pipeline.train_batches(
             split.samples, split.labels, size=split.size, start_step=start_step,
             shard_index=jax.process_index(), shard_count=jax.process_count(),
-            prepared=split.prepared, **stream_arguments(config, role),
+            prepared=split.prepared, rare=rare_classes if role == "source" else None,
+            **stream_arguments(config, role),
         )
 
     source = stream("source")

@@ -141,6 +141,8 @@ KEYS = {
         text(empty=True), ("source_split.directory", "source_val_split.directory")),
     "source.train_split": Key(text(empty=False), ("source_split.split",)),
     "source.val_split": Key(text(empty=False), ("source_val_split.split",)),
+    "source.rare_class_temperature": Key(number(0, 100), ("rare.temperature",)),
+    "source.rare_class_pixels": Key(whole(1), ("rare.min_pixels",)),
     "source.size": Key(SIDES, ("source_split.size", "source_val_split.size")),
     "target.domain": Key(DOMAIN, ("target_split.domain", "target_val_split.domain")),
     "target.dir": Key(

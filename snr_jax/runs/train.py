@@ -66,6 +66,7 @@ def _train(
     model = experiment.create_model(config, parallel)
     tx, schedule = experiment.create_optimizer(config)
     meta = partial(_meta, config, workdir, model, splits["source"].labels.classes)
+    rare_classes = experiment.rare_classes(config, splits, log)
     with states.open_manager(workdir, config.keep_checkpoints) as manager:
         state, resumed = _initial_state(config, model, tx, manager, log)
         start = int(state.step)
@@ -78,7 +79,7 @@ def _train(
                 writer.write_hparams(experiment.to_dict(config))
             results = _loop(
                 config, state, experiment.create_step(config, model, tx, parallel),
-                experiment.batches(config, splits, start), parallel,
+                experiment.batches(config, splits, start, rare_classes), parallel,
                 report=partial(reporting.report, config.num_steps, schedule, manager, writer, log),
                 save=lambda state: states.save_state(manager, state, meta(state)),
                 validate=partial(

@@ -1,0 +1,127 @@
+"""Rare class sampling (DAFormer, arXiv 2111.14887): source images are drawn by their classes.
+
+With f_c the share of class c in the pixels of all labels, P(c) is proportional to
+exp((1 - f_c) / temperature): a class is drawn, then an image that holds it.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from snr_jax.core.errors import UserError
+from snr_jax.core.labels import class_names
+from snr_jax.core.progress import Show
+from snr_jax.data import decode
+from snr_jax.data.decode import tf
+from snr_jax.data.inspection import inspect
+from snr_jax.data.samples import Labels, Sample
+
+Log = Callable[[str], None]
+
+
+class RareClasses(NamedTuple):
+    """P(c), float [C], and of every class the indices of the images that hold it."""
+
+    probabilities: np.ndarray
+    images: tuple[np.ndarray, ...]
+
+    def draw(self, position: int, seed: int) -> tuple[int, int]:
+        """Index of the image and class, at a position of the endless stream."""
+        random = np.random.default_rng([seed, int(position), 1])
+        chosen = int(random.choice(len(self.probabilities), p=self.probabilities))
+        return int(random.choice(self.images[chosen])), chosen
+
+
+def rare_classes(counts: np.ndarray, *, temperature: float, min_pixels: int) -> RareClasses:
+    """counts int64 [num_samples, C]: pixels of each class in each label at its own size.
+
+    A class that no image holds with `min_pixels` is never drawn. Raises UserError if none is held.
+    """
+    images = tuple(np.flatnonzero(of_class >= min_pixels) for of_class in counts.T)
+    held = np.array([len(indices) > 0 for indices in images])
+    if not held.any():
+        raise UserError(
+            f"no class has {min_pixels} pixels in any label, of at most {counts.max(initial=0)}. "
+            "Set --config.source.rare_class_pixels to less"
+        )
+    share = counts.sum(0) / counts.sum()
+    logits = np.where(held, (share[held].min() - share) / temperature, -np.inf)
+    weights = np.exp(logits)
+    return RareClasses(weights / weights.sum(), images)
+
+
+def describe(rare: RareClasses, labels: Labels) -> str:
+    """The classes that are drawn most, with their probability in percent."""
+    order = np.argsort(-rare.probabilities)[:5]
+    names = class_names(labels.classes)
+    return ", ".join(f"{names[c]} {100 * rare.probabilities[c]:.1f}" for c in order)
+
+
+def count_classes(
+    samples: Sequence[Sample], labels: Labels, directory: str, *, show: Show, log: Log
+) -> np.ndarray:
+    """int64 [num_samples, C]: pixels of each class in each label, at the size of its file.
+
+    Every label is read once; the counts are kept beside the data, in `directory`. Raises UserError
+    for a label that cannot be read.
+    """
+    kept = Path(directory) / f"class_counts_{_key(samples, labels)}.npy"
+    try:
+        counts = np.load(kept)
+        if counts.shape == (len(samples), len(labels.classes)):
+            return counts
+    except (OSError, ValueError):  # not there, or not whole: it is made anew
+        pass
+
+    def count(sample: Sample) -> np.ndarray:
+        try:
+            path = tf.constant(sample.label)
+            ids = decode.read_label_ids(path, kind=labels.kind, lookup=labels.lookup).numpy()
+        except tf.errors.OpError as error:
+            raise UserError("; ".join(inspect(sample, labels).faults)) from error
+        by_id = np.bincount(ids.ravel(), minlength=256)
+        by_class = np.bincount(labels.lookup, weights=by_id, minlength=256)
+        return by_class[: len(labels.classes)].astype(np.int64)
+
+    counts = np.zeros((len(samples), len(labels.classes)), np.int64)
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        for i, of_sample in enumerate(pool.map(count, samples)):
+            counts[i] = of_sample
+            show(i + 1, len(samples))
+    finally:  # also after Ctrl-C, which must not wait for the rest
+        pool.shutdown(cancel_futures=True)
+    _keep(kept, counts, log)
+    return counts
+
+
+def _key(samples: Sequence[Sample], labels: Labels) -> str:
+    """Of the ids, the sizes of the label files, and the classes that they are read as."""
+    digest = hashlib.sha256(labels.lookup.tobytes())
+    for sample in samples:
+        try:
+            size = os.stat(sample.label).st_size
+        except OSError as error:
+            raise UserError(
+                f"{sample.label} cannot be read ({error.strerror}). Rare class sampling counts the "
+                "label files once; unpack them there, or set "
+                "--config.source.rare_class_temperature=0"
+            ) from None
+        digest.update(f"{sample.id} {size}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _keep(path: Path, counts: np.ndarray, log: Log) -> None:
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            np.save(file, counts)
+        part.replace(path)
+    except OSError as error:
+        log(f"the class counts cannot be kept in {path.parent} ({error.strerror}); the next start "
+            "makes them again")
