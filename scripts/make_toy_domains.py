@@ -25,14 +25,14 @@ flags.DEFINE_list("layouts", ["gta5", "cityscapes"], f"Of {', '.join(LAYOUTS)}."
                   flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_enum("style", "dusk", list(STYLES), "Of the targets.", flag_values=FLAGS)
 flags.DEFINE_enum("only", None, ["source", "target"], "Draw those alone.", flag_values=FLAGS)
-for _name, _default, _help in (
-    ("num_train", 240, "Images per domain: per city of CrossCity, per condition of ACDC."),
-    ("num_val", 60, "As --num_train."),
-    ("seed", 0, "Of the scenes."), ("height", 128, "Pixels."), ("width", 256, "Pixels."),
-    ("workers", 2, "Processes."),
+for _name, _default, _least, _most, _help in (
+    ("num_train", 240, 1, 10**6,
+     "Images per domain: per city of CrossCity, per condition of ACDC."),
+    ("num_val", 60, 1, 10**6, "As --num_train."), ("seed", 0, 0, 10**9, "Of the scenes."),
+    ("height", 128, 32, 8192, "Pixels."), ("width", 256, 32, 8192, "Pixels."),
+    ("workers", 2, 1, 1024, "Processes."),
 ):
-    flags.DEFINE_integer(_name, _default, _help, lower_bound=int(_name != "seed"),
-                         flag_values=FLAGS)
+    flags.DEFINE_integer(_name, _default, _help, _least, _most, flag_values=FLAGS)
 flags.DEFINE_bool("replace", False, "Overwrite another toy data set.", flag_values=FLAGS)
 OF_WRITER = ("num_train", "num_val", "seed", "height", "width", "workers", "replace")
 

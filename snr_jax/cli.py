@@ -20,7 +20,7 @@ from snr_jax.runs.stopping import Stopped
 # What the system says of a disk or a path that the user chose, not of a fault in the program.
 _OF_THE_SYSTEM = (
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
-    errno.EISDIR, errno.EEXIST,
+    errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP,
 )
 
 _ARGV: list[str] = []  # the command line that is being parsed: config_flags looks its keys up here

@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
 
+# A door like snr_jax/main.py: it may import runs/. The rest of data/ does not.
 from snr_jax import cli
 from snr_jax.core import labels as label_tables
 from snr_jax.core.errors import UserError
@@ -29,6 +30,7 @@ from snr_jax.data.samples import Labels, Sample
 from snr_jax.data.survey import Report, describe, statistics, survey, table
 from snr_jax.report import findings
 from snr_jax.report.pictures import colorize
+from snr_jax.runs import experiment
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -158,17 +160,14 @@ def _chosen(args: flags.FlagValues) -> tuple[str, dict[str, Place], int | Classe
     if args.domain or args.dir:
         raise UserError("--config and --domain exclude each other; give one of them")
     config = cli.require(args, "config", "--config configs/gta5_dg.py")
-    classes = _classes(config.source.domain, config.num_classes)
-    number = classes if isinstance(classes, int) else len(classes)
-    if number != config.num_classes:
-        raise UserError(
-            f"num_classes is {config.num_classes} and {config.source.domain} has {number} "
-            f"classes; set --config.num_classes={number}"
-        )
-    return cli.config_name(args), places(config), classes
+    experiment.check(config)
+    return cli.config_name(args), places(config), experiment.create_classes(config)
 
 
 def command(args: flags.FlagValues) -> int:
+    for flag in ("html", "stats"):
+        if args[flag].value and Path(args[flag].value).is_dir():
+            raise UserError(f"--{flag} {args[flag].value} is a folder; expected a file")
     name, chosen, classes = _chosen(args)
     reports = {}
     for role, place in chosen.items():

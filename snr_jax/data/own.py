@@ -12,7 +12,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -44,15 +44,17 @@ def load_own(path: str) -> Domain:
         raise UserError(f"{path}: no key {unknown[0]!r}; there are {', '.join(KEYS)}")
     images = content.get("images")
     images = [images] if isinstance(images, str) else images
-    if not images or not all(isinstance(i, str) and "*" in i for i in images):
-        refuse("images", "a pattern with a star, as frames/{split}/*.jpg, or a list of them")
+    if not images or not isinstance(images, list) or not all(map(_is_pattern, images)):
+        refuse("images", "a pattern with a star, from the file's folder, as frames/{split}/*.jpg, "
+               "or a list of them")
     labels = content.get("labels") or ""
     stars = images[0].count("*")
-    if not isinstance(labels, str) or (labels and labels.count("*") != stars):
+    if labels and not (_is_pattern(labels) and labels.count("*") == stars):
         refuse("labels", f"a pattern with as many stars as {images[0]}")
     splits = content.get("splits", ["train", "val", "test"])
-    splits = splits if isinstance(splits, Mapping) else {name: name for name in splits or ()}
-    if not splits or not all(isinstance(x, str) for pair in splits.items() for x in pair):
+    pairs = list(splits.items()) if isinstance(splits, Mapping) else []
+    pairs = [(name, name) for name in splits] if isinstance(splits, list) else pairs
+    if not pairs or not all(isinstance(x, str) for pair in pairs for x in pair):
         refuse("splits", "names, as [train, val], or {train: folder, val: folder}")
     classes = _classes(content, refuse)
     ids = _ids(content, refuse, classes)
@@ -60,11 +62,15 @@ def load_own(path: str) -> Domain:
         name=Path(path).stem,
         directory=str(Path(path).parent),
         layouts=(Layout(tuple(images), labels, "own"),),
-        splits=splits,
+        splits=dict(pairs),
         train_size=(512, 1024),
         classes=classes if content.get("classes") else None,
         ids={"own": ids},
     )
+
+
+def _is_pattern(value: Any) -> bool:
+    return isinstance(value, str) and "*" in value and not value.startswith("/")
 
 
 def _classes(content: Mapping, refuse: Refuse) -> Classes:

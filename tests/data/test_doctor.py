@@ -215,7 +215,9 @@ def test_a_config_names_the_splits_and_the_target_needs_no_labels(tmp_path, caps
     assert with_config(tmp_path) == 1
     assert (tmp_path / "runs/class_stats/gta2city_uda.json").is_file()
     assert with_config(tmp_path, "--domain", "gta5") == 2
-    assert with_config(tmp_path, "--config.num_classes=20") == 2
+    for mistake in ("num_classes=20", "source.size=(0,0)", "num_steps=0"):
+        assert with_config(tmp_path, f"--config.{mistake}") == 2
+    assert with_config(tmp_path, "--html", tmp_path) == 2
 
 
 def test_a_sample_is_spread_over_the_split(tmp_path, capsys):

@@ -218,3 +218,10 @@ def test_command_refuses_a_layout_that_there_is_not(tmp_path):
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
     assert "'gta5,kitti'" in refused.stderr and "synthia" in refused.stderr
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("flag", ["--height=8", "--width=100000000", "--seed=-1"])
+def test_command_refuses_numbers_that_cannot_be_meant(tmp_path, flag):
+    refused = call("--out", str(tmp_path / "x"), flag)
+    assert refused.returncode == 2 and refused.stderr.startswith(f"error: flag {flag}: ")
+    assert refused.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
