@@ -3,7 +3,8 @@
     python -m snr_jax.data.doctor --config configs/gta5_dg.py [--sample 50] [--html found.html]
     python -m snr_jax.data.doctor --domain gta5 --dir datasets/GTA5 [--split train]
 
-Exits 0 where training would run, 1 with faults, 2 where a split cannot be listed at all.
+Exits 0 where training would run, 1 with faults, 2 where a split cannot be listed at all or the
+configuration cannot be meant.
 """
 
 import json
@@ -20,7 +21,6 @@ from PIL import Image
 
 # A door like snr_jax/main.py: it may import runs/. The rest of data/ does not.
 from snr_jax import cli
-from snr_jax.core import labels as label_tables
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes
 from snr_jax.core.progress import make_progress
@@ -71,30 +71,14 @@ class Place(NamedTuple):
 def places(config: ConfigDict) -> dict[str, Place]:
     """Role → place: every split that training with this configuration opens."""
 
-    def place(side: str, split: str, **options: bool) -> Place:
-        of = config[side]
-        directory = domains.directory(of.domain, config.data.root, of.dir)
-        return Place(of.domain, directory, split, **options)
+    def place(role: str) -> Place:
+        of = experiment.split_arguments(config, role)
+        return Place(of["domain"], of["directory"], of["split"], of["require_labels"],
+                     target=role == "target")
 
-    source, target = config.source, config.target
-    found = {"source": place("source", source.train_split)}
-    if config.loss.target:
-        found["target"] = place("target", target.train_split, require_labels=False, target=True)
-    found["source_val"] = place("source", source.val_split)
-    if target.val_split:
-        found["target_val"] = place("target", target.val_split)
-    return found
-
-
-def _classes(domain: str, number: int) -> int | Classes:
-    """The classes of the file of an own domain, or that many of the protocols."""
-    own = domains.get_domain(domain).classes
-    if own is not None:
-        return own
-    try:
-        return label_tables.classes(number)
-    except ValueError as error:
-        raise UserError(f"{error}, or those of a source domain's own file") from None
+    roles = ["source", *(["target"] if config.loss.target else []), "source_val",
+             *(["target_val"] if config.target.val_split else [])]
+    return {role: place(role) for role in roles}
 
 
 def _picture(path: str, labels: Labels | None) -> np.ndarray | None:
@@ -156,7 +140,8 @@ def _chosen(args: flags.FlagValues) -> tuple[str, dict[str, Place], int | Classe
         directory = domains.get_domain(domain).directory if own and not args.dir else None
         directory = directory or cli.require(args, "dir", "--dir datasets/GTA5")
         place = Place(domain, directory, args.split, not args.no_labels)
-        return Path(domain).stem, {"split": place}, _classes(domain, int(args.num_classes))
+        classes = domains.get_domain(domain).classes or int(args.num_classes)
+        return Path(domain).stem, {"split": place}, classes
     if args.domain or args.dir:
         raise UserError("--config and --domain exclude each other; give one of them")
     config = cli.require(args, "config", "--config configs/gta5_dg.py")
@@ -185,7 +170,7 @@ def command(args: flags.FlagValues) -> int:
             if r.pixels.any()}
     if kept:
         stats = args.stats or os.path.join("runs", "class_stats", f"{name}.json")
-        _write(stats, json.dumps(kept, indent=1) + "\n")
+        _write(stats, json.dumps(kept) + "\n")
     for title, report in reports.items():
         print(f"{title}\n{describe(report)}")
     return 1 if any(report.faults for report in reports.values()) else 0

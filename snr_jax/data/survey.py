@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -46,11 +47,16 @@ class Report:
     faults: list[Fault]  # training would end there
     sizes: dict[tuple[int, int], int]  # (height, width) → images
     pixels: np.ndarray  # int64 [num_classes]: over all labels
-    images: np.ndarray  # int64 [num_classes]: labels in which the class occurs
+    by_label: dict[str, np.ndarray]  # id → int64 [num_classes]: the pixels of one label
     ignored: int  # pixels without a class
     unknown: int  # pixels with an id that the data set does not define
     good: Sample | None  # the first without a fault
     labels: Labels
+
+    @property
+    def images(self) -> np.ndarray:
+        """int [num_classes]: labels in which the class occurs."""
+        return sum((pixels > 0 for pixels in self.by_label.values()), 0 * self.pixels)
 
 
 def survey(
@@ -94,8 +100,10 @@ def survey(
         spread = np.linspace(0, total - 1, sample).astype(int)
         samples = [samples[i] for i in dict.fromkeys(spread.tolist())]
     sizes: Counter = Counter()
-    by_id, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    by_id, by_label = np.zeros(256, np.int64), {}
+    number = len(labels.classes)
     good = None
+    suspect: list[Fault] = []
     findings = _inspect_all(samples, labels, num_threads or os.cpu_count() or 1)
     for done, (one, finding) in enumerate(zip(samples, findings, strict=True), 1):
         faults += [Fault(f"{text}. {_mend(text)}", one) for text in finding.faults]
@@ -104,7 +112,9 @@ def survey(
             sizes[finding.size] += 1
         if finding.pixels is not None:
             by_id += finding.pixels
-            images += np.bincount(labels.lookup, weights=finding.pixels, minlength=256) > 0
+            by_label[one.id] = _by_class(finding.pixels, labels)[:number]
+            if reason := label_fault(finding.pixels, labels):
+                suspect.append(Fault(f"{one.label}: {reason}. {MENDS['is no label']}", one))
         if good is None and not finding.faults and not finding.blank:
             good = one
         progress(done, len(samples))
@@ -112,33 +122,40 @@ def survey(
     if fault:
         text = f"{fault}. {MENDS['is no label']}; {samples[0].label} is the first"
         faults.append(Fault(text, samples[0]))
-    pixels = np.bincount(labels.lookup, weights=by_id, minlength=256).astype(np.int64)
-    number = len(labels.classes)
+    else:
+        warnings += suspect
+    pixels = _by_class(by_id, labels)
     return Report(
         layout=str(layout), num_samples=len(found), num_read=len(samples), notes=notes,
         warnings=warnings, faults=faults, sizes=dict(sizes.most_common()),
-        pixels=pixels[:number], images=images[:number], ignored=int(pixels[IGNORE]),
+        pixels=pixels[:number], by_label=by_label, ignored=int(pixels[IGNORE]),
         unknown=int(pixels[UNKNOWN]), good=good, labels=labels,
     )
 
 
+def _by_class(pixels: np.ndarray, labels: Labels) -> np.ndarray:
+    """int64 [256], by the files' own ids → int64 [256], by trainId."""
+    return np.bincount(labels.lookup, weights=pixels, minlength=256).astype(np.int64)
+
+
 def _missing(found: Pairs, labels: Labels, require_labels: bool) -> list[Fault]:
     faults = []
-    for image, label in (found[id] for id in sorted(found)):
+    for id, (image, label) in sorted(found.items()):
+        one = Sample(id, str(image), str(label) if label and label.is_file() else None)
         if not image.is_file():
             of = f", the image of {label}," if label and label.is_file() else ""
             faults.append(Fault(f"{image}{of} is missing. Unpack the images again, or leave the "
-                                "id out of the split"))
+                                "id out of the split", one))
         elif require_labels and not label.is_file():
             faults.append(Fault(
                 f"{label}, the label of {image}, is missing. Unpack the labels again, or leave "
-                f"the id out of the split; expected: {labels.layout}"
+                f"the id out of the split; expected: {labels.layout}", one
             ))
     return faults
 
 
 def _extra(found: Pairs) -> list[Fault]:
-    """Images beside those of the split that no pattern matches."""
+    """Images beside those of the split that no pattern matches, or second ones of an id."""
     images = {image for image, _ in found.values()}
     ends = {image.suffix for image in images}
     odd = sorted(
@@ -149,9 +166,9 @@ def _extra(found: Pairs) -> list[Fault]:
     if not odd:
         return []
     more = ", ..." if len(odd) > NUM_NAMED else ""
-    return [Fault(f"{len(odd)} extra images that no pattern matches are not read: "
-                  f"{', '.join(odd[:NUM_NAMED])}{more}. Convert them to "
-                  f"{', '.join(sorted(ends))}, or move them away")]
+    return [Fault(f"extra images, that no pattern matches or that are second ones of an id, are "
+                  f"not read: {len(odd)}, {', '.join(odd[:NUM_NAMED])}{more}. Convert them to "
+                  f"{', '.join(sorted(ends))}, or move them away", Sample("", odd[0], None))]
 
 
 def _odd(sample: Sample, finding: Finding) -> list[Fault]:
@@ -159,11 +176,19 @@ def _odd(sample: Sample, finding: Finding) -> list[Fault]:
     if finding.blank:
         odd.append(Fault(f"{sample.image} is blank, all of one colour. Leave its id "
                          f"{sample.id} out of the split", sample))
+    if finding.size and sample.image.endswith(".png") and not _is_png(sample.image):
+        odd.append(Fault(f"{sample.image} has the suffix of a PNG and is none; it is read all the "
+                         "same. Take the data set's own file: a JPEG has other pixels", sample))
     if finding.label_size and not finding.faults and finding.size != finding.label_size:
         words = difference(sample, finding.size, finding.label_size)
         odd.append(Fault(f"{words}. Each is resized to the training size by itself; for an exact "
                          "pair take both from the same release", sample))
     return odd
+
+
+def _is_png(path: str) -> bool:
+    with Path(path).open("rb") as file:
+        return file.read(4) == b"\x89PNG"
 
 
 def _mend(text: str) -> str:
@@ -190,7 +215,11 @@ def table(report: Report) -> list[tuple[str, str, str]]:
     return [
         (name, f"{100 * count / total:.3f}", str(images))
         for name, count, images in zip(names, report.pixels, report.images, strict=True)
-    ] + [("ignored", f"{100 * report.ignored / total:.3f}", "")]
+    ] + [
+        (name, f"{100 * count / total:.3f}", "")
+        for name, count in (("ignored", report.ignored), ("unknown ids", report.unknown))
+        if count or name == "ignored"
+    ]
 
 
 def describe(report: Report) -> str:
@@ -210,7 +239,10 @@ def describe(report: Report) -> str:
 
 
 def statistics(report: Report) -> dict:
-    """What is kept for those who need the classes' shares: counts of pixels and of labels."""
+    """What is kept for those who need the classes' shares: counts of pixels and of labels.
+
+    "by_label": sample id → the pixels of each class, in the order of "classes".
+    """
     names = class_names(report.labels.classes)
     return {
         "num_samples": report.num_samples,
@@ -222,4 +254,5 @@ def statistics(report: Report) -> dict:
         "ignored": report.ignored,
         "unknown": report.unknown,
         "num_faults": len(report.faults),
+        "by_label": {id: pixels.tolist() for id, pixels in report.by_label.items()},
     }

@@ -130,8 +130,12 @@ DEFECTS = {  # what is planted in a set of GTA5 → words, file; the exit code
     "blank": ("is blank, all of one colour", "images/00002.png", 0),
     "colours": ("a PNG with colours", "labels/00002.png", 1),
     "unknown": ("holds the label ids 77", "labels/00002.png", 1),
-    "extra": ("extra images that no pattern matches", "images/00002.jpg", 0),
+    "extra": ("extra images, that no pattern matches", "images/00002.jpg", 0),
     "train_ids": ("the labels look like trainIds", "labels/00001.png", 1),
+    "one_of_train_ids": ("the labels look like trainIds", "labels/00002.png", 0),
+    "ignored": ("every pixel of the labels", "labels/00002.png", 0),
+    "second": ("second ones of an id", "images/00002.jpeg", 0),
+    "jpeg": ("has the suffix of a PNG and is none", "images/00002.png", 0),
 }
 
 
@@ -158,6 +162,14 @@ def plant(defect: str, root: Path) -> None:
         save_palette(np.where(ids == 7, 77, ids).astype(np.uint8), label)
     elif defect == "extra":
         Image.fromarray(good).save(image.with_suffix(".jpg"))
+    elif defect == "one_of_train_ids":
+        save_palette(random_ids(2, 24, 40, np.arange(19, dtype=np.uint8)), label)
+    elif defect == "ignored":
+        save_palette(ids * 0, label)
+    elif defect == "second":
+        Image.fromarray(good).save(image.with_suffix(".jpeg"))
+    elif defect == "jpeg":
+        Image.fromarray(good).save(image, "JPEG")
     elif defect == "train_ids":
         for path in (root / "labels").iterdir():
             save_palette(random_ids(2, 24, 40, np.arange(19, dtype=np.uint8)), path)
@@ -176,7 +188,8 @@ def test_planted_defects_are_named_with_their_mend(defect, tmp_path, capsys):
     assert found[0].startswith("FAULT" if code else "WARNING")
     assert any(mend in found[0] for mend in ("npack", "Take", "take", "Leave", "Convert"))
     html = page.read_text()
-    assert words in html and "a good sample" in html and html.count("data:image/") >= 2
+    # The finding's own picture, in whatever of it can be read, and those of the good sample.
+    assert words in html and "a good sample" in html and html.count("data:image/") >= 3
 
 
 def test_synthia_labels_cut_to_8_bits(tmp_path, capsys):
@@ -210,12 +223,16 @@ def test_a_config_names_the_splits_and_the_target_needs_no_labels(tmp_path, caps
     stats = json.loads((tmp_path / "stats.json").read_text())
     assert set(stats) == {"gta5/train", "gta5/val", "cityscapes/val"}
     ids = [TRAIN_IDS[random_ids(i, 24, 48)] for i in range(2)]
-    assert stats["cityscapes/val"]["classes"]["car"]["pixels"] == sum((i == 13).sum() for i in ids)
+    city = stats["cityscapes/val"]
+    assert city["classes"]["car"]["pixels"] == sum((i == 13).sum() for i in ids)
+    by_label = [np.bincount(i.ravel(), minlength=256)[:19].tolist() for i in ids]
+    assert list(city["by_label"].values()) == by_label
+    assert city["classes"]["car"]["labels"] == sum(counts[13] > 0 for counts in by_label)
     (gta5 / "labels" / "00005.png").unlink()
     assert with_config(tmp_path) == 1
     assert (tmp_path / "runs/class_stats/gta2city_uda.json").is_file()
     assert with_config(tmp_path, "--domain", "gta5") == 2
-    for mistake in ("num_classes=20", "source.size=(0,0)", "num_steps=0"):
+    for mistake in ("num_classes=20", "source.size=(0,0)", "num_steps=0", "batch_size=0"):
         assert with_config(tmp_path, f"--config.{mistake}") == 2
     assert with_config(tmp_path, "--html", tmp_path) == 2
 
