@@ -149,7 +149,9 @@ def resize_image(image: tf.Tensor, size: Size, mirror: Flag = False) -> tf.Tenso
 
     def bicubic(pixels: np.ndarray, size: np.ndarray, mirror: np.ndarray) -> np.ndarray:
         height, width = map(int, size)
-        picture = Image.fromarray(pixels[:, ::-1] if mirror else pixels)
+        picture = Image.fromarray(pixels)
+        if mirror:  # a third of the time of numpy's
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
 
     resized = tf.numpy_function(bicubic, [image, size, mirror], tf.uint8)
