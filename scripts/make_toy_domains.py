@@ -16,6 +16,7 @@ from snr_jax import cli
 from snr_jax.core.errors import UserError
 from snr_jax.core.progress import make_progress
 from snr_jax.toy import writer
+from snr_jax.toy.content import CONTENTS
 from snr_jax.toy.layouts import LAYOUTS
 from snr_jax.toy.styles import STYLES
 
@@ -24,6 +25,8 @@ flags.DEFINE_string("out", None, "Folder of the data sets.", flag_values=FLAGS)
 flags.DEFINE_list("layouts", ["gta5", "cityscapes"], f"Of {', '.join(LAYOUTS)}.",
                   flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_enum("style", "dusk", list(STYLES), "Of the targets.", flag_values=FLAGS)
+flags.DEFINE_enum("content", "none", CONTENTS, "What an image's mean colour says: nothing, or "
+                  "(tint) which of two classes a drawing is.", flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_enum("only", None, ["source", "target"], "Draw those alone.", flag_values=FLAGS)
 for _name, _default, _least, _most, _help in (
     ("num_train", 240, 1, 10**6,
@@ -34,7 +37,7 @@ for _name, _default, _least, _most, _help in (
 ):
     flags.DEFINE_integer(_name, _default, _help, _least, _most, flag_values=FLAGS)
 flags.DEFINE_bool("replace", False, "Overwrite another toy data set.", flag_values=FLAGS)
-OF_WRITER = ("num_train", "num_val", "seed", "height", "width", "workers", "replace")
+OF_WRITER = ("num_train", "num_val", "seed", "height", "width", "workers", "replace", "content")
 
 
 def command(args: flags.FlagValues) -> None:

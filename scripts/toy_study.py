@@ -1,10 +1,12 @@
 """Which part helps how much: every variant, seed and style on the toy domains.
 
     python scripts/toy_study.py --out runs/toy_study
+    python scripts/toy_study.py --content tint --noadapt       # in runs/toy_study_tint
 
 Each variant is trained on the source and scored on every style, then adapted with MaxSquare to
-each style from there. Numbers in OUT/results.json that were made with the same configuration,
-initial values and data stay; the others are made again. OUT/table.md holds what there is so far.
+each style from there (--noadapt: not). Numbers in OUT/results.json that were made with the same
+configuration, initial values and data stay; the others are made again. OUT/table.md holds what
+there is so far.
 """
 
 import os
@@ -18,10 +20,15 @@ from snr_jax import cli
 from snr_jax.core.errors import UserError
 from snr_jax.runs import stopping
 from snr_jax.runs.stopping import Stop
+from snr_jax.toy.content import AMBIGUOUS, CONTENTS
 from snr_jax.toy.styles import STYLES
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("out", "runs/toy_study", "Folder of data, runs, table.", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "Folder of data, runs, table; runs/toy_study unless given, and "
+                    "runs/toy_study_CONTENT for a content.", flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_enum("content", "none", CONTENTS, "Of the toys, as make_toy_domains.py has it.",
+                  flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_bool("adapt", True, "Adapt to each style as well.", flag_values=FLAGS)
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Numbers, joined by commas.", flag_values=FLAGS)
 flags.DEFINE_list("styles", ["dusk", "haze"], "Of the target, as dusk,haze.", flag_values=FLAGS)
 
@@ -34,10 +41,10 @@ def command(args: flags.FlagValues) -> None:
         raise UserError(f"--styles is {','.join(args.styles)!r}; expected some of "
                         f"{','.join(targets)}")
     with stopping.on_signals() as stop:
-        _study(Path(args.out), [int(seed) for seed in args.seeds], args.styles, stop)
+        _study(args, [int(seed) for seed in args.seeds], stop)
 
 
-def _study(out: Path, seeds: Sequence[int], styles: Sequence[str], stop: Stop) -> None:
+def _study(args: flags.FlagValues, seeds: Sequence[int], stop: Stop) -> None:
     # Seconds of imports: a signal meanwhile is answered after them.
     import jax
 
@@ -45,10 +52,14 @@ def _study(out: Path, seeds: Sequence[int], styles: Sequence[str], stop: Stop) -
     from snr_jax.runs.study import draw_data, study
 
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/snr_jax"))
-    draw_data(out / "data", styles, toy_dg.NUM_TRAIN, toy_dg.NUM_VAL, stop=stop)
+    none = args.content == "none"
+    out = Path(args.out or "runs/toy_study" + ("" if none else f"_{args.content}"))
+    draw_data(out / "data", args.styles, toy_dg.NUM_TRAIN, toy_dg.NUM_VAL, content=args.content,
+              stop=stop)  # fmt: skip
     configs = toy_dg.get_config("standard"), toy_uda.get_config("standard")
     try:
-        study(out, *configs, seeds=seeds, styles=styles, stop=stop)
+        study(out, *configs, seeds=seeds, styles=args.styles, adapt=args.adapt,
+              classes=() if none else AMBIGUOUS, stop=stop)  # fmt: skip
     finally:
         if (out / "table.md").exists():
             print(f"\n{(out / 'table.md').read_text()}\nin {out / 'table.md'}", flush=True)

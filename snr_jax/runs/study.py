@@ -36,20 +36,20 @@ VARIANTS = {
 }
 DATA_SEED = 1
 QUICK = {"eval.num_pictures": 0, "eval_every_steps": 10**6}  # the study scores the end alone
-# variant -> seed -> column -> {"miou": fraction, "made_with": fingerprint}
+# variant -> seed -> column -> {"miou": fraction, "iou": {class: fraction}, "made_with": record}
 Results = dict[str, dict[str, dict[str, dict]]]
 
 
 def draw_data(
     root: Path, styles: Sequence[str], num_train: int, num_val: int, *,
-    stop: Stop = never, log: Log = print,
+    content: str = "none", stop: Stop = never, log: Log = print,
 ) -> None:
     """ROOT/GTA5 and ROOT/STYLE/Cityscapes for every style; what is there stays.
 
     Raises `Stopped` between two images once `stop` names a signal.
     """
     common = {"num_train": num_train, "num_val": num_val, "seed": DATA_SEED,
-              "height": 128, "width": 256, "workers": 2}
+              "height": 128, "width": 256, "workers": 2, "content": content}
 
     def draw(layout: str, directory: Path, style: str) -> None:
         show = make_progress(f"drawing {directory}: image", log)
@@ -102,9 +102,10 @@ class Job(NamedTuple):
         return (self.style or "source") + (" + MaxSquare" if self.adapted else "")
 
 
-def columns(styles: Sequence[str]) -> list[tuple[str | None, bool]]:
-    """(style, adapted) of every column."""
-    return [(None, False), *((style, adapted) for style in styles for adapted in (False, True))]
+def columns(styles: Sequence[str], adapt: bool = True) -> list[tuple[str | None, bool]]:
+    """(style, adapted) of every column; without `adapt` none is adapted."""
+    kinds = (False, True) if adapt else (False,)
+    return [(None, False), *((style, adapted) for style in styles for adapted in kinds)]
 
 
 def study(
@@ -114,19 +115,30 @@ def study(
     *,
     seeds: Sequence[int],
     styles: Sequence[str],
+    adapt: bool = True,
+    classes: Sequence[str] = (),
     stop: Stop = never,
     log: Log = print,
 ) -> str:
     """Makes every number that is missing, or was made with something else; the table.
 
-    Each variant is trained on the source and scored on every style, then adapted to each from
-    there. Raises `Stopped` as `train` does; the numbers made until then are in OUT.
+    Each variant is trained on the source and scored on every style, then (`adapt`) adapted to each
+    from there. `classes`: a second table has their mean alone. Raises `Stopped` as `train` does;
+    the numbers made until then are in OUT.
     """
     results = _read(out / "results.json")
     jobs = [
         Job(variant, seed, style, adapted)
-        for seed in seeds for variant in VARIANTS for style, adapted in columns(styles)
+        for seed in seeds for variant in VARIANTS for style, adapted in columns(styles, adapt)
     ]
+
+    def tables() -> str:
+        found = table(results, styles, adapt)
+        if classes:
+            found += f"\n\nMean IoU of {', '.join(classes)}:\n\n"
+            found += table(results, styles, adapt, classes)
+        return found
+
     start = time.monotonic()
     for number, job in enumerate(jobs, start=1):
         base = out / f"{job.variant.replace(' ', '')}_{job.seed}"
@@ -135,16 +147,16 @@ def study(
         config = _configured(job, base, out / "data", source_config, adaptation_config)
         here = record.fingerprint(config, experiment.open_splits(config, _silent))
         row = results.setdefault(job.variant, {}).setdefault(str(job.seed), {})
-        if job.style is None and not _has_network(base) and _lacks_columns(row, styles):
+        if job.style is None and not _has_network(base) and _lacks_columns(row, styles, adapt):
             row.pop(job.column, None)  # what is missing starts from its network
         if changes := _changes(row.get(job.column), here):
             log(f"\n=== {title} ({changes}); "
                 f"{format_duration(time.monotonic() - start)} so far")
-            miou = _measure(job, base, config, here, stop, log)
-            row[job.column] = {"miou": miou, "made_with": here}
+            scores = _measure(job, base, config, here, stop, log)
+            row[job.column] = {key: scores[key] for key in ("miou", "iou")} | {"made_with": here}
             write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
-        write_text(out / "table.md", table(results, styles) + "\n")
-    return table(results, styles)
+        write_text(out / "table.md", tables() + "\n")
+    return tables()
 
 
 def _silent(line: str) -> None:
@@ -193,15 +205,15 @@ def _changes(entry: Mapping | None, here: Mapping) -> str:
 
 def _measure(
     job: Job, base: Path, config: ConfigDict, here: Mapping, stop: Stop, log: Log
-) -> float:
+) -> dict:
     if job.adapted:
         workdir = Path(f"{base}_{job.style}")
         _set_aside_another(workdir, here, log)
-        return train(config, str(workdir), stop)[config.target.domain]["miou"]
+        return train(config, str(workdir), stop)[config.target.domain]
     if job.style is None:
         _set_aside_another(base, here, log)
-        return train(config, str(base), stop)[config.source.domain]["miou"]
-    return _score(config, base, stop)["miou"]
+        return train(config, str(base), stop)[config.source.domain]
+    return _score(config, base, stop)
 
 
 def _set_aside_another(workdir: Path, here: Mapping, log: Log) -> None:
@@ -214,8 +226,8 @@ def _set_aside_another(workdir: Path, here: Mapping, log: Log) -> None:
         log(f"{workdir} holds a run made with something else; it is {other} now")
 
 
-def _lacks_columns(row: Mapping, styles: Sequence[str]) -> bool:
-    return not {Job("", 0, *column).column for column in columns(styles)} <= row.keys()
+def _lacks_columns(row: Mapping, styles: Sequence[str], adapt: bool) -> bool:
+    return not {Job("", 0, *column).column for column in columns(styles, adapt)} <= row.keys()
 
 
 def _has_network(workdir: Path) -> bool:
@@ -234,15 +246,25 @@ def _score(config: ConfigDict, workdir: Path, stop: Stop) -> dict:
     )
 
 
-def table(results: Mapping[str, Mapping], styles: Sequence[str]) -> str:
-    """Mean and deviation over the seeds, in % mIoU, per variant and style, as markdown."""
-    names = [Job("", 0, *column).column for column in columns(styles)]
+def table(
+    results: Mapping[str, Mapping], styles: Sequence[str], adapt: bool = True,
+    classes: Sequence[str] = (),
+) -> str:
+    """Mean and deviation over the seeds, in % mIoU, per variant and style, as markdown.
+
+    classes: those that the mean IoU is over; all without.
+    """
+
+    def score(entry: Mapping) -> float:
+        return np.mean([entry["iou"][name] for name in classes]) if classes else entry["miou"]
+
+    names = [Job("", 0, *column).column for column in columns(styles, adapt)]
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for variant in VARIANTS:
         cells = []
         for name in names:
             rows = results.get(variant, {}).values()
-            values = [row[name]["miou"] for row in rows if name in row]
+            values = [score(row[name]) for row in rows if name in row]
             mean = percent(np.mean(values) if values else None)
             spread = f" ± {percent(np.std(values, ddof=1))}" if len(values) > 1 else ""
             cells.append(mean + spread)

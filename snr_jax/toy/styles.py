@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from snr_jax.core.errors import UserError
+from snr_jax.toy.content import add_tint, check
 from snr_jax.toy.render import LABEL_IDS, Scene
 from snr_jax.toy.scenes import draw_scene
 
@@ -110,8 +111,15 @@ def _blurred(image: np.ndarray, radius: float) -> np.ndarray:
 
 
 def draw_pair(
-    seed: int, index: int, height: int, width: int, style: str
+    seed: int, index: int, height: int, width: int, style: str, content: str = "none"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 [H,W,3] RGB and label ids uint8 [H,W] of one street in one style."""
+    """Image uint8 [H,W,3] RGB and label ids uint8 [H,W] of one street in one style.
+
+    content: what the image as a whole says about its classes, of content.CONTENTS.
+    """
+    check(content)
     scene = draw_scene(seed, index, height, width)
-    return apply_style(scene, style, np.random.default_rng((seed, index, 1))), scene.label_ids
+    image = apply_style(scene, style, np.random.default_rng((seed, index, 1)))
+    if content == "none":
+        return image, scene.label_ids
+    return add_tint(image, scene.label_ids, np.random.default_rng((seed, index, 3)))

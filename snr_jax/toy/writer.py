@@ -20,6 +20,7 @@ from PIL import Image
 
 from snr_jax.core.errors import UserError
 from snr_jax.toy import layouts
+from snr_jax.toy.content import check
 from snr_jax.toy.layouts import LAYOUTS, Job
 from snr_jax.toy.styles import draw_pair, get_style
 
@@ -50,9 +51,10 @@ LABEL_FORMS = {"gray": _save_gray, "palette": _save_palette, "synthia": _save_sy
 
 
 def _write_pair(
-    job: Job, *, root: Path, layout: str, seed: int, height: int, width: int, style: str
+    job: Job, *, root: Path, layout: str, seed: int, height: int, width: int, style: str,
+    content: str,
 ) -> None:
-    image, label_ids = draw_pair(seed, job.index, height, width, style)
+    image, label_ids = draw_pair(seed, job.index, height, width, style, content)
     options = {"quality": 95} if job.image.endswith(".jpg") else {"compress_level": 3}
     Image.fromarray(image).save(root / job.image, **options)
     if job.label:
@@ -73,6 +75,7 @@ def write(
     height: int,
     width: int,
     style: str = "source",
+    content: str = "none",
     workers: int = 1,
     replace: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -84,9 +87,12 @@ def write(
     anything else; `replace` overwrites another toy set.
     """
     directory = Path(directory)
+    check(content)
     draw = {"seed": seed, "height": height, "width": width, "style": style}
     made = {"layout": LAYOUTS[layout].folder, "num_train": num_train, "num_val": num_val}
     record = {**made, **draw, "drawing": DRAWING, "look": get_style(draw["style"])._asdict()}
+    if content != "none":  # none is not recorded: data of before there were others stay
+        record["content"] = content
     record = json.loads(json.dumps(record))
     jobs, lists = layouts.jobs(LAYOUTS[layout], num_train, num_val)
     if _is_there(directory, record, replace):
@@ -96,7 +102,9 @@ def write(
     partial_directory.mkdir(parents=True)
     for name in {os.path.dirname(path) for job in jobs for path in (job.image, job.label) if path}:
         (partial_directory / name).mkdir(parents=True, exist_ok=True)
-    write_pair = partial(_write_pair, root=partial_directory, layout=layout, **draw)
+    write_pair = partial(
+        _write_pair, root=partial_directory, layout=layout, content=content, **draw
+    )
     if workers > 1:
         pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent)
         try:
@@ -150,7 +158,7 @@ def _is_there(directory: Path, record: dict, replace: bool) -> bool:
     if found == record:
         return True
     if not replace:
-        different = [k for k in record if found.get(k) != record[k]]
+        different = [k for k in record | found if found.get(k) != record.get(k)]
         raise UserError(
             f"{directory} holds another toy data set (different: {', '.join(different)}). "
             "Choose another --out, or draw it anew with --replace"

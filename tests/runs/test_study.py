@@ -105,3 +105,28 @@ def test_the_table_has_mean_and_deviation():
     # Deviation of a sample of two: half the difference times sqrt(2).
     assert table[2] == "| plain | 42.0 ± 2.8 | 15.0 ± 7.1 | - |"
     assert table[4] == "| SNR | 50.0 | - | - |"
+
+
+def test_without_adaptation_and_with_the_classes_of_a_content(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "VARIANTS", {"IN": {"model.norm_restitution": "in"}})
+    study.draw_data(tmp_path / "data", ["dusk"], 4, 2, content="tint")
+    for folder in ("GTA5", "dusk/Cityscapes"):
+        marker = json.loads((tmp_path / "data" / folder / "toy.json").read_text())
+        assert marker["content"] == "tint"
+    configs = toy_dg.get_config(), toy_uda.get_config()
+    configs[0].update_from_flattened_dict(TINY)
+    named = ("road", "sky")
+    text = study.study(tmp_path, *configs, seeds=[0], styles=["dusk"], adapt=False, classes=named,
+                       log=lambda line: None)  # fmt: skip
+    row = json.loads((tmp_path / "results.json").read_text())["IN"]["0"]
+    assert list(row) == ["source", "dusk"]  # nothing is adapted
+    assert text + "\n" == (tmp_path / "table.md").read_text()
+    all_classes, some = text.split("Mean IoU of road, sky:")
+    for part, score in (
+        (all_classes, lambda entry: entry["miou"]),
+        (some, lambda entry: (entry["iou"]["road"] + entry["iou"]["sky"]) / 2),
+    ):
+        lines = part.strip().splitlines()
+        assert lines[0] == "| | source | dusk |"
+        numbers = " | ".join(f"{100 * score(entry):.1f}" for entry in row.values())
+        assert lines[2] == f"| IN | {numbers} |"
