@@ -1,12 +1,12 @@
 """Which part helps how much: every variant, seed and style on the toy domains.
 
     python scripts/toy_study.py --out runs/toy_study
-    python scripts/toy_study.py --content tint --noadapt       # in runs/toy_study_tint
+    python scripts/toy_study.py --content tint --adaptations=  # in runs/toy_study_tint
 
-Each variant is trained on the source and scored on every style, then adapted with MaxSquare to
-each style from there (--noadapt: not). Numbers in OUT/results.json that were made with the same
-configuration, initial values and data stay; the others are made again. OUT/table.md holds what
-there is so far.
+Each variant is trained on the source and scored on every style, then adapted to each style from
+there, in every way of --adaptations (configs/toy_uda.py and configs/toy_classmix.py). Numbers in
+OUT/results.json that were made with the same configuration, initial values and data stay; the
+others are made again. OUT/table.md holds what there is so far.
 """
 
 import os
@@ -23,12 +23,23 @@ from snr_jax.runs.stopping import Stop
 from snr_jax.toy.content import AMBIGUOUS, CONTENTS
 from snr_jax.toy.styles import STYLES
 
+# name: the configuration with its argument, and the keys that differ. All have as many steps.
+ADAPTATIONS = {
+    "statistics": ("toy_uda", {"loss.lambda_target": 0.0}),
+    "MaxSquare": ("toy_uda", {}),
+    "MaxSquare x 10": ("toy_uda", {"loss.lambda_target": 1.0}),
+    "class mixing": ("toy_classmix", {}),
+}
+
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("out", None, "Folder of data, runs, table; runs/toy_study unless given, and "
                     "runs/toy_study_CONTENT for a content.", flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_enum("content", "none", CONTENTS, "Of the toys, as make_toy_domains.py has it.",
                   flag_values=FLAGS)  # fmt: skip
-flags.DEFINE_bool("adapt", True, "Adapt to each style as well.", flag_values=FLAGS)
+flags.DEFINE_list("adaptations", list(ADAPTATIONS), "Ways to adapt to each style; none if empty.",
+                  flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_list("variants", ["plain", "IN", "SNR", "SNR + restitution loss"], "Of the network.",
+                  flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Numbers, joined by commas.", flag_values=FLAGS)
 flags.DEFINE_list("styles", ["dusk", "haze"], "Of the target, as dusk,haze.", flag_values=FLAGS)
 
@@ -40,6 +51,10 @@ def command(args: flags.FlagValues) -> None:
     if not args.styles or not set(args.styles) <= set(targets):
         raise UserError(f"--styles is {','.join(args.styles)!r}; expected some of "
                         f"{','.join(targets)}")
+    for name, known in (("adaptations", ADAPTATIONS), ("variants", FLAGS["variants"].default)):
+        if unknown := [given for given in args[name].value if given not in known]:
+            raise UserError(f"--{name} names {', '.join(map(repr, unknown))}; expected some of "
+                            f"{','.join(known)}")
     with stopping.on_signals() as stop:
         _study(args, [int(seed) for seed in args.seeds], stop)
 
@@ -48,7 +63,7 @@ def _study(args: flags.FlagValues, seeds: Sequence[int], stop: Stop) -> None:
     # Seconds of imports: a signal meanwhile is answered after them.
     import jax
 
-    from configs import toy_dg, toy_uda
+    from configs import toy_classmix, toy_dg, toy_uda
     from snr_jax.runs.study import draw_data, study
 
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/snr_jax"))
@@ -56,10 +71,15 @@ def _study(args: flags.FlagValues, seeds: Sequence[int], stop: Stop) -> None:
     out = Path(args.out or "runs/toy_study" + ("" if none else f"_{args.content}"))
     draw_data(out / "data", args.styles, toy_dg.NUM_TRAIN, toy_dg.NUM_VAL, content=args.content,
               stop=stop)  # fmt: skip
-    configs = toy_dg.get_config("standard"), toy_uda.get_config("standard")
+    modules = {"toy_uda": toy_uda, "toy_classmix": toy_classmix}
+    adaptations = {}
+    for name in args.adaptations:
+        module, overrides = ADAPTATIONS[name]
+        adaptations[name] = modules[module].get_config("standard")
+        adaptations[name].update_from_flattened_dict(overrides)
     try:
-        study(out, *configs, seeds=seeds, styles=args.styles, adapt=args.adapt,
-              classes=() if none else AMBIGUOUS, stop=stop)  # fmt: skip
+        study(out, toy_dg.get_config("standard"), adaptations, seeds=seeds, styles=args.styles,
+              variants=args.variants, classes=() if none else AMBIGUOUS, stop=stop)  # fmt: skip
     finally:
         if (out / "table.md").exists():
             print(f"\n{(out / 'table.md').read_text()}\nin {out / 'table.md'}", flush=True)

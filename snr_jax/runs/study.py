@@ -1,14 +1,14 @@
 """Networks on the toy domains: their variants, and the study of which part helps how much.
 
     OUT/data/GTA5, OUT/data/STYLE/Cityscapes   what `draw_data` draws
-    OUT/VARIANT_SEED[_STYLE]                   the runs
+    OUT/VARIANT_SEED[_STYLE_ADAPTATION]        the runs
     OUT/results.json                           every number with what it was made with
     OUT/table.md                               mean and deviation, written anew after each number
 """
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
@@ -95,48 +95,47 @@ class Job(NamedTuple):
     variant: str
     seed: int
     style: str | None  # None: the source
-    adapted: bool
+    adaptation: str  # "": none
 
     @property
     def column(self) -> str:
-        return (self.style or "source") + (" + MaxSquare" if self.adapted else "")
+        return (self.style or "source") + (f" + {self.adaptation}" if self.adaptation else "")
 
 
-def columns(styles: Sequence[str], adapt: bool = True) -> list[tuple[str | None, bool]]:
-    """(style, adapted) of every column; without `adapt` none is adapted."""
-    kinds = (False, True) if adapt else (False,)
-    return [(None, False), *((style, adapted) for style in styles for adapted in kinds)]
+def columns(styles: Sequence[str], adaptations: Iterable[str]) -> list[tuple[str | None, str]]:
+    """(style, adaptation) of every column."""
+    return [(None, ""), *((style, name) for style in styles for name in ("", *adaptations))]
 
 
 def study(
     out: Path,
     source_config: ConfigDict,
-    adaptation_config: ConfigDict,
+    adaptations: Mapping[str, ConfigDict],
     *,
     seeds: Sequence[int],
     styles: Sequence[str],
-    adapt: bool = True,
+    variants: Sequence[str] = tuple(VARIANTS),
     classes: Sequence[str] = (),
     stop: Stop = never,
     log: Log = print,
 ) -> str:
     """Makes every number that is missing, or was made with something else; the table.
 
-    Each variant is trained on the source and scored on every style, then (`adapt`) adapted to each
-    from there. `classes`: a second table has their mean alone. Raises `Stopped` as `train` does;
-    the numbers made until then are in OUT.
+    Each variant is trained on the source and scored on every style, then adapted to each from
+    there, in every way of `adaptations`. `classes`: a second table has their mean alone. Raises
+    `Stopped` as `train` does; the numbers made until then are in OUT.
     """
     results = _read(out / "results.json")
+    places = columns(styles, adaptations)
     jobs = [
-        Job(variant, seed, style, adapted)
-        for seed in seeds for variant in VARIANTS for style, adapted in columns(styles, adapt)
+        Job(variant, seed, *place) for seed in seeds for variant in variants for place in places
     ]
+    titles = {Job("", 0, *place).column: _title(place, adaptations) for place in places}
 
     def tables() -> str:
-        found = table(results, styles, adapt)
+        found = table(results, titles)
         if classes:
-            found += f"\n\nMean IoU of {', '.join(classes)}:\n\n"
-            found += table(results, styles, adapt, classes)
+            found += f"\n\nMean IoU of {', '.join(classes)}:\n\n{table(results, titles, classes)}"
         return found
 
     start = time.monotonic()
@@ -144,10 +143,10 @@ def study(
         base = out / f"{job.variant.replace(' ', '')}_{job.seed}"
         title = f"{number}/{len(jobs)}: {job.variant}, seed {job.seed}, {job.column}"
         stopping.unless_asked(stop, f"stopped before {title}; the same command goes on")
-        config = _configured(job, base, out / "data", source_config, adaptation_config)
+        config = _configured(job, base, out / "data", source_config, adaptations)
         here = record.fingerprint(config, experiment.open_splits(config, _silent))
         row = results.setdefault(job.variant, {}).setdefault(str(job.seed), {})
-        if job.style is None and not _has_network(base) and _lacks_columns(row, styles, adapt):
+        if job.style is None and not _has_network(base) and not titles.keys() <= row.keys():
             row.pop(job.column, None)  # what is missing starts from its network
         if changes := _changes(row.get(job.column), here):
             log(f"\n=== {title} ({changes}); "
@@ -157,6 +156,12 @@ def study(
             write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
         write_text(out / "table.md", tables() + "\n")
     return tables()
+
+
+def _title(place: tuple[str | None, str], adaptations: Mapping[str, ConfigDict]) -> str:
+    """The head of a column: what it is, with the steps of an adaptation."""
+    job = Job("", 0, *place)
+    return job.column + (f", {adaptations[job.adaptation].num_steps}" if job.adaptation else "")
 
 
 def _silent(line: str) -> None:
@@ -186,14 +191,15 @@ def _read(path: Path) -> Results:
 
 
 def _configured(
-    job: Job, base: Path, root: Path, source_config: ConfigDict, adaptation_config: ConfigDict
+    job: Job, base: Path, root: Path, source_config: ConfigDict,
+    adaptations: Mapping[str, ConfigDict],
 ) -> ConfigDict:
     """What the number is made with; the networks of the source know nothing of the styles."""
     overrides = VARIANTS[job.variant] | QUICK
-    if not job.adapted:
+    if not job.adaptation:
         return configured(source_config, root, job.style, overrides, job.seed)
     overrides |= {"init_from": str(checkpoints.folder(base, "final"))}
-    return configured(adaptation_config, root, job.style, overrides, job.seed)
+    return configured(adaptations[job.adaptation], root, job.style, overrides, job.seed)
 
 
 def _changes(entry: Mapping | None, here: Mapping) -> str:
@@ -206,8 +212,8 @@ def _changes(entry: Mapping | None, here: Mapping) -> str:
 def _measure(
     job: Job, base: Path, config: ConfigDict, here: Mapping, stop: Stop, log: Log
 ) -> dict:
-    if job.adapted:
-        workdir = Path(f"{base}_{job.style}")
+    if job.adaptation:
+        workdir = Path(f"{base}_{job.style}_{job.adaptation.replace(' ', '')}")
         _set_aside_another(workdir, here, log)
         return train(config, str(workdir), stop)[config.target.domain]
     if job.style is None:
@@ -224,10 +230,6 @@ def _set_aside_another(workdir: Path, here: Mapping, log: Log) -> None:
         number = 1 + len(list(workdir.parent.glob(f"{workdir.name}.other-*")))
         other = workdir.rename(f"{workdir}.other-{number}")
         log(f"{workdir} holds a run made with something else; it is {other} now")
-
-
-def _lacks_columns(row: Mapping, styles: Sequence[str], adapt: bool) -> bool:
-    return not {Job("", 0, *column).column for column in columns(styles, adapt)} <= row.keys()
 
 
 def _has_network(workdir: Path) -> bool:
@@ -247,23 +249,22 @@ def _score(config: ConfigDict, workdir: Path, stop: Stop) -> dict:
 
 
 def table(
-    results: Mapping[str, Mapping], styles: Sequence[str], adapt: bool = True,
-    classes: Sequence[str] = (),
+    results: Mapping[str, Mapping], titles: Mapping[str, str], classes: Sequence[str] = ()
 ) -> str:
-    """Mean and deviation over the seeds, in % mIoU, per variant and style, as markdown.
+    """Mean and deviation over the seeds, in % mIoU, per variant and column, as markdown.
 
-    classes: those that the mean IoU is over; all without.
+    titles: column → its head. classes: those that the mean IoU is over; all without. A variant
+    without a number has no row.
     """
 
     def score(entry: Mapping) -> float:
         return np.mean([entry["iou"][name] for name in classes]) if classes else entry["miou"]
 
-    names = [Job("", 0, *column).column for column in columns(styles, adapt)]
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for variant in VARIANTS:
+    lines = ["| | " + " | ".join(titles.values()) + " |", "|---" * (len(titles) + 1) + "|"]
+    for variant in (name for name in VARIANTS if name in results):
         cells = []
-        for name in names:
-            rows = results.get(variant, {}).values()
+        for name in titles:
+            rows = results[variant].values()
             values = [score(row[name]) for row in rows if name in row]
             mean = percent(np.mean(values) if values else None)
             spread = f" ± {percent(np.std(values, ddof=1))}" if len(values) > 1 else ""

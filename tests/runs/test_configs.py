@@ -4,6 +4,7 @@ import importlib
 import inspect
 import io
 import tokenize
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -139,6 +140,12 @@ def test_benchmarks():
     assert changes("synthia_dg") == synthia
     assert changes("synthia2city_uda") == synthia | adapted | {"init_from": "runs/synthia_dg"}
     assert changes("city_dg13") == crosscity
+    # The setting of DACS; source and target meet in crops of one size.
+    assert changes("gta2city_classmix") == {
+        "loss.target": "classmix", "loss.lambda_target": 1.0, "num_steps": 250_000,
+        "optimizer.schedule_steps": 250_000, "batch_size": 2, "data.crop": (512, 512),
+        "data.mirror": False, "data.blur": False,
+    }
     assert changes("city2crosscity_uda") == crosscity | adapted | {"init_from": "runs/city_dg13"}
 
 
@@ -181,7 +188,9 @@ def test_docstring_is_the_command(name):
     argument = f":{NEEDED[name]}" if name in NEEDED else ""
     command = f"python -m snr_jax.main --config configs/{name}.py{argument} --workdir"
     assert command in " ".join(text.replace("\\\n", " ").split())
-    if get_config(name).loss.target:
+    if get_config(name).loss.target == "classmix":
+        assert "--config.init_from=" in text
+    elif get_config(name).loss.target:
         assert all(variant in text for variant in VARIANTS)
         assert "--config.init_from=" in text
 
@@ -226,6 +235,14 @@ def test_docstring_is_the_command(name):
         ("loss.lambda_target", -0.1, "0 to 1000"),
         ("loss.threshold", 1.5, "0 to 1"),
         ("loss.iw_ratio", -0.2, "0 to 1"),
+        ("mix.teacher_momentum", 1.5, "0 to 1"),
+        ("mix.teacher_mode", "test", "one of train, eval"),
+        ("mix.threshold", NAN, "0 to 1"),
+        ("mix.weight", "image", "one of share, pixel"),
+        ("mix.class_share", 2.0, "0 to 1"),
+        ("mix.rows_left_out", (1, -1), "2 whole numbers, 0 to 8192"),
+        ("source.rare_class_temperature", -1.0, "0 to 100"),
+        ("source.rare_class_pixels", 0, "at least 1"),
     ],
 )
 def test_values_that_do_not_exist(key, value, words):
@@ -235,6 +252,24 @@ def test_values_that_do_not_exist(key, value, words):
         experiment.check(config)
     assert str(error.value).startswith(f"{key} is {value!r}") or key == "num_steps"
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ({"data.crop": (0, 0)}, r"\(720, 1280\) into target images of \(512, 1024\).*data.crop"),
+        ({"loss.lambda_seg": 0.1}, r"lambda_seg is 0.1: .* Set --config.loss.lambda_seg=0"),
+        ({"mix.rows_left_out": (256, 256)}, r"\(256, 256\); expected less than the 512 rows"),
+    ],
+)
+def test_mixes_that_cannot_be(overrides, words):
+    config = get_config("gta2city_classmix")
+    experiment.check(config)
+    config.update_from_flattened_dict(overrides)
+    with pytest.raises(UserError, match=words):
+        experiment.check(config)
+    config.loss.target = "maxsquare"
+    experiment.check(config)
 
 
 def test_keys_that_do_not_exist():
@@ -263,14 +298,18 @@ def test_the_batch_divides_over_the_devices(monkeypatch):
         experiment.check_devices(config)
 
 
-@pytest.mark.parametrize("name, recipe", [("gta5_dg", "paper"), ("gta2city_uda", "release")])
+@pytest.mark.parametrize(
+    "name, recipe",
+    [("gta5_dg", "paper"), ("gta2city_uda", "release"), ("gta2city_classmix", "paper")],
+)
 def test_full_size_step_can_be_built(name, recipe):
     """The ResNet-101 of the configuration at a small image, shapes alone."""
     config = get_config(name, recipe)
     parallel = create_parallel()
     model = experiment.create_model(config, parallel)
     optimizer, _ = experiment.create_optimizer(config)
-    state = jax.eval_shape(lambda v: create_state(v, optimizer), variable_shapes(model))
+    create = partial(create_state, tx=optimizer, with_teacher=experiment.has_teacher(config))
+    state = jax.eval_shape(create, variable_shapes(model))
     exported = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
                 if "restitution" not in jax.tree_util.keystr(path)]
     assert sum(leaf.size for leaf in exported) == 44_779_080
@@ -278,7 +317,8 @@ def test_full_size_step_can_be_built(name, recipe):
     batch = {
         "source_image": images,
         "source_label": jax.ShapeDtypeStruct((1, 65, 129), jnp.uint8),
-        "target_image": jax.ShapeDtypeStruct((1, 33, 65, 3), jnp.uint8),
+        "target_image": images if state.teacher else jax.ShapeDtypeStruct(
+            (1, 33, 65, 3), jnp.uint8),
     }
     step = experiment.create_step(config, model, optimizer, parallel)
     new_state, metrics = jax.eval_shape(step, state, batch)
@@ -288,4 +328,5 @@ def test_full_size_step_can_be_built(name, recipe):
     losses = {"loss_source"}
     losses |= {"loss_restitution"} if config.loss.restitution_weight else set()
     losses |= {"loss_target"} if config.loss.target else set()
+    losses |= {"sure_share"} if state.teacher else set()
     assert metrics.keys() == losses

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from configs import default, gta2city_uda
-from snr_jax.core import losses
+from snr_jax.core import losses, mixing
 from snr_jax.core.parallel import create_parallel
 from snr_jax.runs import experiment, keys
 from snr_jax.runs.keys import KEYS
@@ -33,6 +33,11 @@ OTHER = {
     "optimizer.train_snr": False, "optimizer.repeated_updates": False,
     "loss.restitution_weight": 0.0, "loss.lambda_seg": 0.5, "loss.target": "maxsquare",
     "loss.lambda_target": 0.5, "loss.threshold": 0.5, "loss.iw_ratio": 0.5,
+    "data.mirror": False, "data.blur": False,
+    "source.rare_class_temperature": 0.5, "source.rare_class_pixels": 5,
+    "mix.teacher_momentum": 0.5, "mix.teacher_mode": "eval", "mix.threshold": 0.5,
+    "mix.weight": "pixel", "mix.class_share": 0.25, "mix.rows_left_out": (3, 5),
+    "mix.jitter": False, "mix.blur": False,
     "eval.batch_size": 3, "eval.flip": True, "eval.max_images": 7,
 }  # fmt: skip
 # What train.py reads: the recipe for the record, the length and the cadence of the run.
@@ -51,6 +56,7 @@ PARTS = {
     "initial": experiment.initial_arguments,
     "schedule": experiment.schedule_arguments,
     "groups": experiment.groups_arguments,
+    "rare": experiment.rare_arguments,
     "sgd": experiment.sgd_arguments,
     "step": experiment.step_arguments,
     "evaluation": experiment.evaluation_arguments,
@@ -84,6 +90,7 @@ def test_arrives(key):
     """The key changes the named arguments of the named parts, and no other."""
     # The threshold is an argument of "hard" as well as of the guidance.
     base = {"loss.target": "hard"} if key == "loss.threshold" else {}
+    base = {"loss.target": "classmix"} if key.startswith("mix.") else base
     before, after = arguments(base), arguments({**base, key: OTHER[key]})
     changed = {name for name in before.keys() | after.keys() if before[name] != after[name]}
     assert changed == set(KEYS[key].arrives)
@@ -135,7 +142,10 @@ def test_create_model_passes_its_arguments_on(axis_name, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "target, factory", [("", "make_source_step"), ("hard", "make_adaptation_step")]
+    "target, factory", [
+        ("", "make_source_step"), ("hard", "make_adaptation_step"),
+        ("classmix", "make_classmix_step"),
+    ]
 )
 def test_create_step_passes_its_arguments_on(target, factory, monkeypatch):
     config = changed_config(**{"loss.target": target})
@@ -162,14 +172,16 @@ def test_batches_pass_their_arguments_on(monkeypatch):
         )
         for role in ("source", "target")
     }
-    assert list(experiment.batches(config, splits, 7)) == [
+    assert list(experiment.batches(config, splits, 7, "rare classes")) == [
         {"source_image": 1, "source_label": 2, "target_image": 1}
     ]
     for (places, named), role in zip(kept, splits, strict=True):
         assert places == (f"samples of {role}", f"labels of {role}")
         assert named == {
             **experiment.stream_arguments(config, role),
-            "size": (33, 65), "prepared": None, "start_step": 7, "shard_index": 0, "shard_count": 1,
+            "size": (33, 65), "prepared": None,
+            "rare": "rare classes" if role == "source" else None,
+            "start_step": 7, "shard_index": 0, "shard_count": 1,
         }
 
 
@@ -210,7 +222,8 @@ def test_arrives_unchanged():
                "model.norm_restitution": "snr", "source.domain": "gta5"}
     found = arguments(values)
     derived = {"seed", "init_from", "data.root", "source.dir", "target.dir", "sync_batch_norm",
-               "loss.target", "loss.iw_ratio"}
+               "loss.target", "loss.iw_ratio", "data.blur"}
+    derived |= {key for key in OTHER if key.startswith("mix.")}
     for key in OTHER.keys() - derived:
         target = KEYS[key].arrives[-1] if key != "loss.threshold" else "step.guidance_threshold"
         if key in ("model.norm_restitution", "loss.lambda_seg"):
@@ -225,10 +238,24 @@ def test_arrives_unchanged():
     assert found["model.bn_axis_name"] is None and arguments({})["model.bn_axis_name"] == "replica"
 
 
+def test_arrives_unchanged_at_class_mixing():
+    found = arguments(OTHER | {"loss.target": "classmix"})
+    switches = {"mix.jitter", "mix.blur"}
+    given = {key: value for key, value in OTHER.items() if key.startswith("mix.")}
+    for key, value in given.items():
+        assert key in switches or found[f"step.{key[4:]}"] == value
+    assert found["step.lambda_target"] == OTHER["loss.lambda_target"]
+    assert found["step.prepare"][1] == {"with_blur": False}
+    for key, expected in (("mix.jitter", (False, True)), ("mix.blur", (True, False))):
+        strengthen = arguments({"loss.target": "classmix", key: False})["step.strengthen"]
+        assert strengthen[0] is mixing.strong_augment
+        assert strengthen[1] == dict(zip(("with_jitter", "with_blur"), expected))
+
+
 def test_generalisation_has_no_target_loss():
     step = experiment.step_arguments(default.get_config())
     assert step.keys() == {
-        "seed", "lambda_seg", "restitution_weight", "freeze_bn", "accumulate_steps",
+        "prepare", "seed", "lambda_seg", "restitution_weight", "freeze_bn", "accumulate_steps",
     }  # fmt: skip
 
 

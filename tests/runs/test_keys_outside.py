@@ -18,6 +18,7 @@ ADAPTING = {
     "target.domain", "target.train_split", "target.size", "loss.target", "loss.lambda_target",
     "loss.threshold", "loss.iw_ratio",
 }  # fmt: skip
+MIXING = {"loss.target": "classmix", "loss.lambda_seg": 0.0, "loss.lambda_target": 1.0}
 # Key → its other value, and what must go with it.
 CHANGES = {
     "seed": {"seed": 1},
@@ -66,6 +67,21 @@ CHANGES = {
     "keep_checkpoints": {"keep_checkpoints": 1, "checkpoint_every_steps": 1},
     # At its random values the network predicts several classes, soon after one alone.
     "eval.flip": {"eval.flip": True, "optimizer.base_rate": 1e-6},
+    "data.mirror": {"data.mirror": False},
+    "data.blur": {"data.blur": False},
+    "source.rare_class_temperature": {
+        "source.rare_class_temperature": 0.01, "source.rare_class_pixels": 1},
+    "source.rare_class_pixels": {
+        "source.rare_class_pixels": 130, "source.rare_class_temperature": 0.01},
+    "mix.teacher_momentum": {"mix.teacher_momentum": 0.1},
+    "mix.teacher_mode": {"mix.teacher_mode": "eval"},
+    # From this probability on some pixels of an untrained network of 19 classes are sure.
+    "mix.threshold": {"mix.threshold": 0.055},
+    "mix.weight": {"mix.weight": "pixel", "mix.threshold": 0.055},
+    "mix.class_share": {"mix.class_share": 0.1, "mix.threshold": 0.055},
+    "mix.rows_left_out": {"mix.rows_left_out": (3, 5), "mix.threshold": 0.055},
+    "mix.jitter": {"mix.jitter": False},
+    "mix.blur": {"mix.blur": False},
     "eval.max_images": {"eval.max_images": 1},
     "eval.num_pictures": {"eval.num_pictures": 0},
 }  # fmt: skip
@@ -139,6 +155,7 @@ def test_equal_runs_are_equal(run):
 @pytest.mark.parametrize("key", CHANGES)
 def test_a_changed_key_changes_the_run(key, run):
     adapting = {"loss.target": "iw_maxsquare"} if key in ADAPTING else {}
+    adapting = MIXING if key.startswith("mix.") else adapting
     # What must go with the key is in both runs, but for the folder that another domain needs.
     both = {} if key.endswith(".domain") else {k: v for k, v in CHANGES[key].items() if k != key}
     base, changed = run(adapting | both), run(adapting | CHANGES[key])

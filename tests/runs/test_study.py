@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from configs import toy_dg, toy_uda
+from configs import toy_classmix, toy_dg, toy_uda
 from snr_jax.core.errors import UserError
 from snr_jax.runs import study
 from snr_jax.runs.stopping import Stopped
@@ -27,11 +27,12 @@ def out(tmp_path, monkeypatch):
 
 def run(out, styles, stop=study.never, **overrides):
     """The columns that were made, and what was said."""
-    configs = toy_dg.get_config(), toy_uda.get_config()
-    for config in configs:
+    source, adaptation = toy_dg.get_config(), toy_uda.get_config()
+    for config in (source, adaptation):
         config.update_from_flattened_dict(TINY | overrides)
     lines = []
-    study.study(out, *configs, seeds=[0], styles=styles, stop=stop, log=lines.append)
+    study.study(out, source, {"MaxSquare": adaptation}, seeds=[0], styles=styles, variants=["IN"],
+                stop=stop, log=lines.append)  # fmt: skip
     made = [line.split("seed 0, ")[1].split(" (")[0] for line in lines if "===" in line]
     return made, lines
 
@@ -50,13 +51,13 @@ def test_what_is_missing_or_made_with_something_else_is_made(out):
     assert (out / "IN_0" / "metrics.jsonl").read_bytes() == written
     assert {column: read(out)[column] for column in first} == first
     table = (out / "table.md").read_text().splitlines()
-    assert table[0] == "| | source | haze | haze + MaxSquare | dusk | dusk + MaxSquare |"
+    assert table[0] == "| | source | haze | haze + MaxSquare, 2 | dusk | dusk + MaxSquare, 2 |"
     assert "-" not in table[2] and len(read(out)) == 5
 
     made, lines = run(out, ["dusk"], **{"optimizer.base_rate": 0.1})
     assert made == COLUMNS[:3]
     assert any("optimizer.base_rate: 0.01 there, 0.1 now" in line for line in lines)
-    assert (out / "IN_0.other-1").is_dir() and (out / "IN_0_dusk.other-1").is_dir()
+    assert (out / "IN_0.other-1").is_dir() and (out / "IN_0_dusk_MaxSquare.other-1").is_dir()
     assert read(out)["source"] != first["source"]
     assert run(out, ["dusk"], **{"optimizer.base_rate": 0.1})[0] == []
 
@@ -100,11 +101,12 @@ def test_the_table_has_mean_and_deviation():
         return {name: {"miou": miou} for name, miou in scores.items()}
 
     runs = {"0": made(source=0.40, dusk=0.1), "1": made(source=0.44, dusk=0.2)}
-    table = study.table({"plain": runs, "SNR": {"0": made(source=0.5)}}, ["dusk"]).splitlines()
-    assert table[0] == "| | source | dusk | dusk + MaxSquare |"
+    titles = {"source": "source", "dusk": "dusk", "dusk + MaxSquare": "dusk + MaxSquare, 150"}
+    table = study.table({"SNR": {"0": made(source=0.5)}, "plain": runs}, titles).splitlines()
+    assert table[0] == "| | source | dusk | dusk + MaxSquare, 150 |"
     # Deviation of a sample of two: half the difference times sqrt(2).
     assert table[2] == "| plain | 42.0 ± 2.8 | 15.0 ± 7.1 | - |"
-    assert table[4] == "| SNR | 50.0 | - | - |"
+    assert table[3:] == ["| SNR | 50.0 | - | - |"]  # IN has no number
 
 
 def test_without_adaptation_and_with_the_classes_of_a_content(tmp_path, monkeypatch):
@@ -113,11 +115,11 @@ def test_without_adaptation_and_with_the_classes_of_a_content(tmp_path, monkeypa
     for folder in ("GTA5", "dusk/Cityscapes"):
         marker = json.loads((tmp_path / "data" / folder / "toy.json").read_text())
         assert marker["content"] == "tint"
-    configs = toy_dg.get_config(), toy_uda.get_config()
-    configs[0].update_from_flattened_dict(TINY)
+    config = toy_dg.get_config()
+    config.update_from_flattened_dict(TINY)
     named = ("road", "sky")
-    text = study.study(tmp_path, *configs, seeds=[0], styles=["dusk"], adapt=False, classes=named,
-                       log=lambda line: None)  # fmt: skip
+    text = study.study(tmp_path, config, {}, seeds=[0], styles=["dusk"], variants=["IN"],
+                       classes=named, log=lambda line: None)  # fmt: skip
     row = json.loads((tmp_path / "results.json").read_text())["IN"]["0"]
     assert list(row) == ["source", "dusk"]  # nothing is adapted
     assert text + "\n" == (tmp_path / "table.md").read_text()
@@ -130,3 +132,20 @@ def test_without_adaptation_and_with_the_classes_of_a_content(tmp_path, monkeypa
         assert lines[0] == "| | source | dusk |"
         numbers = " | ".join(f"{100 * score(entry):.1f}" for entry in row.values())
         assert lines[2] == f"| IN | {numbers} |"
+
+
+def test_every_way_to_adapt_has_a_column_and_a_run(out):
+    """Class mixing beside MaxSquare: from one network, in folders of their own."""
+    source, *others = (m.get_config() for m in (toy_dg, toy_uda, toy_classmix))
+    for config in (source, *others):
+        config.update_from_flattened_dict(TINY | {"data.crop": (0, 0)})
+    adaptations = dict(zip(("MaxSquare", "class mixing"), others))
+    text = study.study(out, source, adaptations, seeds=[0], styles=["dusk"], variants=["IN"],
+                       log=lambda line: None)  # fmt: skip
+    assert text.splitlines()[0] == (
+        "| | source | dusk | dusk + MaxSquare, 2 | dusk + class mixing, 2 |")
+    row = json.loads((out / "results.json").read_text())["IN"]["0"]
+    assert list(row) == ["source", "dusk", "dusk + MaxSquare", "dusk + class mixing"]
+    made_with = [row[name]["made_with"]["config"]["loss"]["target"] for name in list(row)[2:]]
+    assert made_with == ["maxsquare", "classmix"]
+    assert (out / "IN_0_dusk_classmixing" / "checkpoints" / "teacher").is_dir()
