@@ -1,0 +1,46 @@
+"""How strongly each target loss pulls at a network, beside the cross-entropy of the source.
+
+    python scripts/loss_gradients.py --config configs/toy_uda.py --checkpoint runs/toy_dg
+
+Prints the norm of the gradient of every loss at weight 1, over all parameters, as a mean over
+training batches, and the weight at which the loss pulls as strongly as the cross-entropy. No label
+of the target is read: this is how to choose loss.lambda_target without them.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from snr_jax import cli
+
+FLAGS = flags.FlagValues()
+cli.define_config(FLAGS)
+flags.DEFINE_string("checkpoint", None, "A run, or a checkpoint.", flag_values=FLAGS)
+flags.DEFINE_integer("batches", 8, "Of each domain.", lower_bound=1, flag_values=FLAGS)
+
+
+def command(args: flags.FlagValues) -> None:
+    import jax
+
+    from snr_jax.runs import experiment
+    from snr_jax.runs.gradients import gradient_norms
+
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/snr_jax"))
+    config = cli.require(args, "config", "--config configs/toy_uda.py")
+    checkpoint = cli.require(args, "checkpoint", "--checkpoint runs/toy_dg")
+    experiment.check(config)
+    norms = gradient_norms(config, checkpoint, args.batches)
+    base = norms["cross_entropy"]
+    print(f"{'loss':<16}{'norm':>12}{'weight':>10}")
+    for name, norm in norms.items():
+        print(f"{name:<16}{norm:>12.4g}{base / norm:>10.3g}" if norm else f"{name:<16}{norm:>12}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(argv, FLAGS, __doc__, command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
