@@ -3,9 +3,10 @@
     none  nothing: a drawing is one class, wherever it stands
     tint  the mean colour of the image, green or magenta, says which of two classes a drawing is
 
-With "tint" the labels of each pair of PAIRS are exchanged in every second image, and that image is
-magenta where the others are green, by LEAN. Stains of both colours, strong beside LEAN and of mean
-zero, lie over every image: a patch tells little, the mean of the image tells all.
+With "tint" the labels of each pair of PAIRS are exchanged in every second image, drawn by chance,
+and that image leans to magenta where the others lean to green, by LEAN, after its style. Stains of
+both colours and of mean zero, strong beside LEAN, lie over every image: the colour of a small patch
+is right about it four times in five, the mean of the image always.
 """
 
 import numpy as np
