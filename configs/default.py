@@ -156,6 +156,7 @@ def get_config(recipe: str = "paper") -> ConfigDict:
     config.mix.weight = "share"  # share, pixel; of all pixels the sure share, or 1 where sure
     config.mix.class_share = 0.5  # of the classes of a source label that are pasted; 0 to 1
     config.mix.rows_left_out = (0, 0)  # of the target, at top and bottom, unlabelled; 0 to 8192
+    config.mix.statistics = "own"  # own, teacher; whose running statistics the student is left with
     config.mix.jitter = True  # colours of the mixed image
     config.mix.blur = True  # the mixed image
 

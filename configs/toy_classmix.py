@@ -14,7 +14,9 @@ def get_config(recipe: str = "standard"):
     config.data.mirror = True  # 300 images are few
     config.data.blur = True
     config.batch_size = 4
-    config.num_steps = 600
-    config.optimizer.schedule_steps = 600
-    config.eval_every_steps = 200
+    config.mix.statistics = "teacher"  # the styles differ in the statistics of whole images
+    config.optimizer.base_rate = 0.01
+    config.num_steps = 300
+    config.optimizer.schedule_steps = 300
+    config.eval_every_steps = 100
     return config

@@ -31,6 +31,7 @@ from snr_jax.core.steps import (
 
 TEACHER_MODES = ("train", "eval")
 WEIGHTS = ("share", "pixel")
+STATISTICS = ("own", "teacher")
 
 
 def teacher_share(step: jax.Array, most: float) -> jax.Array:
@@ -72,6 +73,7 @@ def make_classmix_step(
     weight: str = "share",
     class_share: float = 0.5,
     rows_left_out: tuple[int, int] = (0, 0),
+    statistics: str = "own",
     seed: int = 0,
     restitution_weight: float = 0.0,
     freeze_bn: bool = False,
@@ -91,11 +93,16 @@ def make_classmix_step(
     teacher_mode: "train", as published: it sees the target batch's own statistics, which move its
     running ones. "eval": it sees its running statistics, a mean of the student's like its
     parameters. weight, rows_left_out: of `pixel_weights`. class_share: of `choose_classes`.
+    statistics: whose running statistics the student is left with. "own", as published, are those
+    of source and mix; the teacher's in mode "train" are of target images alone.
     strengthen: (key, mixed image, first_sample=) → the mix as the student sees it.
     """
-    if teacher_mode not in TEACHER_MODES or weight not in WEIGHTS:
-        raise ValueError(f"teacher_mode is {teacher_mode!r}, weight {weight!r}; expected one of "
-                         f"{', '.join(TEACHER_MODES)} and of {', '.join(WEIGHTS)}")
+    for name, value, legal in (
+        ("teacher_mode", teacher_mode, TEACHER_MODES), ("weight", weight, WEIGHTS),
+        ("statistics", statistics, STATISTICS),
+    ):
+        if value not in legal:
+            raise ValueError(f"{name} is {value!r}; expected one of {', '.join(legal)}")
     moves = teacher_mode == "train" and not freeze_bn
     num_classes = model.num_classes
 
@@ -153,6 +160,8 @@ def make_classmix_step(
             "batch_stats": teacher_stats if teacher_mode == "train" or freeze_bn
             else _blend(keep, teacher_stats, after.batch_stats),
         }
+        if statistics == "teacher":
+            after = after.replace(batch_stats=teacher["batch_stats"])
         metrics = source_metrics | mix_metrics | {"sure_share": share}
         return after.replace(teacher=teacher), metrics
 

@@ -192,7 +192,7 @@ def step_arguments(config: ConfigDict) -> dict:
             "lambda_target": config.loss.lambda_target,
             "teacher_momentum": mix.teacher_momentum, "teacher_mode": mix.teacher_mode,
             "threshold": mix.threshold, "weight": mix.weight, "class_share": mix.class_share,
-            "rows_left_out": tuple(mix.rows_left_out),
+            "rows_left_out": tuple(mix.rows_left_out), "statistics": mix.statistics,
             "strengthen": partial(
                 mixing.strong_augment, with_jitter=mix.jitter, with_blur=mix.blur),
         }  # fmt: skip

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from snr_jax.core.errors import UserError
 from snr_jax.core.losses import TARGET_LOSSES
 from snr_jax.core.models.deeplab import NORM_RESTITUTIONS
-from snr_jax.core.self_training import TEACHER_MODES, WEIGHTS
+from snr_jax.core.self_training import STATISTICS, TEACHER_MODES, WEIGHTS
 from snr_jax.data.domains import DOMAINS
 from snr_jax.runs.network import ATROUS, DTYPES
 
@@ -175,6 +175,7 @@ KEYS = {
     "mix.weight": Key(one_of(*WEIGHTS), ("step.weight",)),
     "mix.class_share": Key(number(0, 1), ("step.class_share",)),
     "mix.rows_left_out": Key(several(2, whole(0, 8192)), ("step.rows_left_out",)),
+    "mix.statistics": Key(one_of(*STATISTICS), ("step.statistics",)),
     "mix.jitter": Key(SWITCH, ("step.strengthen",)),
     "mix.blur": Key(SWITCH, ("step.strengthen",)),
     "num_steps": Key(STEPS),

@@ -209,7 +209,23 @@ def test_parts_of_a_batch_make_its_update():
     assert_trees_close(two.teacher, one.teacher, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("option", [{"teacher_mode": "both"}, {"weight": "image"}])
-def test_unknown_words_are_refused(option):
-    with pytest.raises(ValueError, match="expected one of train, eval and of share, pixel"):
+def test_the_student_may_be_left_with_the_statistics_of_the_teacher():
+    """What it learns from is not touched by that."""
+    state, values = state_at(step=3), data()
+    (own, metrics), (after, same) = (
+        run(state, values, statistics=whose) for whose in ("own", "teacher"))
+    assert_trees_close(same, metrics, rtol=0)
+    assert_trees_close(after.params, own.params, rtol=0)
+    assert_trees_close(after.teacher, own.teacher, rtol=0)
+    assert_trees_close(after.batch_stats, after.teacher["batch_stats"], rtol=0)
+    assert (np.asarray(own.batch_stats["bn"]["mean"]) !=
+            np.asarray(after.batch_stats["bn"]["mean"])).all()
+
+
+@pytest.mark.parametrize("option, legal", [
+    ({"teacher_mode": "both"}, "train, eval"), ({"weight": "image"}, "share, pixel"),
+    ({"statistics": "none"}, "own, teacher"),
+])  # fmt: skip
+def test_unknown_words_are_refused(option, legal):
+    with pytest.raises(ValueError, match=f"expected one of {legal}$"):
         make_classmix_step(model=Probe(), optimizer=OPTIMIZER, **option)

@@ -241,6 +241,7 @@ def test_docstring_is_the_command(name):
         ("mix.weight", "image", "one of share, pixel"),
         ("mix.class_share", 2.0, "0 to 1"),
         ("mix.rows_left_out", (1, -1), "2 whole numbers, 0 to 8192"),
+        ("mix.statistics", "target", "one of own, teacher"),
         ("source.rare_class_temperature", -1.0, "0 to 100"),
         ("source.rare_class_pixels", 0, "at least 1"),
     ],

@@ -37,7 +37,7 @@ OTHER = {
     "source.rare_class_temperature": 0.5, "source.rare_class_pixels": 5,
     "mix.teacher_momentum": 0.5, "mix.teacher_mode": "eval", "mix.threshold": 0.5,
     "mix.weight": "pixel", "mix.class_share": 0.25, "mix.rows_left_out": (3, 5),
-    "mix.jitter": False, "mix.blur": False,
+    "mix.statistics": "teacher", "mix.jitter": False, "mix.blur": False,
     "eval.batch_size": 3, "eval.flip": True, "eval.max_images": 7,
 }  # fmt: skip
 # What train.py reads: the recipe for the record, the length and the cadence of the run.

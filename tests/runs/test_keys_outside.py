@@ -80,6 +80,7 @@ CHANGES = {
     "mix.weight": {"mix.weight": "pixel", "mix.threshold": 0.055},
     "mix.class_share": {"mix.class_share": 0.1, "mix.threshold": 0.055},
     "mix.rows_left_out": {"mix.rows_left_out": (3, 5), "mix.threshold": 0.055},
+    "mix.statistics": {"mix.statistics": "teacher"},
     "mix.jitter": {"mix.jitter": False},
     "mix.blur": {"mix.blur": False},
     "eval.max_images": {"eval.max_images": 1},

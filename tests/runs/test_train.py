@@ -42,8 +42,9 @@ def state_of(workdir: Path, step: int) -> dict:
     """Every array of the state of a step, by its path."""
     import orbax.checkpoint as ocp
 
-    items = {name: ocp.args.StandardRestore() for name in ("variables", "training")}
     path = checkpoints.folder(workdir, "latest") / str(step)
+    names = [name for name in ("variables", "training", "teacher") if (path / name).is_dir()]
+    items = {name: ocp.args.StandardRestore() for name in names}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(path, ocp.args.Composite(**items))
     leaves = jax.tree_util.tree_leaves_with_path({name: restored[name] for name in items})

@@ -1,0 +1,83 @@
+"""A run of self-training with class mixing: two networks, kept, scored and gone on with."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+
+from snr_jax.runs import checkpoints
+from tests.runs.conftest import ADAPT
+from tests.runs.test_train import assert_same_state, losses_of, state_of, wait_for
+
+MIXED = {
+    "loss.target": "classmix", "loss.lambda_target": 1.0, "mix.threshold": 0.055,
+    "data.crop": (33, 49), "data.scale_range": (0.75, 1.5), "num_steps": 12,
+    "eval_every_steps": 6, "checkpoint_every_steps": 5, "source.rare_class_temperature": 0.01,
+    "source.rare_class_pixels": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def mixed(shared_runs, command, train_flags, tmp_path_factory, generalised):
+    """The run of 12 steps from `generalised`, made once."""
+    from tests.runs.conftest import _once
+
+    overrides = {"init_from": generalised.workdir, **MIXED}
+    return _once(shared_runs, "mix", command, train_flags, tmp_path_factory, ADAPT, overrides)
+
+
+def test_killed_and_started_again_equals_no_interruption(mixed, process, command, tmp_path):
+    """The teacher is part of the state: SIGKILL after the checkpoint of step 5."""
+    workdir = tmp_path / "killed"
+    arguments = mixed.arguments_in(workdir)
+    latest = checkpoints.folder(workdir, "latest")
+    running = process("main", *arguments)
+    wait_for((latest / "5").exists, running)
+    running.kill()
+    running.communicate()
+    assert running.returncode == -signal.SIGKILL
+    result = command("main", *arguments)
+    assert result.code == 0 and "going on from the checkpoint of step" in result.out
+    assert_same_state(mixed.workdir, workdir, step=12)
+    assert any(key.startswith("['teacher']['params']") for key in state_of(workdir, 12))
+    assert losses_of(workdir) == losses_of(mixed.workdir)
+    sums = [checkpoints.find(w / "checkpoints/teacher").meta["checksums"]
+            for w in (workdir, mixed.workdir)]
+    assert sums[0] == sums[1]
+
+
+def test_both_networks_are_kept_and_scored(mixed):
+    final, teacher = (checkpoints.find(mixed.workdir / "checkpoints" / name)
+                      for name in ("final", "teacher"))
+    assert checkpoints.find(mixed.workdir).path == final.path  # the student is the run's network
+    assert final.step == teacher.step == 12
+    scores = final.meta["scores"]
+    assert scores.keys() == {"gta5", "cityscapes", "gta5_teacher", "cityscapes_teacher"}
+    assert scores == teacher.meta["scores"]
+    state = state_of(mixed.workdir, 12)
+    for item, checkpoint in (("variables", final), ("teacher", teacher)):
+        variables, _ = checkpoints.load_variables(checkpoint)
+        kept = state[f"['{item}']['params']['conv1']['kernel']"]
+        np.testing.assert_array_equal(variables["params"]["conv1"]["kernel"], kept)
+    lines = [json.loads(line) for line in (mixed.workdir / "metrics.jsonl").read_text().split("\n")
+             if "teacher/network/miou" in line]
+    assert [line["step"] for line in lines] == [6, 12]
+    assert lines[-1]["eval/cityscapes_teacher/network/miou"] == scores["cityscapes_teacher"]["miou"]
+
+
+def test_the_teacher_is_evaluated_by_its_checkpoint(mixed, command, train_flags, tmp_path):
+    teacher = mixed.workdir / "checkpoints/teacher"
+    config = [flag for flag in train_flags(ADAPT, tmp_path, MIXED) if "config" in flag]
+    result = command(
+        "evaluate", "--config", ADAPT, *config[1:], "--checkpoint", teacher, "--out",
+        tmp_path / "scores", "--protocol", "network")
+    assert result.code == 0, result
+    scores = checkpoints.find(teacher).meta["scores"]
+    assert f"{100 * scores['cityscapes_teacher']['miou']:.1f}" in result.out
+
+
+def test_the_start_says_what_runs(mixed):
+    assert "adaptation (classmix)" in mixed.out
+    assert "rare classes      drawn most, in %: " in mixed.out
+    assert "sure_share" in mixed.out
