@@ -3,8 +3,8 @@
     python scripts/bench_step.py [--cases demo,cpu] [--rounds 5] [--out bench.json]
 
 Every contestant runs in a process of its own, is warm before it is timed, and they take turns;
-medians with the range between the quartiles. PyTorch runs tests/torch_twin.py with denormals
-flushed, its inputs ready on the device; this project's step also augments the images.
+medians with the range between the quartiles. PyTorch runs tests/torch_twin.py, its inputs ready on
+the device; this project's step also augments the images. Both flush denormals: XLA by itself.
 """
 
 import json

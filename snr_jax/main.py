@@ -11,7 +11,6 @@ be set: --config.batch_size=2; configs/default.py lists every key. The recipe fo
 
 import os
 import signal
-import sys
 from collections.abc import Sequence
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -36,6 +35,10 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
+    "profile_dir", "", "A trace of steps 10 to 15, for TensorBoard's profiler; empty: none.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, in a run of several processes.",
     flag_values=FLAGS,
 )
@@ -56,12 +59,12 @@ def command(args: flags.FlagValues) -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(args.compilation_cache))
     if address is None:
         with stopping.on_signals() as stop:
-            train(config, workdir, stop)
+            train(config, workdir, stop, args.profile_dir)
         return
     # JAX listens to SIGTERM itself, so that all processes stop at the same step.
     interrupt = stopping.on_signals([signal.SIGINT], forward=signal.SIGTERM)
     with interrupt, processes.joined(address, number, index, args.join_timeout):
-        train(config, workdir)
+        train(config, workdir, profile_dir=args.profile_dir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,4 +72,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    processes.end(main())

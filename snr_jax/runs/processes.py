@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -89,6 +90,15 @@ def joined(address: Address, number: int, index: int, timeout: int) -> Iterator[
         if not any(word in str(error) for word in COLLECTIVE):
             raise
         raise Stopped(last_words.GONE, exit_code=1) from error
+
+
+def end(code: int) -> NoReturn:
+    """Ends the process; after an error at once, since a thread of a failed save may wait on."""
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def leave(code: int) -> int:

@@ -1,8 +1,10 @@
 """The newest states of a run (orbax), to go on from: WORKDIR/checkpoints/latest/<step>/."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,29 +16,48 @@ from snr_jax.core.state import TrainState
 from snr_jax.runs.checkpoints import composite, folder, reason_of, saving, set_aside, verify
 
 
-def open_manager(workdir: str | os.PathLike, keep: int) -> ocp.CheckpointManager:
-    """The newest `keep` states of a run. Use it in a `with`."""
+@contextmanager
+def open_manager(workdir: str | os.PathLike, keep: int) -> Iterator[ocp.CheckpointManager]:
+    """The newest `keep` states of a run, which are written while it goes on.
+
+    The end of the block waits for the last. UserError there, too, if it cannot be written.
+    """
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=False
+        max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
     )
     manager = ocp.CheckpointManager(folder(workdir, "latest"), options=options)
     # Its `save` would ask JAX too, by the run's step, and the loop counts the steps of its start.
     manager.reached_preemption = lambda step: False
-    return manager
+    try:
+        yield manager
+    finally:
+        wait(manager)
+        manager.close()
 
 
 def save_state(manager: ocp.CheckpointManager, state: TrainState, meta: dict) -> None:
-    """state: numpy leaves, of one replica. A step that is there already is left as it is."""
+    """Begins to write a state, of which a copy is taken; waits for the one before.
+
+    state: numpy leaves, of one replica. A step that is there already is left as it is. UserError
+    if this one or the one before cannot be written.
+    """
+    wait(manager)
     step = int(state.step)
     if manager.latest_step() == step:
         return
-    items = _items(state)
-    last = manager.latest_step()
-    saving(
-        f"the state of step {step}",
-        lambda: manager.save(step, args=composite(items, meta), force=True),
-        f"The last good checkpoint is that of step {last}." if last is not None else "",
-    )
+    args = composite(_items(state), meta)
+    _saving(manager, step, lambda: manager.save(step, args=args, force=True))
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Returns when the state that is being written, if any, is whole; UserError if it fails."""
+    _saving(manager, manager.latest_step(), manager.wait_until_finished)
+
+
+def _saving(manager: ocp.CheckpointManager, step: int | None, save: Callable[[], Any]) -> None:
+    there = [int(path.name) for path in manager.directory.iterdir() if path.name.isdecimal()]
+    good = f"The last good checkpoint is that of step {max(there)}." if there else ""
+    saving(f"the state of step {step}", save, good)
 
 
 def _items(state: TrainState) -> dict:

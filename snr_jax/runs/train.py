@@ -27,6 +27,7 @@ from snr_jax.runs import (
     experiment,
     network,
     processes,
+    profiling,
     record,
     reporting,
     states,
@@ -38,11 +39,13 @@ from snr_jax.runs.stopping import Stop, Stopped, never
 from snr_jax.runs.writer import Writer, create_writer
 
 
-def train(config: ConfigDict, workdir: str, stop: Stop = never) -> dict[str, dict]:
+def train(
+    config: ConfigDict, workdir: str, stop: Stop = never, profile_dir: str = ""
+) -> dict[str, dict]:
     """Runs the experiment, or goes on with it: {domain: metrics} of the last step.
 
-    Raises `Stopped` once `stop` names a signal; what was done until then is saved. In a run of
-    several processes JAX is asked instead.
+    profile_dir: folder for a trace of a few steps, "" for none. Raises `Stopped` once `stop` names
+    a signal; what was done until then is saved. In a run of several processes JAX is asked instead.
     """
     log = partial(print, flush=True) if jax.process_index() == 0 else (lambda line: None)
     experiment.check(config)
@@ -52,12 +55,13 @@ def train(config: ConfigDict, workdir: str, stop: Stop = never) -> dict[str, dic
         return results  # before the lock, which writes
     with processes.locked_workdir(workdir, log):
         return record.finished(config, splits, workdir, log) or _train(
-            config, splits, workdir, stop, log
+            config, splits, workdir, stop, profile_dir, log
         )
 
 
 def _train(
-    config: ConfigDict, splits: dict[str, Split], workdir: str, stop: Stop, log: Log
+    config: ConfigDict, splits: dict[str, Split], workdir: str, stop: Stop, profile_dir: str,
+    log: Log,
 ) -> dict[str, dict]:
     record.claim(config, splits, workdir, log)
     experiment.look(splits, log)
@@ -74,7 +78,10 @@ def _train(
         stopping.unless_asked(stop, f"stopped before step {start + 1}; nothing is lost")
         # At the last step something is missing, or the run would count as finished.
         validated = start < config.num_steps and record.validated(workdir, start)
-        with create_writer(workdir, start if resumed else 0, with_scores=validated) as writer:
+        with (
+            create_writer(workdir, start if resumed else 0, with_scores=validated) as writer,
+            profiling.traced(profile_dir, start, log) as after_step,
+        ):
             if not resumed:
                 writer.write_hparams(experiment.to_dict(config))
             results = _loop(
@@ -83,9 +90,11 @@ def _train(
                 report=partial(reporting.report, config.num_steps, schedule, manager, writer, log),
                 save=lambda state: states.save_state(manager, state, meta(state)),
                 validate=partial(
-                    _validate, config, workdir, model, splits, parallel, meta, writer, log, stop
+                    _validate, config, workdir, model, splits, parallel, meta,
+                    partial(states.wait, manager), writer, log, stop,
                 ),
-                validated=validated, asked=partial(_asked, stop, start), log=log,
+                validated=validated, asked=partial(_asked, stop, start), after_step=after_step,
+                log=log,
             )
     log(tables.class_table(results))
     log(f"done: {checkpoints.folder(workdir, 'final')}")
@@ -174,9 +183,13 @@ def _loop(
     validate: Callable[[TrainState, TrainState], dict[str, dict]],
     validated: bool,
     asked: Callable[[int], signal.Signals | None],
+    after_step: Callable[[int, dict], None],
     log: Log,
 ) -> dict[str, dict]:
-    """The scores of the last step. validated: the state to begin with has been already."""
+    """The scores of the last step. validated: the state to begin with has been already.
+
+    It waits for the device where it logs, saves and validates; states are written meanwhile.
+    """
 
     def due(every: int) -> bool:
         return step % every == 0 or step == config.num_steps
@@ -188,9 +201,12 @@ def _loop(
     first, since, started = step + 1, time.monotonic(), step
     with contextlib.closing(pipeline.prefetch_to_device(host_batches, parallel.shard)) as batches:
         while step < config.num_steps:
-            state, metrics = step_fn(state, next(batches))
+            batch = next(batches)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+                state, metrics = step_fn(state, batch)
             step += 1
             pending.append(metrics)
+            after_step(step, metrics)
             if parallel.must_wait or step == first:
                 jax.block_until_ready(metrics)
             if step == first:
@@ -236,6 +252,7 @@ def _validate(
     splits: dict[str, Split],
     parallel: Parallel,
     meta: Callable[[TrainState, dict], dict],
+    until_saved: Callable[[], None],
     writer: Writer,
     log: Log,
     stop: Stop,
@@ -255,6 +272,7 @@ def _validate(
     if host_state.teacher:
         results |= score(state.teacher, validation.of_teacher(splits))
         last = {"teacher": host_state.teacher, **last}
+    until_saved()  # what is kept of a step is never ahead of its state
     described = meta(host_state, results)
     validation.keep_best(workdir, splits, host_state.variables, described, log)
     if step == config.num_steps:

@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -267,7 +269,7 @@ def test_the_survivor_of_a_swap_is_found_and_takes_its_name(swap, tmp_path, pres
         assert (found.name, found.run) == ("final", tmp_path)
         assert_equal(checkpoints.load_variables(found)[0], expected)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="No space left"):
-        patch.setattr(ocp.StandardCheckpointHandler, "async_save", fill_up)
+        fill_disk(patch, fill_up)
         checkpoints.save_variables(final, NEW, meta_of())
     assert_equal(checkpoints.load_variables(final)[0], expected)
     checkpoints.save_variables(final, NEW, meta_of())
@@ -372,14 +374,34 @@ def test_which_checkpoint_a_folder_means(state, tmp_path):
 # ---------------------------------------------------------------- no space left
 
 
-async def fill_up(*_, **__):
+def no_space(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_full_disk_spares_the_old_state(state, tmp_path, monkeypatch):
+async def fill_up(*_, **__):
+    no_space()
+
+
+async def fill_up_later(*_, **__):
+    """As the disk is full when the run goes on already."""
+    return [SimpleNamespace(result=no_space)]
+
+
+async def write_nothing(*_, **__):
+    return []
+
+
+def fill_disk(patch, fault):
+    patch.setattr(ocp.StandardCheckpointHandler, "async_save", fault)
+    # Its thread would wait for its folder for five minutes, and this process for the thread.
+    patch.setattr(ocp.JsonCheckpointHandler, "async_save", write_nothing)
+
+
+@pytest.mark.parametrize("fault", [fill_up, fill_up_later])
+def test_full_disk_spares_the_old_state(fault, state, tmp_path, monkeypatch):
     save_steps(tmp_path, state, [1])
     with monkeypatch.context() as patch, pytest.raises(UserError) as error:
-        patch.setattr(ocp.StandardCheckpointHandler, "async_save", fill_up)
+        fill_disk(patch, fault)
         save_steps(tmp_path, state, [2])
     message = str(error.value)
     assert "the state of step 2 could not be saved" in message and "No space left" in message
@@ -389,11 +411,42 @@ def test_full_disk_spares_the_old_state(state, tmp_path, monkeypatch):
     assert_equal(restore(tmp_path, state)[0], at_step(state, 2))
 
 
+def test_a_full_disk_stops_the_run_at_the_next_state(state, tmp_path, monkeypatch):
+    wanted = pytest.raises(UserError, match="the state of step 1 could not be saved")
+    with wanted, states.open_manager(tmp_path, 5) as manager:
+        with monkeypatch.context() as patch:
+            fill_disk(patch, fill_up_later)
+            states.save_state(manager, at_step(state, 1), meta_of())
+        states.save_state(manager, at_step(state, 2), meta_of())
+        pytest.fail("the next state was saved")
+    assert list(checkpoints.folder(tmp_path, "latest").glob("[12]")) == []
+
+
+def test_a_state_is_written_while_the_run_goes_on(state, tmp_path, monkeypatch):
+    """It is a copy, absent until it is whole, and the end of the run waits for it."""
+    release, save = threading.Event(), ocp.StandardCheckpointHandler.async_save
+    saved = jax.tree.map(np.array, at_step(state, 1))
+
+    async def slow(*arguments, **named):
+        futures = await save(*arguments, **named)
+        return [*futures, SimpleNamespace(result=lambda timeout=None: release.wait(60))]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.StandardCheckpointHandler, "async_save", slow)
+        with states.open_manager(tmp_path, 5) as manager:
+            states.save_state(manager, saved, meta_of())
+            for leaf in jax.tree.leaves(saved.variables):
+                leaf[...] = 0  # as the device's memory, which the next step takes
+            assert not (checkpoints.folder(tmp_path, "latest") / "1").exists()
+            release.set()
+    assert_equal(restore(tmp_path, state)[0], at_step(state, 1))
+
+
 def test_full_disk_spares_the_old_variables(tmp_path, monkeypatch):
     variables = initial_variables(MODEL, 1)
     checkpoints.save_variables(tmp_path / "a", variables, meta_of())
     with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left"):
-        patch.setattr(ocp.StandardCheckpointHandler, "async_save", fill_up)
+        fill_disk(patch, fill_up)
         checkpoints.save_variables(tmp_path / "a", initial_variables(MODEL, 2), meta_of())
     assert_equal(checkpoints.load_variables(tmp_path / "a")[0], variables)
     checkpoints.save_variables(tmp_path / "a", initial_variables(MODEL, 2), meta_of())

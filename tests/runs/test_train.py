@@ -357,6 +357,25 @@ def _restore(manager, path: Path) -> TrainState:
 # ---------------------------------------------------------------- what a run tells and leaves
 
 
+@pytest.mark.parametrize("num_steps", [8, 15])
+def test_profile_of_six_steps(num_steps, command, train_flags, tmp_path):
+    flags = train_flags("configs/gta5_dg.py", tmp_path / "run", {"num_steps": num_steps})
+    folder = tmp_path / "profile"
+    result = command("main", *flags, f"--profile_dir={folder}")
+    assert result.code == 0, result
+    traces = list(folder.rglob("*.xplane.pb"))
+    assert len(traces) == (num_steps == 15)
+    if traces:
+        planes = jax.profiler.ProfileData.from_file(str(traces[0])).planes
+        events = [event for plane in planes for line in plane.lines for event in line.events]
+        steps = [dict(event.stats)["step_num"] for event in events if event.name == "train"]
+        assert sorted(steps) == [10, 11, 12, 13, 14, 15]
+        assert f"profile           steps 10 to 15 (tensorboard --logdir {folder}" in result.out
+    else:
+        wanted = "a trace is of steps 10 to 15; this start ended with step 8"
+        assert f"WARNING: --profile_dir: {wanted}" in result.out
+
+
 def test_start_says_what_will_run(generalised, adapted, data_root):
     out = generalised.out
     assert f"gta5/train: 6 images in {data_root}/GTA5; split 'train' from train.txt" in out
