@@ -38,6 +38,10 @@ flags.DEFINE_string(
     "profile_dir", "", "A trace of steps 10 to 15, for TensorBoard's profiler; empty: none.",
     flag_values=FLAGS,
 )
+flags.DEFINE_bool(
+    "distributed", False, "One process of several that SLURM, Open MPI or Kubernetes has started.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, in a run of several processes.",
     flag_values=FLAGS,
@@ -57,7 +61,7 @@ def command(args: flags.FlagValues) -> None:
     workdir = args.workdir or f"runs/{cli.config_name(args)}"
     if args.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(args.compilation_cache))
-    if address is None:
+    if address is None and not args.distributed:
         with stopping.on_signals() as stop:
             train(config, workdir, stop, args.profile_dir)
         return

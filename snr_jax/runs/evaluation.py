@@ -7,11 +7,12 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from snr_jax.core import metrics
 from snr_jax.core.models.deeplab import DeepLab
-from snr_jax.core.parallel import Parallel
+from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.progress import progress_text
 from snr_jax.core.steps import make_eval_step, make_predict_step
 from snr_jax.data import pipeline
@@ -55,15 +56,19 @@ def count(
 ) -> np.ndarray:
     """Confusion matrix int64 [C,C] over the samples of the split, rows are labels.
 
+    parallel: over the devices of this process (`own_devices`). Of several processes each reads and
+    counts its part, in its own time, since nothing is exchanged before the sum at the end.
     variables: on the devices, from `parallel.replicate`. batch_size: images over all devices,
     rounded up to a multiple of them. check: called between batches; it may raise.
     """
     step = _compiled_step(model, flip, parallel)
+    processes = jax.process_count()
+    samples = split.samples[jax.process_index() :: processes]
+    batch_size = -(-batch_size // processes)
     batch_size += -batch_size % parallel.num_devices
     batches = pipeline.eval_batches(
-        split.samples, split.labels, size=split.size, batch_size=batch_size,
-        label_size=protocol,
-    )
+        samples, split.labels, size=split.size, batch_size=batch_size, label_size=protocol,
+    ) if samples else ()
 
     def put(batch: dict) -> tuple[int, dict]:
         arrays = {key: batch[key] for key in ("image", "label", "valid")}
@@ -79,8 +84,20 @@ def count(
         if time.monotonic() - last_line > 10:
             last_line = time.monotonic()
             rate = done / (last_line - start)
-            log(progress_text(f"{split.name}, {protocol}: images", done, len(split.samples), rate))
-    return total
+            log(progress_text(f"{split.name}, {protocol}: images", done, len(samples), rate))
+    return total if processes == 1 else _summed(total)
+
+
+def _summed(counts: np.ndarray) -> np.ndarray:
+    """The sum of an int64 array over the processes; as bytes, since JAX has 32 bits."""
+    gathered = multihost_utils.process_allgather(counts.view(np.uint8))
+    return np.ascontiguousarray(gathered).view(np.int64).sum(0)
+
+
+@lru_cache(maxsize=8)
+def own_devices(parallel: Parallel) -> Parallel:
+    """As `parallel`, over the devices of this process alone; the same value at every call."""
+    return parallel if jax.process_count() == 1 else create_parallel(jax.local_devices())
 
 
 def differences(meta: dict, config: ConfigDict) -> list[str]:

@@ -29,7 +29,7 @@ Address = tuple[str, int]
 
 
 def check(coordinator: str | None, number: int | None, index: int | None) -> Address | None:
-    """Host and port of --coordinator, None in a run of one process.
+    """Host and port of --coordinator, None without it.
 
     Raises UserError for flags of --coordinator, --num_processes, --process_id that are missing
     or cannot be meant.
@@ -67,15 +67,21 @@ def _resolve(address: Address) -> list[tuple]:
 
 
 @contextmanager
-def joined(address: Address, number: int, index: int, timeout: int) -> Iterator[None]:
+def joined(
+    address: Address | None, number: int | None, index: int | None, timeout: int
+) -> Iterator[None]:
     """Within the block this process is one of the run's.
 
-    timeout: seconds to wait for the others. Raises UserError where JAX cannot begin, `Stopped`
-    where a collective operation has lost another process.
+    address: None, with `number` and `index`, where JAX finds all three in the environment, as of
+    SLURM, Open MPI or Kubernetes. timeout: seconds to wait for the others. Raises UserError where
+    JAX cannot begin, `Stopped` where a collective operation has lost another process.
     """
-    host, port = address
-    name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    bind = _bind_address(address, name) if index == 0 else None
+    name, bind, flags = None, None, "--distributed"
+    if address:
+        host, port = address
+        name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        bind = _bind_address(address, name) if index == 0 else None
+        flags = f"--coordinator {name}"
     last_words.redirect_stderr()
     try:
         jax.distributed.initialize(
@@ -83,7 +89,13 @@ def joined(address: Address, number: int, index: int, timeout: int) -> Iterator[
             heartbeat_timeout_seconds=SILENCE_SECONDS, shutdown_timeout_seconds=SILENCE_SECONDS,
         )
     except Exception as error:
-        raise UserError(f"--coordinator {name}: {error}") from error
+        if not address and "should be defined" in str(error):
+            raise UserError(
+                "--distributed: the environment names no other processes. Start it by srun of "
+                "SLURM or mpirun of Open MPI, or give each process --coordinator HOST:PORT, "
+                "--num_processes and --process_id"
+            ) from error
+        raise UserError(f"{flags}: {error}") from error
     try:
         yield
     except (ValueError, jax.errors.JaxRuntimeError) as error:

@@ -24,6 +24,7 @@ from snr_jax.data import pipeline
 from snr_jax.report import tables
 from snr_jax.runs import (
     checkpoints,
+    evaluation,
     experiment,
     network,
     processes,
@@ -240,7 +241,7 @@ def _asked(stop: Stop, start: int, step: int) -> signal.Signals | None:
     JAX counts the steps of this start from 1, since a signal that comes before the first of them
     names step 1: a run that goes on from step 10 would never come to that.
     """
-    if jax.process_count() == 1:
+    if not jax.distributed.is_initialized():
         return stop()
     return signal.SIGTERM if reached_preemption_sync_point(step - start) else None
 
@@ -262,15 +263,17 @@ def _validate(
     """Scores both domains, keeps what is the best by each, or final, and writes what it found."""
     start, step = time.monotonic(), int(host_state.step)
     kept = f"stopped in the validation of step {step}, which is saved; the same command goes on"
+    own = evaluation.own_devices(parallel)
     score = partial(
-        validation.score, model, step=step, parallel=parallel,
+        validation.score, model, step=step, parallel=own,
         **experiment.evaluation_arguments(config), log=log,
         check=lambda: stopping.unless_asked(stop, kept),
     )
-    results = score(state.variables, splits)
+    there = state if own is parallel else own.replicate(host_state.replace(opt_state=()))
+    results = score(there.variables, splits)
     last = {"final": host_state.variables}
     if host_state.teacher:
-        results |= score(state.teacher, validation.of_teacher(splits))
+        results |= score(there.teacher, validation.of_teacher(splits))
         last = {"teacher": host_state.teacher, **last}
     until_saved()  # what is kept of a step is never ahead of its state
     described = meta(host_state, results)

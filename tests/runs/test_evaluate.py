@@ -2,7 +2,11 @@
 
 import json
 import shutil
+import socket
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,8 +20,10 @@ from snr_jax.data import domains
 from snr_jax.data.decode import resize_image
 from snr_jax.evaluate import _finite
 from snr_jax.runs import checkpoints, network
-from tests.data.tiny_sets import TRAIN_IDS
+from tests.data.tiny_sets import TRAIN_IDS, write_gta5
+from tests.runs import counting
 
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ("network", "network+flip", "full", "full+flip")
 
 
@@ -248,6 +254,38 @@ def test_two_devices(evaluate_flags, process, evaluated, monkeypatch, tmp_path):
     before = evaluated["record"]["results"]["network"]
     assert found["settings"] == before["settings"]
     assert found["pixel_accuracy"] == pytest.approx(before["pixel_accuracy"], abs=5e-4)
+
+
+def test_two_processes_count_every_image_once(tmp_path, monkeypatch):
+    """Seven images over two processes of two devices each; two are of another size."""
+    root = write_gta5(tmp_path / "a", ids=[1, 2, 3, 4, 7])
+    other = write_gta5(tmp_path / "b", ids=[5, 6], height=30, width=44)
+    for path in other.glob("*/*.png"):
+        shutil.copy(path, root / path.relative_to(other))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+    program = [sys.executable, "-m", "tests.runs.counting", port]
+    both = [
+        subprocess.Popen(
+            [*program, str(i), root, tmp_path / f"{i}.npz"],
+            cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    try:
+        errors = [one.communicate(timeout=600)[1] for one in both]
+    finally:
+        for one in both:
+            one.kill()
+    assert [one.returncode for one in both] == [0, 0], errors
+    first, second = (np.load(tmp_path / f"{i}.npz") for i in range(2))
+    for protocol in ("network", "full"):
+        found, alone = first[protocol], counting.count(str(root), protocol)
+        np.testing.assert_array_equal(found, second[protocol])
+        np.testing.assert_array_equal(found.sum(1), alone.sum(1))  # pixels by label
+        assert np.abs(found - alone).sum() <= 10  # ties that rounding decides
 
 
 def test_sixteen_classes_are_scored_on_thirteen_too(configured, command, tmp_path):

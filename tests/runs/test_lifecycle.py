@@ -13,6 +13,7 @@ import pytest
 
 from snr_jax.core.errors import UserError
 from snr_jax.runs import checkpoints, last_words, lock, network, stopping
+from tests.core.tiny import assert_trees_close
 
 ROOT = Path(__file__).resolve().parents[2]
 DG, UDA = "configs/gta5_dg.py", "configs/gta2city_uda.py"
@@ -118,6 +119,17 @@ def test_second_run_in_a_folder_is_refused(program, refused, generalised, tmp_pa
     assert lock.read(workdir)["token"] == "mine"
 
 
+def test_an_error_ends_the_process_whatever_its_threads_wait_for(program):
+    """As those of a save that has failed, for minutes."""
+    running = program(
+        "import threading, time\nfrom snr_jax.runs import processes\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "print('ready')\nprocesses.end(2)"
+    )
+    running.communicate(timeout=60)
+    assert running.returncode == 2
+
+
 # ---------------------------------------------------------------- a run that has not finished
 
 
@@ -188,12 +200,16 @@ LONG = {"num_steps": 5000, "optimizer.schedule_steps": 5000, "eval_every_steps":
 
 
 def wait_for_steps(workdir: Path, processes) -> None:
-    end = time.monotonic() + 300
     metrics = workdir / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_text().count("\n") < 2:
+    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2, processes)
+
+
+def wait_until(condition, processes) -> None:
+    end = time.monotonic() + 300
+    while not condition():
         assert all(one.poll() is None for one in processes), [p.communicate() for p in processes]
         assert time.monotonic() < end
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
 def listens_on(pid: int) -> set[str]:
@@ -242,6 +258,83 @@ def test_one_of_two_is_killed(killed, pair, tmp_path):
     _, err = both[1 - killed].communicate(timeout=180)
     assert both[1 - killed].returncode not in (0, None)
     assert err == f"{last_words.GONE}\n"
+
+
+def test_two_processes_are_killed_and_go_on_and_equal_one(pair, command, train_flags, tmp_path):
+    short = {"num_steps": 6, "eval_every_steps": 6, "checkpoint_every_steps": 3}
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert command("main", *train_flags(DG, one, short)).code == 0
+    both = pair([two] * 2, overrides=short)
+    wait_until((checkpoints.folder(two, "latest") / "3").exists, both)
+    for each in both:
+        each.kill()
+        each.communicate()
+    assert not checkpoints.folder(two, "final").exists()
+    both = pair([two] * 2, overrides=short)
+    out = [each.communicate(timeout=600) for each in both]
+    assert [each.returncode for each in both] == [0, 0], out
+    assert "going on from the checkpoint of step 3 " in out[0][0] and out[1] == ("", "")
+    ours, theirs = (checkpoints.load_variables(checkpoints.folder(workdir, "final"))
+                    for workdir in (two, one))
+    assert_trees_close(ours[0], theirs[0], rtol=1e-3, atol=1e-5)
+    for domain, scores in theirs[1]["scores"].items():
+        found = ours[1]["scores"][domain]
+        assert found["settings"] == scores["settings"]
+        for key in ("miou", "pixel_accuracy"):
+            assert found[key] == pytest.approx(scores[key], abs=2e-3)
+
+
+def test_a_state_of_one_device_goes_on_over_four_and_back(
+    process, command, train_flags, tmp_path, monkeypatch
+):
+    """Its last steps are undone and made again: on four devices, then on one."""
+    short = {"num_steps": 6, "eval_every_steps": 6, "checkpoint_every_steps": 2,
+             "keep_checkpoints": 3, "batch_size": 4}  # fmt: skip
+    arguments = train_flags(DG, tmp_path / "run", short)
+    assert command("main", *arguments).code == 0
+    final = checkpoints.folder(tmp_path / "run", "final")
+    whole, _ = checkpoints.load_variables(final)
+
+    def undo(step: int) -> None:
+        shutil.rmtree(final)
+        for later in range(step + 2, 8, 2):
+            shutil.rmtree(checkpoints.folder(tmp_path / "run", "latest") / str(later))
+
+    undo(2)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    running = process("main", *arguments)
+    out, err = running.communicate(timeout=600)
+    assert running.returncode == 0 and "devices           4 x cpu" in out, out + err
+    assert "since the last start devices.count has changed from 1 to 4" in out
+    assert_trees_close(checkpoints.load_variables(final)[0], whole, rtol=1e-3, atol=1e-5)
+    undo(4)
+    result = command("main", *arguments)
+    assert result.code == 0 and "going on from the checkpoint of step 4 " in result.out
+    assert_trees_close(checkpoints.load_variables(final)[0], whole, rtol=1e-3, atol=1e-5)
+
+
+def test_processes_that_slurm_starts_find_each_other(process, train_flags, tmp_path, monkeypatch):
+    """By what srun sets, JAX's port besides; one of them is asked to stop."""
+    for name, value in {"JAX_COORDINATOR_PORT": free_port(), "SLURM_JOB_ID": 7, "SLURM_NTASKS": 2,
+                        "SLURM_STEP_NODELIST": "localhost", "SLURM_LOCALID": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    both = []
+    for index in range(2):
+        monkeypatch.setenv("SLURM_PROCID", str(index))
+        both.append(process("main", *train_flags(DG, tmp_path / "run", LONG), "--distributed"))
+    wait_for_steps(tmp_path / "run", both)
+    both[0].send_signal(signal.SIGTERM)
+    out = [one.communicate(timeout=300) for one in both]
+    assert [one.returncode for one in both] == [143, 143], out
+    assert "devices           2 x cpu" in out[0][0] and out[1][0] == ""
+
+
+def test_no_cluster_to_be_found(process, train_flags, tmp_path):
+    _, err = (alone := process("main", *train_flags(DG, tmp_path / "w"), "--distributed")
+              ).communicate(timeout=180)
+    assert alone.returncode == 2 and list(tmp_path.iterdir()) == []
+    assert err.startswith("error: --distributed: the environment names no other processes")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("index", [0, 1])

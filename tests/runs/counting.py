@@ -1,0 +1,34 @@
+"""One of two processes that count a split together: PORT INDEX FOLDER OUT on the command line."""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+
+import numpy as np
+
+from snr_jax.core.labels import classes
+from snr_jax.core.parallel import create_parallel
+from snr_jax.runs import evaluation, experiment, processes
+from tests.core.tiny import network, variables
+
+
+def count(folder: str, protocol: str) -> np.ndarray:
+    split = experiment.open_split(
+        domain="gta5", directory=folder, split="all", size=(33, 49), classes=classes(19),
+        require_labels=True, max_images=0, log=lambda line: None,
+    )
+    model = network(num_classes=19)
+    own = evaluation.own_devices(create_parallel())
+    on_devices = own.replicate(variables(model))
+    return evaluation.count(model, on_devices, split, parallel=own, batch_size=4, protocol=protocol)
+
+
+def main(port: str, index: str, folder: str, out: str) -> None:
+    with processes.joined(("127.0.0.1", int(port)), 2, int(index), 120):
+        np.savez(out, **{name: count(folder, name) for name in evaluation.PROTOCOLS})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
