@@ -147,6 +147,8 @@ def command(args: flags.FlagValues) -> None:
 
 def _check_domains(args: flags.FlagValues) -> None:
     """Raises UserError for flags of --domain beside --domains, and for a size that is none."""
+    if args["domains"].present and not args.domains:
+        raise UserError("--domains is empty; expected names, as cityscapes,bdd100k")
     if args.domains and args["domain"].present:
         raise UserError("--domain and --domains exclude each other; leave one out")
     if args.size and not args.domains:

@@ -166,9 +166,10 @@ def read(workdir: str | os.PathLike) -> dict:
         record = json.loads(path.read_text(encoding="utf-8"))
         kinds = {"config": dict, "initial": str | None, "data": dict, "starts": list}
         wrong = [key for key, kind in kinds.items() if not isinstance(record[key], kind)]
-        if wrong or not isinstance(record["starts"][-1], dict):
+        whole = record["starts"] and all("time" in start for start in record["starts"])
+        if wrong or not whole:
             raise KeyError(*wrong or ["starts"])
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise UserError(
             f"{path} is damaged ({reason}). It records what the run is. Put a copy of it back, "

@@ -145,6 +145,10 @@ def _read_lines(path: str) -> list[dict]:
             record = json.loads(line)
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):
                 raise ValueError("no object with a step")
+            odd = [k for k, v in record.items()
+                   if k != SETTINGS and not isinstance(v, int | float | None)]
+            if odd:
+                raise ValueError(f"{odd[0]} is no number")
             records.append(record)
         except ValueError as error:
             if number < len(lines):

@@ -330,6 +330,7 @@ def test_label_ids_out_of_range(evaluate_flags, refused, data_root, tmp_path):
         (("--protocol=half",), "protocol"),
         (("--flip=maybe",), "flip"),
         (("--domain=other",), "domain"),
+        (("--domains=",), "--domains is empty"),
         (("--split=nonsense",), "no split 'nonsense'; it has train, val, test"),
         (("--config.target.val_split=",), "target.val_split is empty; choose one"),
         (("--config.target.dir=Nowhere",), "there is no directory"),

@@ -242,7 +242,10 @@ def test_another_backend_is_another_run_where_it_computes_in_another_format(
 @pytest.mark.parametrize(
     "content",
     [b"", b"[]", b"3", b"{", b"\xff\xfe", b"{}", b'{"config": []}',
-     b'{"config": {}, "initial": "random", "data": {}, "starts": []}'],
+     b'{"config": {}, "initial": "random", "data": {}, "starts": []}',
+     b'{"config": {}, "initial": "random", "data": {}, "starts": [{}]}',
+     b'{"config": {}, "initial": "random", "data": {}, "starts": [3]}',
+     pytest.param(b"[" * 100_000, id="deep")],
 )
 def test_a_damaged_record(data_root, tmp_path, content):
     claim(data_root, tmp_path)

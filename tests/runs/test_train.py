@@ -270,7 +270,7 @@ def test_a_damaged_record_is_one_line(copied, refused, data_root):
     shutil.rmtree(checkpoints.folder(workdir, "final"))
     whole = (workdir / "metrics.jsonl").read_text()
     lines = whole.splitlines(keepends=True)
-    for broken in ('{"step": 3, "tr\n', "[]\n", "{}\n"):
+    for broken in ('{"step": 3, "tr\n', "[]\n", "{}\n", '{"step": 3, "train/x": "y"}\n'):
         (workdir / "metrics.jsonl").write_text("".join([*lines[:2], broken, *lines[3:]]))
         error = refused("main", *arguments)
         assert f"{workdir}/metrics.jsonl, line 3 is damaged" in error and "Remove that" in error
