@@ -72,7 +72,7 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_bool(
     "torchvision", False, "The file is torchvision's ImageNet ResNet.", flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "Of the initial values.", flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "Of the initial values.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_enum(
     "prefix", "", ["", "module."], "With --export: what every name begins with.",
     flag_values=FLAGS,

@@ -427,6 +427,9 @@ def test_shapes_that_do_not_fit_are_named(tmp_path, capsys):
     wrong = twin() | {"layer2.0.conv2.weight": torch.ones(8, 7, 3, 3)}
     refused(convert(capsys, wrong, tmp_path), tmp_path,
             "layer2.0.conv2.weight has (8, 7, 3, 3), expected (8, 8, 3, 3)", "Likely cause")
+    for name in ("conv1.weight", "layer6.conv2d_list.0.weight"):
+        refused(convert(capsys, twin() | {name: torch.tensor(1.0)}, tmp_path), tmp_path,
+                f"{name} has the shape (); expected a kernel of 4 axes")
 
 
 def test_mostly_unmatched_files(tmp_path, capsys):
@@ -607,6 +610,7 @@ def test_seed_of_the_initial_values(tmp_path, capsys):
         kernels.append(variables["params"]["layer6"]["conv2d_list_0"]["kernel"])
     np.testing.assert_array_equal(kernels[0], kernels[1])
     assert not np.array_equal(kernels[0], kernels[2])
+    refused(convert(capsys, twin(), tmp_path, "--seed", "-1"), tmp_path, "--seed=-1")
 
 
 def test_flags_of_the_other_direction_are_refused(tmp_path, capsys):

@@ -185,12 +185,15 @@ def infer_architecture(state_dict: StateDict) -> dict:
                             "without gaps: the file is incomplete or another network")
         stage_sizes.append(len(blocks))
     foreign = set(foreign_head(state_dict))
-    heads = (f"layer{n}.conv2d_list.0.weight" for n in (6, 5))
-    heads = [state_dict[name] for name in heads if name in state_dict and name not in foreign]
+    names = (f"layer{n}.conv2d_list.0.weight" for n in (6, 5))
+    heads = {name: state_dict[name] for name in names if name in state_dict and name not in foreign}
+    for name, kernel in {"conv1.weight": stem, **heads}.items():
+        if np.ndim(kernel) != 4:
+            raise UserError(f"{name} has the shape {np.shape(kernel)}; expected a kernel of 4 axes")
     gate = any(name.startswith("style_reid_laye") for name in state_dict)
     norm = any(_numbers("IN{}", name.partition(".")[0]) for name in state_dict)
     return {
-        "num_classes": int(heads[0].shape[0]) if heads else None,
+        "num_classes": int(next(iter(heads.values())).shape[0]) if heads else None,
         "stage_sizes": tuple(stage_sizes),
         "width": int(stem.shape[0]),
         "norm_restitution": "snr" if gate else "in" if norm else "none",

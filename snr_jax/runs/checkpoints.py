@@ -175,6 +175,8 @@ def _read_meta(path: Path) -> dict:
         absent = [key for key in ARCHITECTURE if key not in model]
         if absent or not isinstance(meta["checksums"]["variables"], dict):
             raise KeyError(*absent, "checksums")
+        if not isinstance(meta.get("source", {}), dict):
+            raise KeyError("source")
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{path} cannot be read: its meta lacks {error}. Use another checkpoint"

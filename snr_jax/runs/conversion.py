@@ -93,9 +93,9 @@ def convert(
                      "conv1.weight and bn1.running_mean, exact except within 3 pixels of the "
                      "border, where zero padding means a colour one grey level away")
     if names:
-        notes.append(f"classes {', '.join(names)}: recorded. Training, evaluation and prediction "
-                     "know the classes of the benchmarks (19, 16, 13) alone and refuse this "
-                     "checkpoint; --export takes it")
+        notes.append(f"classes {', '.join(names)}: recorded. Prediction takes them; training and "
+                     "evaluation need a source of the same classes, described by a file of its own "
+                     "(docs/data.md)")
     return Conversion(variables, model, found, names, heads, report, tuple(notes))
 
 

@@ -191,11 +191,12 @@ def finished(
     except UserError:
         return None
     complete = final.step == config.num_steps and validated(workdir, config.num_steps)
-    if not complete or not final.meta.get("scores") or not (Path(workdir) / RUN_FILE).exists():
+    results = final.meta.get("scores")
+    known = isinstance(results, dict) and results and (Path(workdir) / RUN_FILE).exists()
+    if not complete or not known:
         return None
     there = read(workdir)
     _refuse_differences(there, fingerprint(config, splits), workdir)
-    results = final.meta["scores"]
     log(f"the run in {workdir} is complete since step {final.step}, begun "
         f"{there['starts'][0]['time']}; nothing is written")
     log(tables.class_table(results))

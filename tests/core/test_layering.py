@@ -1,4 +1,4 @@
-"""The core stands on numpy, jax, flax and optax alone."""
+"""The core stands on numpy, jax, flax and optax alone, and a room imports lower rooms alone."""
 
 import ast
 import subprocess
@@ -14,6 +14,15 @@ CORE = sorted(
     for path in FOLDER.rglob("*.py") if path.stem != "__init__"
 )
 ALLOWED = {"numpy", "jax", "flax", "optax"}
+# Room → the rooms of snr_jax that it imports. Commands (with FLAGS) stand above all of them.
+ROOMS = {
+    "core": {"core"},
+    "data": {"core", "data"},
+    "toy": {"core", "toy"},
+    "report": {"core", "report"},
+    "runs": {"core", "data", "toy", "report", "runs"},
+    "parity": {"core", "runs", "parity"},
+}
 ABSENT = ["tensorflow", "tensorflow_datasets", "clu", "ml_collections", "torch"]
 
 
@@ -35,6 +44,18 @@ def test_core_modules_import_the_core_alone(module):
             assert f"{name}.".startswith("snr_jax.core."), name
         else:
             assert package in ALLOWED | sys.stdlib_module_names, name
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_lower_rooms_alone(room):
+    for path in (ROOT / "snr_jax" / room).rglob("*.py"):
+        if "FLAGS = " not in path.read_text():
+            words = (name.split(".") for name in imports(path) if name.startswith("snr_jax."))
+            assert {parts[1] for parts in words} <= ROOMS[room], path
+
+
+def test_every_room_is_in_the_table():
+    assert {path.parent.name for path in (ROOT / "snr_jax").glob("*/__init__.py")} == ROOMS.keys()
 
 
 def test_core_runs_where_nothing_else_is_installed():

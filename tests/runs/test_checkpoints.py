@@ -315,6 +315,12 @@ def test_a_broken_meta(tmp_path, content):
     assert checkpoints.find_or_set_aside(path, lines.append) is None and len(lines) == 2
 
 
+def test_a_meta_whose_source_is_no_table(tmp_path):
+    checkpoints.save_variables(tmp_path / "a", OLD, {**meta_of(), "source": []})
+    with pytest.raises(UserError, match="its meta lacks 'source'"):
+        checkpoints.find(tmp_path / "a")
+
+
 def test_leftover_of_a_killed_save_is_no_checkpoint(state, tmp_path):
     save_steps(tmp_path, state, [1])
     latest = checkpoints.folder(tmp_path, "latest")
