@@ -610,7 +610,8 @@ def test_seed_of_the_initial_values(tmp_path, capsys):
         kernels.append(variables["params"]["layer6"]["conv2d_list_0"]["kernel"])
     np.testing.assert_array_equal(kernels[0], kernels[1])
     assert not np.array_equal(kernels[0], kernels[2])
-    refused(convert(capsys, twin(), tmp_path, "--seed", "-1"), tmp_path, "--seed=-1")
+    code, _, err = convert(capsys, twin(), tmp_path, "--seed", "-1")
+    assert code == 2 and "--seed=-1" in err
 
 
 def test_flags_of_the_other_direction_are_refused(tmp_path, capsys):
