@@ -1,5 +1,6 @@
 """Training on two folders of one's own with five classes; nobody opens the target's labels."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -59,3 +60,15 @@ def test_training_opens_no_label_of_the_target(labels, own, command):
     result = command("predict", "--checkpoint", own / "run", "--images", photos,
                      "--out", own / "out")
     assert result.code == 0 and list((own / "out").iterdir()), result
+    if labels == "unreadable":  # of train alone: the sea's validation can be scored
+        result = command(
+            "evaluate", *config, "--checkpoint", own / "run", "--out", own / "scores",
+            f"--domains={own}/lake.yaml,{own}/sea.yaml", "--size=33,65", "--protocol=network",
+            "--flip=no", "--pictures=0",
+        )
+        assert result.code == 0, result
+        rows = json.loads((own / "scores/evaluation.json").read_text())["domains"]
+        assert list(rows) == ["lake", "sea"]
+        for row in rows.values():
+            assert list(row["network"]["iou"]) == ["water", "boat", "shore", "sky", "person"]
+            assert row["network"]["settings"]["images"] == 3
