@@ -77,8 +77,11 @@ def _turn_hue(x: jax.Array, turns: jax.Array) -> jax.Array:
     r, g, b = x[..., 0], x[..., 1], x[..., 2]
     value, chroma = x.max(-1), x.max(-1) - x.min(-1)
     of = jnp.where(chroma > 0, chroma, 1)
+    # Each formula meets its neighbour where two colours are equal. A comparison with `value` would
+    # not: the compiler may compute it twice, rounded otherwise.
     sector = jnp.where(
-        value == r, (g - b) / of, jnp.where(value == g, (b - r) / of + 2, (r - g) / of + 4)
+        (r >= g) & (r >= b), (g - b) / of,
+        jnp.where(g >= b, (b - r) / of + 2, (r - g) / of + 4),
     )
     k = (jnp.array([5.0, 3.0, 1.0]) + (sector + 6 * turns)[..., None]) % 6
     return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)

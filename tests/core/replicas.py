@@ -21,6 +21,7 @@ from flax.traverse_util import flatten_dict
 
 from snr_jax.core import losses
 from snr_jax.core.parallel import create_parallel
+from snr_jax.core.self_training import make_classmix_step
 from snr_jax.core.state import create_state
 from snr_jax.core.steps import (
     loss_of,
@@ -41,9 +42,20 @@ def record(name, tree):
     found.update({f"{name}/{k}": np.asarray(v) for k, v in flatten_dict(tree, sep="/").items()})
 
 
-def data(size=4):
-    """The second half of the samples has a tenth of the valid pixels of the first."""
+MULTI = {"lambda_seg": 0.3}
+
+
+def data(size=4, mixed=False):
+    """The second half of the samples has a tenth of the valid pixels of the first.
+
+    mixed: the target images have the size of the source's, and half of them one colour alone, of
+    which the teacher is sure.
+    """
     values = batch(size)
+    if mixed:
+        target = np.random.default_rng(7).integers(0, 256, (size, 33, 49, 3), np.uint8)
+        target[size // 2 :] = 0
+        values["target_image"] = target
     rare = np.random.default_rng(9).random((size // 2, 33, 49)) < 0.9
     values["source_label"][size // 2 :][rare] = 255
     return values
@@ -53,18 +65,21 @@ def train(name, parallel, factory, *, sync_bn=True, size=4, **options):
     axis = parallel.axis_name
     wide = jax.tree.map(np.float64, variables(Probe()))
     model = Probe(dtype=jnp.float64, bn_axis_name=axis if sync_bn else None)
-    step = parallel.compile(factory(model=model, optimizer=OPTIMIZER, lambda_seg=0.3,
+    mixed = factory is make_classmix_step
+    options = options if mixed else MULTI | options
+    step = parallel.compile(factory(model=model, optimizer=OPTIMIZER,
                                     restitution_weight=0.05, axis_name=axis, **options))
-    state = parallel.replicate(create_state(wide, OPTIMIZER))
+    state = parallel.replicate(create_state(wide, OPTIMIZER, with_teacher=mixed))
     layout = jax.tree.map(lambda x: x.sharding, state)
     for i in range(PASSES):
-        state, metrics = step(state, parallel.shard(data(size)))
+        state, metrics = step(state, parallel.shard(data(size, mixed)))
         jax.block_until_ready((state, metrics))
         record(f"{name}/metrics{i}", parallel.unreplicate(metrics))
     same = jax.tree.map(lambda x: x.sharding, state) == layout
     assert same, "the second step is compiled anew"
     final = parallel.unreplicate(state)
-    record(name, {**final.variables, "momentum": final.opt_state[0].trace})
+    record(name, {**final.variables, "momentum": final.opt_state[0].trace,
+                  "teacher": final.teacher})
     found[f"{name}/step"] = np.asarray(final.step)
     if parallel is not ONE:
         for leaf in jax.tree.leaves(state):
@@ -150,6 +165,7 @@ for devices, parallel in (("one", ONE), ("many", TWO)):
           accumulate_steps=parallel.num_devices)
     train(f"{devices}/hard", parallel, make_adaptation_step,
           target_loss=partial(losses.hard, threshold=0.6), guidance_threshold=0.6)
+    train(f"{devices}/class mixing", parallel, make_classmix_step, threshold=0.8)
     forward(f"{devices}/forward", parallel)
     evaluate(f"{devices}/evaluation", parallel)
     whole_losses(f"{devices}/losses", parallel)

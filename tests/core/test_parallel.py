@@ -34,7 +34,7 @@ def assert_equal(found, name, rtol, atol):
 
 @pytest.mark.parametrize(
     "step", ["source", "iw_maxsquare", "hard", "source of eight", "adaptation of eight",
-             "accumulated"],
+             "accumulated", "class mixing"],
 )  # fmt: skip
 def test_a_training_step_on_many_devices_equals_one(found, step):
     """Parameters, momentum, statistics and losses, augmentation included.
@@ -57,6 +57,11 @@ def test_the_steps_had_something_to_agree_on(found):
     assert metrics.keys() == {"loss_source", "loss_source_aux", "loss_restitution", "loss_target",
                               "loss_target_aux"}
     assert all(value != 0 for value in metrics.values())
+    mixing = group(found, "many/class mixing/metrics1/")
+    assert 0.05 < mixing["sure_share"] < 0.95 and mixing["loss_target"] > 0
+    teacher = group(found, "many/class mixing/teacher/params/")
+    student = group(found, "many/class mixing/params/")
+    assert (teacher["main/kernel"] != student["main/kernel"]).any()  # after two updates
     momentum = group(found, "many/iw_maxsquare/momentum/")
     assert max(np.abs(value).max() for value in momentum.values()) > 1e-3
 
