@@ -33,7 +33,7 @@ from snr_jax.core.parallel import create_parallel
 from snr_jax.data.look import look
 from snr_jax.report.pictures import panel
 from snr_jax.report.tables import class_table, domain_table, percent
-from snr_jax.runs import checkpoints, experiment, network, several
+from snr_jax.runs import arguments, checkpoints, experiment, network, several
 from snr_jax.runs.checkpoints import Checkpoint
 from snr_jax.runs.evaluation import PROTOCOLS, count, differences, pictures
 from snr_jax.runs.experiment import Log
@@ -83,7 +83,7 @@ def command(args: flags.FlagValues) -> None:
     _check_domains(args)
     out = Path(args.out or _default_out(checkpoint, "domains" if args.domains else args.domain))
     _refuse_unwritable(out)
-    want = experiment.model_arguments(config, None)
+    want = arguments.model_arguments(config, None)
     options = {key: want[key] for key in ("dtype", "atrous")}
     model, variables, meta = network.load(checkpoint, **options)
     network.refuse_mismatch(str(checkpoint.path), meta["model"], want)
@@ -106,7 +106,7 @@ def command(args: flags.FlagValues) -> None:
             print(f"note: {note}", flush=True)
     parallel = create_parallel()
     on_devices = parallel.replicate(variables)
-    batch_size = experiment.evaluation_arguments(config)["batch_size"]
+    batch_size = arguments.evaluation_arguments(config)["batch_size"]
     results: dict[str, dict[str, dict]] = {name: {} for name in rows.splits}
     for protocol in PROTOCOLS if args.protocol == "both" else (args.protocol,):
         for flip in {"both": (False, True), "no": (False,), "yes": (True,)}[args.flip]:
@@ -166,7 +166,7 @@ def _open_rows(args: flags.FlagValues, config: ConfigDict, classes: Classes, log
             config, args.domains, split=args.split or "val", classes=classes,
             size=tuple(map(int, args.size)) or None, max_images=args.max_images, log=log,
         )
-    data = experiment.split_arguments(config, f"{args.domain}_val")
+    data = arguments.split_arguments(config, f"{args.domain}_val")
     if not (args.split or data["split"]):
         raise UserError(f"{args.domain}.val_split is empty; choose one, as --split val")
     chosen = {"split": args.split or data["split"], "max_images": args.max_images}

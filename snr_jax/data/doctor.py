@@ -30,7 +30,7 @@ from snr_jax.data.samples import Labels, Sample
 from snr_jax.data.survey import Report, describe, statistics, survey, table
 from snr_jax.report import findings
 from snr_jax.report.pictures import colorize
-from snr_jax.runs import experiment
+from snr_jax.runs import arguments, experiment
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -72,7 +72,7 @@ def places(config: ConfigDict) -> dict[str, Place]:
     """Role → place: every split that training with this configuration opens."""
 
     def place(role: str) -> Place:
-        of = experiment.split_arguments(config, role)
+        of = arguments.split_arguments(config, role)
         return Place(of["domain"], of["directory"], of["split"], of["require_labels"],
                      target=role == "target")
 

@@ -17,7 +17,7 @@ from snr_jax.core.parallel import create_parallel
 from snr_jax.data.domains import CITIES
 from snr_jax.report.published import published
 from snr_jax.report.tables import percent
-from snr_jax.runs import checkpoints, experiment, network, stopping, validation
+from snr_jax.runs import arguments, checkpoints, experiment, network, stopping, validation
 from snr_jax.runs.experiment import Log
 from snr_jax.runs.stopping import Stop, never
 from snr_jax.runs.train import train
@@ -65,12 +65,12 @@ def crosscity(
     classes = experiment.create_classes(config)
     splits = {
         city: experiment.open_split(
-            **experiment.split_arguments(one, "target_val"), classes=classes, log=log
+            **arguments.split_arguments(one, "target_val"), classes=classes, log=log
         )
         for city, one in configs.items()
     }
     experiment.look({city.capitalize(): split for city, split in splits.items()}, log)
-    want = experiment.model_arguments(config, None)
+    want = arguments.model_arguments(config, None)
     checkpoint = checkpoints.find(config.init_from)
     model, variables, meta = network.load(
         checkpoint, **{key: want[key] for key in ("dtype", "atrous")}
@@ -84,7 +84,7 @@ def crosscity(
         stopping.unless_asked(stop, f"stopped before {city}; the same command goes on")
         scores = validation.score(
             model, on_devices, {"target_val": splits[city]}, step=checkpoint.step,
-            parallel=parallel, log=log, **experiment.evaluation_arguments(config),
+            parallel=parallel, log=log, **arguments.evaluation_arguments(config),
         )["crosscity"]
         results[city] = {"source": scores}
         log(f"{city.capitalize()}: mIoU {percent(scores['miou'])} before the adaptation")

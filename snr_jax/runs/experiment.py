@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import optax
 from ml_collections import ConfigDict
 
-from snr_jax.core import augment, labels, losses, mixing, optim
+from snr_jax.core import labels, optim
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes
 from snr_jax.core.models.deeplab import DeepLab
@@ -22,7 +21,7 @@ from snr_jax.data import look as data_look
 from snr_jax.data.prepared import Prepared
 from snr_jax.data.rare import RareClasses
 from snr_jax.data.samples import Labels, Sample
-from snr_jax.runs import keys, network
+from snr_jax.runs import arguments, keys, network
 
 Log = Callable[[str], None]
 
@@ -58,7 +57,7 @@ def check(config: ConfigDict) -> None:
             f"--config.optimizer.schedule_steps to at least that (now "
             f"{config.optimizer.schedule_steps})"
         )
-    if has_teacher(config):
+    if arguments.has_teacher(config):
         _check_mix(config)
 
 
@@ -92,135 +91,6 @@ def check_devices(config: ConfigDict) -> None:
                         f"--config.batch_size={max(parts, size - size % parts)}")
 
 
-# ---------------------------------------------------------------- the configuration as arguments
-
-
-def split_arguments(config: ConfigDict, role: str) -> dict:
-    """Of `open_split`. role: source, target, source_val or target_val."""
-    side, _, validation = role.partition("_")
-    place = config[side]
-    return {
-        "domain": place.domain,
-        "directory": domains.directory(place.domain, config.data.root, place.dir),
-        "split": place.val_split if validation else place.train_split,
-        "size": tuple(place.size),
-        "require_labels": role != "target",
-        "prepared_in": "" if validation else config.data.prepared,
-        "scale_range": None if validation else scale_range(config),
-        "max_images": config.eval.max_images if validation else 0,
-    }
-
-
-def stream_arguments(config: ConfigDict, role: str) -> dict:
-    """Of `pipeline.train_batches`. Each domain's order has its own seed."""
-    return {
-        "batch_size": config.batch_size,
-        "seed": 2 * config.seed + ("source", "target").index(role),
-        "with_labels": role == "source",
-        "scale_range": scale_range(config),
-        "crop": tuple(config.data.crop) if any(config.data.crop) else None,
-        "mirror": config.data.mirror,
-    }
-
-
-def scale_range(config: ConfigDict) -> tuple[float, float] | None:
-    """None where every image has the training size."""
-    found = tuple(config.data.scale_range)
-    return found if found != (1, 1) else None
-
-
-def rare_arguments(config: ConfigDict) -> dict:
-    """Of `rare.rare_classes`."""
-    return {
-        "temperature": config.source.rare_class_temperature,
-        "min_pixels": config.source.rare_class_pixels,
-    }
-
-
-def model_arguments(config: ConfigDict, axis_name: str | None) -> dict:
-    """Of `network.create_model`. axis_name: of the devices, None for one."""
-    return {
-        **config.model,
-        "num_classes": config.num_classes,
-        "restitution_heads": restitution_weight(config) > 0,
-        "bn_axis_name": axis_name if config.sync_batch_norm else None,
-    }
-
-
-def initial_arguments(config: ConfigDict) -> dict:
-    """Of `network.initialize`."""
-    return {"seed": config.seed, "init_from": config.init_from}
-
-
-def schedule_arguments(config: ConfigDict) -> dict:
-    """Of `optim.poly_schedule`."""
-    optimizer = config.optimizer
-    return {"base_rate": optimizer.base_rate, "num_steps": optimizer.schedule_steps}
-
-
-def groups_arguments(config: ConfigDict) -> dict:
-    """Of `optim.param_groups`."""
-    return {
-        "repeated_updates": config.optimizer.repeated_updates,
-        "train_snr": config.optimizer.train_snr,
-        "multi_level": config.loss.lambda_seg > 0,
-        "head_branches": config.model.head_branches,
-        "head_rate": config.optimizer.head_rate,
-        "snr_rate": config.optimizer.snr_rate,
-    }
-
-
-def sgd_arguments(config: ConfigDict) -> dict:
-    """Of `optim.sgd`."""
-    return {
-        "momentum": config.optimizer.momentum, "weight_decay": config.optimizer.weight_decay,
-    }  # fmt: skip
-
-
-def step_arguments(config: ConfigDict) -> dict:
-    """Of the factory of `step_factory`."""
-    arguments = {
-        "seed": config.seed,
-        "restitution_weight": restitution_weight(config),
-        "freeze_bn": config.freeze_bn,
-        "accumulate_steps": config.accumulate_steps,
-        "prepare": partial(augment.augment, with_blur=config.data.blur),
-    }
-    if has_teacher(config):
-        mix = config.mix
-        return arguments | {
-            "lambda_target": config.loss.lambda_target,
-            "teacher_momentum": mix.teacher_momentum, "teacher_mode": mix.teacher_mode,
-            "threshold": mix.threshold, "weight": mix.weight, "class_share": mix.class_share,
-            "rows_left_out": tuple(mix.rows_left_out), "statistics": mix.statistics,
-            "strengthen": partial(
-                mixing.strong_augment, with_jitter=mix.jitter, with_blur=mix.blur),
-        }  # fmt: skip
-    arguments["lambda_seg"] = config.loss.lambda_seg
-    if not config.loss.target:
-        return arguments
-    options = {
-        "iw_maxsquare": {"ratio": config.loss.iw_ratio},
-        "iw_entropy": {"ratio": config.loss.iw_ratio},
-        "hard": {"threshold": config.loss.threshold},
-    }.get(config.loss.target, {})
-    return arguments | {
-        "target_loss": partial(losses.TARGET_LOSSES[config.loss.target], **options),
-        "lambda_target": config.loss.lambda_target,
-        "guidance_threshold": config.loss.threshold,
-    }
-
-
-def evaluation_arguments(config: ConfigDict) -> dict:
-    """Of `evaluate`, in a validation."""
-    return {"batch_size": config.eval.batch_size, "flip": config.eval.flip}
-
-
-def restitution_weight(config: ConfigDict) -> float:
-    """The loss compares the parts of the restitution; without one there is nothing to compare."""
-    return config.loss.restitution_weight if config.model.norm_restitution == "snr" else 0.0
-
-
 # ---------------------------------------------------------------- what a run consists of
 
 
@@ -232,7 +102,7 @@ def open_splits(config: ConfigDict, log: Log) -> dict[str, Split]:
     def opened(role: str) -> Split:
         title = role.replace("_val", " validation")[:17]
         split = open_split(
-            **split_arguments(config, role), classes=classes,
+            **arguments.split_arguments(config, role), classes=classes,
             log=lambda line: log(f"{title:<17} {line}"),
         )
         return split._replace(name=f"{split.name}_{role.split('_')[0]}") if same_kind else split
@@ -303,23 +173,18 @@ def look(splits: dict[str, Split], log: Log) -> None:
 
 
 def create_model(config: ConfigDict, parallel: Parallel) -> DeepLab:
-    return network.create_model(**model_arguments(config, parallel.axis_name))
+    return network.create_model(**arguments.model_arguments(config, parallel.axis_name))
 
 
 def create_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser and its base rate by step."""
-    schedule = optim.poly_schedule(**schedule_arguments(config))
-    groups = optim.param_groups(**groups_arguments(config))
-    return optim.sgd(schedule, groups, **sgd_arguments(config)), schedule
-
-
-def has_teacher(config: ConfigDict) -> bool:
-    """Whether the state of a run holds a mean teacher."""
-    return config.loss.target == "classmix"
+    schedule = optim.poly_schedule(**arguments.schedule_arguments(config))
+    groups = optim.param_groups(**arguments.groups_arguments(config))
+    return optim.sgd(schedule, groups, **arguments.sgd_arguments(config)), schedule
 
 
 def step_factory(config: ConfigDict) -> Callable:
-    if has_teacher(config):
+    if arguments.has_teacher(config):
         return make_classmix_step
     return make_adaptation_step if config.loss.target else make_source_step
 
@@ -330,7 +195,7 @@ def create_step(
 ) -> Callable:
     """The compiled training step; it consumes the state it is given. options: of its factory."""
     step = step_factory(config)(model=model, optimizer=tx, axis_name=parallel.axis_name,
-                **step_arguments(config), **options)
+                **arguments.step_arguments(config), **options)
     return parallel.compile(step, donate=0)
 
 
@@ -340,9 +205,9 @@ def rare_classes(config: ConfigDict, splits: dict[str, Split], log: Log) -> Rare
         return None
     source = splits["source"]
     show = make_progress("counting the classes of source labels", log)
-    directory = split_arguments(config, "source")["directory"]
+    directory = arguments.split_arguments(config, "source")["directory"]
     counts = rare.count_classes(source.samples, source.labels, directory, show=show, log=log)
-    found = rare.rare_classes(counts, **rare_arguments(config))
+    found = rare.rare_classes(counts, **arguments.rare_arguments(config))
     log(f"rare classes      drawn most, in %: {rare.describe(found, source.labels)}")
     return found
 
@@ -359,7 +224,7 @@ def batches(
             split.samples, split.labels, size=split.size, start_step=start_step,
             shard_index=jax.process_index(), shard_count=jax.process_count(),
             prepared=split.prepared, rare=rare_classes if role == "source" else None,
-            **stream_arguments(config, role),
+            **arguments.stream_arguments(config, role),
         )
 
     source = stream("source")

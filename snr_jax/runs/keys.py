@@ -26,7 +26,7 @@ class Legal(NamedTuple):
 
 
 class Key(NamedTuple):
-    """arrives: "PART.ARGUMENT" for every argument of `experiment.PART_arguments` that it changes.
+    """arrives: "PART.ARGUMENT" for every argument of `arguments.PART_arguments` that it changes.
 
     Empty for the keys that train.py reads itself.
     """

@@ -23,6 +23,7 @@ from snr_jax.core.state import TrainState, create_state, variable_shapes
 from snr_jax.data import pipeline
 from snr_jax.report import tables
 from snr_jax.runs import (
+    arguments,
     checkpoints,
     evaluation,
     experiment,
@@ -113,13 +114,13 @@ def _initial_state(
     log: Log,
 ) -> tuple[TrainState, bool]:
     """The state to begin with (numpy), and whether a run goes on with it."""
-    create = partial(create_state, tx=tx, with_teacher=experiment.has_teacher(config))
+    create = partial(create_state, tx=tx, with_teacher=arguments.has_teacher(config))
     shapes = jax.eval_shape(create, variable_shapes(model))
     state = states.restore_state(manager, shapes, log)
     if state is not None:
         log(f"going on from the checkpoint of step {int(state.step)} in {manager.directory}")
         return state, True
-    variables = network.initialize(model, **experiment.initial_arguments(config), log=log)
+    variables = network.initialize(model, **arguments.initial_arguments(config), log=log)
     return jax.device_get(create(variables)), False
 
 
@@ -137,7 +138,7 @@ def _announce(
     log(f"network           {params:,} parameters, {architecture(model)}")
     log(f"computes in       {jnp.dtype(model.dtype).name} (model.dtype {config.model.dtype})")
     log(f"recipe            {config.recipe}: {task}, train_snr {config.optimizer.train_snr}, "
-        f"restitution {experiment.restitution_weight(config)}, repeated_updates "
+        f"restitution {arguments.restitution_weight(config)}, repeated_updates "
         f"{config.optimizer.repeated_updates}, multi-level {config.loss.lambda_seg}")
     log(f"devices           {parallel.num_devices} x {device.device_kind} ({device.platform})")
     batch = f"batch {config.batch_size}"
@@ -266,7 +267,7 @@ def _validate(
     own = evaluation.own_devices(parallel)
     score = partial(
         validation.score, model, step=step, parallel=own,
-        **experiment.evaluation_arguments(config), log=log,
+        **arguments.evaluation_arguments(config), log=log,
         check=lambda: stopping.unless_asked(stop, kept),
     )
     there = state if own is parallel else own.replicate(host_state.replace(opt_state=()))

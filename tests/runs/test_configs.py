@@ -15,7 +15,7 @@ from configs import default
 from snr_jax.core.errors import UserError
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.state import create_state, variable_shapes
-from snr_jax.runs import experiment, keys
+from snr_jax.runs import arguments, experiment, keys
 
 FOLDER = Path(default.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
@@ -309,7 +309,7 @@ def test_full_size_step_can_be_built(name, recipe):
     parallel = create_parallel()
     model = experiment.create_model(config, parallel)
     optimizer, _ = experiment.create_optimizer(config)
-    create = partial(create_state, tx=optimizer, with_teacher=experiment.has_teacher(config))
+    create = partial(create_state, tx=optimizer, with_teacher=arguments.has_teacher(config))
     state = jax.eval_shape(create, variable_shapes(model))
     exported = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
                 if "restitution" not in jax.tree_util.keystr(path)]

@@ -11,7 +11,7 @@ import pytest
 from configs import default, gta2city_uda
 from snr_jax.core import losses, mixing
 from snr_jax.core.parallel import create_parallel
-from snr_jax.runs import experiment, keys
+from snr_jax.runs import arguments, experiment, keys
 from snr_jax.runs.keys import KEYS
 
 # Another legal value of every key that the table sends somewhere, on top of BASE.
@@ -46,24 +46,24 @@ READ_IN_TRAIN = {
     "keep_checkpoints", "eval.num_pictures",
 }  # fmt: skip
 PARTS = {
-    "source_split": partial(experiment.split_arguments, role="source"),
-    "target_split": partial(experiment.split_arguments, role="target"),
-    "source_val_split": partial(experiment.split_arguments, role="source_val"),
-    "target_val_split": partial(experiment.split_arguments, role="target_val"),
-    "source_stream": partial(experiment.stream_arguments, role="source"),
-    "target_stream": partial(experiment.stream_arguments, role="target"),
-    "model": partial(experiment.model_arguments, axis_name="replica"),
-    "initial": experiment.initial_arguments,
-    "schedule": experiment.schedule_arguments,
-    "groups": experiment.groups_arguments,
-    "rare": experiment.rare_arguments,
-    "sgd": experiment.sgd_arguments,
-    "step": experiment.step_arguments,
-    "evaluation": experiment.evaluation_arguments,
+    "source_split": partial(arguments.split_arguments, role="source"),
+    "target_split": partial(arguments.split_arguments, role="target"),
+    "source_val_split": partial(arguments.split_arguments, role="source_val"),
+    "target_val_split": partial(arguments.split_arguments, role="target_val"),
+    "source_stream": partial(arguments.stream_arguments, role="source"),
+    "target_stream": partial(arguments.stream_arguments, role="target"),
+    "model": partial(arguments.model_arguments, axis_name="replica"),
+    "initial": arguments.initial_arguments,
+    "schedule": arguments.schedule_arguments,
+    "groups": arguments.groups_arguments,
+    "rare": arguments.rare_arguments,
+    "sgd": arguments.sgd_arguments,
+    "step": arguments.step_arguments,
+    "evaluation": arguments.evaluation_arguments,
 }
 
 
-def arguments(overrides: dict) -> dict:
+def arrived(overrides: dict) -> dict:
     """PART.ARGUMENT → value, of every part."""
 
     def plain(value):
@@ -91,14 +91,14 @@ def test_arrives(key):
     # The threshold is an argument of "hard" as well as of the guidance.
     base = {"loss.target": "hard"} if key == "loss.threshold" else {}
     base = {"loss.target": "classmix"} if key.startswith("mix.") else base
-    before, after = arguments(base), arguments({**base, key: OTHER[key]})
+    before, after = arrived(base), arrived({**base, key: OTHER[key]})
     changed = {name for name in before.keys() | after.keys() if before[name] != after[name]}
     assert changed == set(KEYS[key].arrives)
 
 
 @pytest.mark.parametrize("name", ["iw_maxsquare", "iw_entropy"])
 def test_the_ratio_reaches_both_losses_with_image_weights(name):
-    function, options = arguments({"loss.target": name, "loss.iw_ratio": 0.5})["step.target_loss"]
+    function, options = arrived({"loss.target": name, "loss.iw_ratio": 0.5})["step.target_loss"]
     assert function is losses.TARGET_LOSSES[name] and options == {"ratio": 0.5}
 
 
@@ -137,7 +137,7 @@ def test_create_model_passes_its_arguments_on(axis_name, monkeypatch):
     config = changed_config(sync_batch_norm=True)
     kept = recorder(monkeypatch, experiment.network, "create_model")
     experiment.create_model(config, create_parallel()._replace(axis_name=axis_name))
-    assert kept == experiment.model_arguments(config, axis_name)
+    assert kept == arguments.model_arguments(config, axis_name)
     assert kept["bn_axis_name"] == axis_name
 
 
@@ -153,7 +153,7 @@ def test_create_step_passes_its_arguments_on(target, factory, monkeypatch):
     parallel = create_parallel()._replace(axis_name="replica")
     experiment.create_step(config, "model", "optimizer", parallel)
     places = {"model": "model", "optimizer": "optimizer", "axis_name": "replica"}
-    wanted = {**experiment.step_arguments(config), **places}
+    wanted = {**arguments.step_arguments(config), **places}
     plain = [{k: (v.func, v.keywords) if isinstance(v, partial) else v for k, v in d.items()}
              for d in (kept, wanted)]
     assert plain[0] == plain[1]
@@ -178,7 +178,7 @@ def test_batches_pass_their_arguments_on(monkeypatch):
     for (places, named), role in zip(kept, splits, strict=True):
         assert places == (f"samples of {role}", f"labels of {role}")
         assert named == {
-            **experiment.stream_arguments(config, role),
+            **arguments.stream_arguments(config, role),
             "size": (33, 65), "prepared": None,
             "rare": "rare classes" if role == "source" else None,
             "start_step": 7, "shard_index": 0, "shard_count": 1,
@@ -204,7 +204,7 @@ def test_open_splits_passes_its_arguments_on(monkeypatch):
     splits = experiment.open_splits(config, lambda line: None)
     assert list(splits) == ["source", "target", "source_val", "target_val"]
     for role, split in splits.items():
-        wanted = experiment.split_arguments(config, role)
+        wanted = arguments.split_arguments(config, role)
         found = split.domain, wanted["directory"], split.split
         assert found == (wanted["domain"], wanted["directory"], wanted["split"])
         assert kept[found] == wanted["require_labels"] and split.size == wanted["size"]
@@ -220,7 +220,7 @@ def test_arrives_unchanged():
     values = {**keys.values(gta2city_uda.get_config()), **BASE, **OTHER}
     values |= {"loss.target": "iw_maxsquare", "loss.restitution_weight": 0.25,
                "model.norm_restitution": "snr", "source.domain": "gta5"}
-    found = arguments(values)
+    found = arrived(values)
     derived = {"seed", "init_from", "data.root", "source.dir", "target.dir", "sync_batch_norm",
                "loss.target", "loss.iw_ratio", "data.blur"}
     derived |= {key for key in OTHER if key.startswith("mix.")}
@@ -235,11 +235,11 @@ def test_arrives_unchanged():
     assert found["source_split.directory"] == "elsewhere/elsewhere"
     assert found["step.target_loss"][1] == {"ratio": 0.5}
     assert found["groups.multi_level"] and found["model.restitution_heads"]
-    assert found["model.bn_axis_name"] is None and arguments({})["model.bn_axis_name"] == "replica"
+    assert found["model.bn_axis_name"] is None and arrived({})["model.bn_axis_name"] == "replica"
 
 
 def test_arrives_unchanged_at_class_mixing():
-    found = arguments(OTHER | {"loss.target": "classmix"})
+    found = arrived(OTHER | {"loss.target": "classmix"})
     switches = {"mix.jitter", "mix.blur"}
     given = {key: value for key, value in OTHER.items() if key.startswith("mix.")}
     for key, value in given.items():
@@ -247,20 +247,20 @@ def test_arrives_unchanged_at_class_mixing():
     assert found["step.lambda_target"] == OTHER["loss.lambda_target"]
     assert found["step.prepare"][1] == {"with_blur": False}
     for key, expected in (("mix.jitter", (False, True)), ("mix.blur", (True, False))):
-        strengthen = arguments({"loss.target": "classmix", key: False})["step.strengthen"]
+        strengthen = arrived({"loss.target": "classmix", key: False})["step.strengthen"]
         assert strengthen[0] is mixing.strong_augment
         assert strengthen[1] == dict(zip(("with_jitter", "with_blur"), expected))
 
 
 def test_generalisation_has_no_target_loss():
-    step = experiment.step_arguments(default.get_config())
+    step = arguments.step_arguments(default.get_config())
     assert step.keys() == {
         "prepare", "seed", "lambda_seg", "restitution_weight", "freeze_bn", "accumulate_steps",
     }  # fmt: skip
 
 
 def test_only_the_target_of_training_may_lack_labels():
-    found = arguments({})
+    found = arrived({})
     assert {part: found[f"{part}.require_labels"] for part in PARTS if "split" in part} == {
         "source_split": True, "target_split": False, "source_val_split": True,
         "target_val_split": True,
