@@ -289,7 +289,7 @@ def test_the_batch_divides_over_the_devices(monkeypatch):
     config = get_config("gta5_dg")
     config.batch_size = 3
     monkeypatch.setattr(jax, "device_count", lambda: 2)
-    with pytest.raises(UserError, match=r"^batch_size is 3; .* 2 devices.*batch_size=2$"):
+    with pytest.raises(UserError, match=r"^batch_size is 3; .*2 devices.*batch_size=2$"):
         experiment.check_devices(config)
     config.batch_size = 4
     experiment.check_devices(config)
