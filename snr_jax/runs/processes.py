@@ -21,7 +21,8 @@ from snr_jax.runs.stopping import Stopped
 
 SILENCE_SECONDS = 60  # a process that gives no sign for so long counts as gone
 TOGETHER = (0, 128 + signal.SIGTERM)  # the exit codes with which all processes end at one step
-COLLECTIVE = ("Gloo", "NCCL", "oordination", "Connection closed by peer")  # in JAX's errors
+# In JAX's errors.
+COLLECTIVE = ("Gloo", "NCCL", "oordination", "Barrier", "Connection closed by peer")
 WORKDIR_SECONDS = 20.0  # a network file system may show a new file so late
 TOKEN_BYTES = 16
 
@@ -98,7 +99,7 @@ def joined(
         raise UserError(f"{flags}: {error}") from error
     try:
         yield
-    except (ValueError, jax.errors.JaxRuntimeError) as error:
+    except (ValueError, jax.errors.JaxRuntimeError, UserError) as error:  # or a save that lost it
         if not any(word in str(error) for word in COLLECTIVE):
             raise
         raise Stopped(last_words.GONE, exit_code=1) from error

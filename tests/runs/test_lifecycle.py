@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from snr_jax.core.errors import UserError
-from snr_jax.runs import checkpoints, last_words, lock, network, stopping
+from snr_jax.runs import checkpoints, last_words, lock, network, processes, stopping
 from tests.core.tiny import assert_trees_close
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -339,6 +339,16 @@ def test_no_cluster_to_be_found(process, train_flags, tmp_path):
     assert alone.returncode == 2 and list(tmp_path.iterdir()) == []
     assert err.startswith("error: --distributed: the environment names no other processes")
     assert err.count("\n") == 1
+
+
+def test_a_process_that_is_lost_while_a_state_is_saved(monkeypatch):
+    monkeypatch.setattr(processes.last_words, "redirect_stderr", lambda: None)
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda *_, **__: None)
+    lost = "the state of step 2 could not be saved (UNKNOWN: Gloo AllGather failed: reset by peer)"
+    for message, raised in ((lost, stopping.Stopped), ("the disk is full", UserError)):
+        with pytest.raises(raised) as error, processes.joined(None, None, None, 1):
+            raise UserError(message)
+        assert str(error.value) == (last_words.GONE if raised is stopping.Stopped else message)
 
 
 @pytest.mark.parametrize("index", [0, 1])
