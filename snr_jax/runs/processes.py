@@ -106,8 +106,11 @@ def joined(
 
 
 def end(code: int) -> NoReturn:
-    """Ends the process; after an error at once, since a thread of a failed save may wait on."""
-    if code:
+    """Ends the process; after an error at once, since a thread of a failed save may wait on.
+
+    Of several processes that end at one step each waits for the others: JAX's farewell.
+    """
+    if code and not jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
