@@ -9,10 +9,12 @@ network (--config.model.norm_restitution=none): 52 in the paper (arXiv 2007.0870
 released model, 53.7 at its best. With SNR, the default here: not known, nobody has published it.
 """
 
+from ml_collections import ConfigDict
+
 from configs import default
 
 
-def get_config(recipe: str = "paper"):
+def get_config(recipe: str = "paper") -> ConfigDict:
     config = default.get_config(recipe or "paper")
     default.self_train(config)
     return config

@@ -4,10 +4,12 @@
         --config.init_from=runs/toy_dg
 """
 
+from ml_collections import ConfigDict
+
 from configs import default, toy_uda
 
 
-def get_config(recipe: str = "standard"):
+def get_config(recipe: str = "standard") -> ConfigDict:
     config = toy_uda.get_config(recipe)
     default.self_train(config)
     config.data.crop = (0, 0)  # both domains have one size

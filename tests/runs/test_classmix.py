@@ -68,9 +68,9 @@ def test_both_networks_are_kept_and_scored(mixed):
 
 def test_the_teacher_is_evaluated_by_its_checkpoint(mixed, command, train_flags, tmp_path):
     teacher = mixed.workdir / "checkpoints/teacher"
-    config = [flag for flag in train_flags(ADAPT, tmp_path, MIXED) if "config" in flag]
+    keys = [flag for flag in train_flags(ADAPT, tmp_path, MIXED) if flag.startswith("--config.")]
     result = command(
-        "evaluate", "--config", ADAPT, *config[1:], "--checkpoint", teacher, "--out",
+        "evaluate", "--config", ADAPT, *keys, "--checkpoint", teacher, "--out",
         tmp_path / "scores", "--protocol", "network")
     assert result.code == 0, result
     scores = checkpoints.find(teacher).meta["scores"]
