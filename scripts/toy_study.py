@@ -32,7 +32,8 @@ ADAPTATIONS = {
         "loss.target": "iw_maxsquare", "loss.lambda_target": 10.0}),
     "class mixing": ("toy_classmix", {}),
 }
-BUDGET = {"num_steps": 300, "optimizer.schedule_steps": 300, "optimizer.base_rate": 0.01}
+BUDGET = {"num_steps": 300, "optimizer.schedule_steps": 300, "optimizer.base_rate": 0.01,
+          "data.crop": (96, 96)}
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("out", None, "Folder of data, runs, table; runs/toy_study unless given, and "
@@ -43,7 +44,7 @@ flags.DEFINE_list("adaptations", list(ADAPTATIONS), "Ways to adapt to each style
                   flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_list("variants", ["plain", "IN", "SNR", "SNR + restitution loss"], "Of the network.",
                   flag_values=FLAGS)  # fmt: skip
-flags.DEFINE_bool("quick", False, "Images of 64x128.", flag_values=FLAGS)
+flags.DEFINE_bool("quick", False, "Images of 64x128, adapted to as a whole.", flag_values=FLAGS)
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Numbers, joined by commas.", flag_values=FLAGS)
 flags.DEFINE_list("styles", ["dusk", "haze"], "Of the target, as dusk,haze.", flag_values=FLAGS)
 
@@ -85,6 +86,7 @@ def _study(args: flags.FlagValues, seeds: Sequence[int], stop: Stop) -> None:
     if args.quick:
         for config in (source_config, *adaptations.values()):
             config.source.size = config.target.size = (64, 128)
+            config.data.crop = (0, 0)
     try:
         study(out, source_config, adaptations, seeds=seeds, styles=args.styles,
               variants=args.variants, classes=() if none else AMBIGUOUS, stop=stop)  # fmt: skip
