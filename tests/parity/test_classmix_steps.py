@@ -37,7 +37,7 @@ RECIPES = {
     "release, weight per pixel": {
         "repeated_updates": True, "train_snr": False, "weight_per_pixel": True},
     "plain, teacher in evaluation mode": {
-        "variant": "none", "teacher_evaluation": True, "threshold": 1 - 1e-8},
+        "variant": "none", "teacher_evaluation": True, "threshold": 0.6},
     "momentum at most 0.9": {"variant": "in", "most_momentum": 0.9},
 }
 
@@ -89,6 +89,7 @@ def test_recipe(name, checkpoints=(1, 3, 20)):
         max_iterations=MAX_ITERATIONS, threshold=threshold, phi=pair.phi,
         restitution_weight=RESTITUTION, **options)
     before, before_teacher = arrays(pair.twin, pair.phi), arrays(teacher)
+    shares = []
     for i in range(max(checkpoints)):
         # Three batches in turn; in one all labels are ignored, which pastes the whole image.
         images = random_image(i % 3, 2, 33, 49).astype(np.float64)
@@ -103,11 +104,12 @@ def test_recipe(name, checkpoints=(1, 3, 20)):
             to_torch(images), torch.from_numpy(labels), to_torch(target), classes, iteration=i)
         terms = {NAMES[k][0]: NAMES[k][1] * np.asarray(v) for k, v in metrics.items()}
         assert_close(terms, {k: np.asarray(v) for k, v in expected.items()}, 1e-6)
-        assert 0.05 < float(metrics["sure_share"]) < 0.98
+        shares.append(float(metrics["sure_share"]))
         if i + 1 in checkpoints:
             student = torch_named(state.params, state.batch_stats)
             compare(student, arrays(pair.twin, pair.phi), before)
             compare(torch_named(**state.teacher), arrays(teacher), before_teacher)
+    assert 0.05 < np.mean(shares) < 0.95 and sum(0 < share < 1 for share in shares) > 10, shares
 
 
 def compare(found: dict, after: dict, before: dict) -> None:

@@ -239,7 +239,8 @@ def test_whose_statistics_move(options, student_stays, teacher_stays):
     for model, before, stays in ((student, old, student_stays),
                                  (teacher, old_teacher, teacher_stays)):
         for (name, value), was in zip(model.named_buffers(), before.buffers(), strict=True):
-            assert torch.equal(value, was) == stays, name
+            if value.is_floating_point():  # what counts the forwards is no statistic
+                assert torch.equal(value, was) == stays, name
 
 
 def test_statistics_of_a_teacher_in_evaluation_mode_are_averaged():
