@@ -15,7 +15,7 @@ from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.progress import progress_text
 from snr_jax.core.steps import make_eval_step, make_predict_step
-from snr_jax.data import pipeline
+from snr_jax.data import pipeline, prefetch
 from snr_jax.report.pictures import colorize
 from snr_jax.runs.experiment import Split
 
@@ -77,7 +77,7 @@ def count(
     total = np.zeros((model.num_classes,) * 2, np.int64)
     done, start = 0, time.monotonic()
     last_line = start
-    for number, arrays in pipeline.prefetch_to_device(batches, put):
+    for number, arrays in prefetch.prefetch_to_device(batches, put):
         total += np.asarray(parallel.unreplicate(step(variables, arrays)))
         check()
         done += number

@@ -20,7 +20,7 @@ from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.progress import format_duration
 from snr_jax.core.state import TrainState, create_state, variable_shapes
-from snr_jax.data import pipeline
+from snr_jax.data import prefetch
 from snr_jax.report import tables
 from snr_jax.runs import (
     arguments,
@@ -201,7 +201,7 @@ def _loop(
     if step and due(config.eval_every_steps) and not validated:
         results = validate(state, host_state)
     first, since, started = step + 1, time.monotonic(), step
-    with contextlib.closing(pipeline.prefetch_to_device(host_batches, parallel.shard)) as batches:
+    with contextlib.closing(prefetch.prefetch_to_device(host_batches, parallel.shard)) as batches:
         while step < config.num_steps:
             batch = next(batches)
             with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
