@@ -1,13 +1,14 @@
 """Cityscapes → CrossCity (NTHU), generalisation: trained on Cityscapes alone, 13 classes.
 
     python -m snr_jax.main --config configs/city_dg13.py --workdir runs/city_dg13 \
-        --config.init_from=checkpoints/imagenet_coco
+        --config.init_from=checkpoints/init13
 
 The validations of a run score one city: Rome, or that of configs/city_dg13.py:Tokyo. One network
 serves all four; scripts/crosscity.py scores it on each.
 
-80,000 steps. Published, mIoU of the network without SNR (MaxSquareLoss): Rome 51.0, Rio 48.9, Tokyo
-47.8, Taipei 46.3. There is no published number with SNR.
+80,000 steps, from the weights that the README converts, with --num_classes 13. Published, mIoU of
+the network without SNR (MaxSquareLoss): Rome 51.0, Rio 48.9, Tokyo 47.8, Taipei 46.3. There is no
+published number with SNR.
 """
 
 from ml_collections import ConfigDict
