@@ -1,12 +1,16 @@
 """Input speed: this project's streams against torch's DataLoader with Pillow, as the lineage loads.
 
-    python scripts/bench_input.py --images 32 --rounds 3 --workers 2
+On a machine that does nothing else, with torch installed (about 10 minutes on two cores):
 
-Both read the same 1914x1052 PNG files in the layout of GTA5, drawn into a temporary directory.
+    python scripts/bench_input.py --images 32 --rounds 5 --workers 2 --out runs/bench_input/table.md
+
+All read the same PNG files of 1914x1052, the size of GTA5 and in its layout, for training at
+1280x720. The files and the prepared data, raw and PNG, are made once, in DIR/IMAGES, and reused by
+the next call (2.5 MB of PNG per image, and 3.5 and 2 MB prepared).
 The lineage mirrors, resizes, blurs, converts and subtracts the mean on the CPU; this project hands
 over uint8 and does blur and mean inside the compiled step, which is not timed here.
-The project's streams are from the files, and from prepared data, raw and PNG. All take turns, round
-by round; the median rates and ratios are printed.
+All take turns, round by round. A table in markdown is printed, and written to --out: the median
+rates and the median ratios of a round, beside the goals, 2 from the files and 6 from prepared data.
 """
 
 import os
@@ -14,9 +18,8 @@ import platform
 import random
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,13 +39,17 @@ if TYPE_CHECKING:  # it starts TensorFlow
 WIDTH, HEIGHT = 1914, 1052
 MEAN_BGR = np.array((104.00698793, 116.66876762, 122.67891434), np.float32)
 SIZE = DOMAINS["gta5"].train_size
+PEER = "DataLoader + Pillow"
+GOALS = {"files": 2, "prepared raw": 6, "prepared png": 6}  # times the peer's rate
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_integer(
     "images", 32, "Files, and images timed per round.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("rounds", 3, "Of both, in turns.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("rounds", 3, "Of all, in turns.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer(
     "workers", os.cpu_count(), "DataLoader processes.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("dir", "runs/bench_input", "Folder of the files.", flag_values=FLAGS)
+flags.DEFINE_string("out", "", "File for the table; empty: printed alone.", flag_values=FLAGS)
 
 
 def draw_frame(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
@@ -62,13 +69,16 @@ def draw_frame(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
 
 
 def write_data(directory: Path, count: int) -> Listing:
-    rng = np.random.default_rng(0)
-    (directory / "images").mkdir()
-    (directory / "labels").mkdir()
+    """Draws the frames that are not there yet."""
+    for kind in ("images", "labels"):
+        (directory / kind).mkdir(parents=True, exist_ok=True)
     for number in range(1, count + 1):
-        image, label = draw_frame(rng)
-        image.save(directory / "images" / f"{number:05d}.png")
-        label.save(directory / "labels" / f"{number:05d}.png")
+        paths = [directory / kind / f"{number:05d}.png" for kind in ("images", "labels")]
+        if not all(path.exists() for path in paths):
+            for drawn, path in zip(draw_frame(np.random.default_rng(number)), paths, strict=True):
+                part = path.with_suffix(".part")  # a file under its name is whole
+                drawn.save(part, format="png")
+                part.replace(path)
     return list_samples("gta5", str(directory), "train")
 
 
@@ -100,25 +110,25 @@ class LineageDataset(torch.utils.data.Dataset):
         return torch.from_numpy(chw), torch.from_numpy(train_ids)
 
 
-def prepare_data(folder: str, workers: int) -> dict[str, "Prepared"]:
-    """The data of `write_data` as prepared data of both forms."""
+def prepare_data(folder: Path, workers: int) -> dict[str, "Prepared"]:
+    """The data of `write_data` as prepared data of both forms; what is there is checked alone."""
     from snr_jax.data import preparing
     from snr_jax.data.prepared import open_prepared
     from snr_jax.runs.record import identity
 
     found = {}
     for images in preparing.IMAGE_KINDS:
-        out = Path(folder) / "prepared" / images
+        out = folder / "prepared" / images
         start = time.perf_counter()
         preparing.prepare(
-            DOMAINS["gta5"], folder, out, splits=["train"], size=SIZE, images=images,
+            DOMAINS["gta5"], str(folder), out, splits=["train"], size=SIZE, images=images,
             workers=workers, identify=identity, log=lambda line: None,
         )
         seconds = time.perf_counter() - start
         size = sum(path.stat().st_size for path in out.rglob("*.array_record*")) / 1e6
-        print(f"prepared {images}: {size:.0f} MB, made in {seconds:.0f} s", flush=True)
+        print(f"prepared {images}: {size:.0f} MB, {seconds:.0f} s", flush=True)
         found[f"prepared {images}"] = open_prepared(
-            out, DOMAINS["gta5"], folder, "train", size=SIZE, classes=19
+            out, DOMAINS["gta5"], str(folder), "train", size=SIZE, classes=19
         )[2]
     return found
 
@@ -134,46 +144,59 @@ def images_per_second(batches: Iterable, warm_up: int, count: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def command(args: flags.FlagValues) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        samples, labels, _ = write_data(Path(folder), args.images)
-        megabytes = sum(os.path.getsize(s.image) for s in samples) / len(samples) / 1e6
-        warm_up = 4 * args.workers
-        repeated = (samples * (warm_up // len(samples) + 2))[: args.images + warm_up + 8]
-        loader = torch.utils.data.DataLoader(
-            LineageDataset(repeated),
-            batch_size=1,
-            shuffle=True,
-            num_workers=args.workers,
-            persistent_workers=True,
-        )
-        next(iter(loader))  # forks the workers before TensorFlow has threads
-        from snr_jax.data.pipeline import train_batches
+def table(rates: Mapping[str, Sequence[float]], cores: int) -> str:
+    """Markdown. rates: stream → images/s by round; the first is what the others are measured by."""
+    lines = ["| | images/s | per core | ratio | goal |", "|---|---|---|---|---|"]
+    first = next(iter(rates.values()))
+    for name, of_stream in rates.items():
+        rate = statistics.median(of_stream)
+        ratio = statistics.median(one / of_first for one, of_first in zip(of_stream, first))
+        goal = GOALS.get(name, "")
+        lines.append(f"| {name} | {rate:.1f} | {rate / cores:.1f} | {ratio:.2f} | {goal} |")
+    return "\n".join(lines)
 
-        sources = {"files": None, **prepare_data(folder, args.workers)}
-        rates = []
-        for number in range(1, args.rounds + 1):
-            rates.append([images_per_second(loader, warm_up, args.images)])
-            for prepared in sources.values():
-                stream = train_batches(
-                    samples, labels, size=SIZE, batch_size=1, seed=number, prepared=prepared
-                )
-                rates[-1].append(images_per_second(stream, warm_up, args.images))
-                stream.close()
-            of_round = zip(["DataLoader", *sources], rates[-1], strict=True)
-            told = ", ".join(f"{name} {rate:.1f}" for name, rate in of_round)
-            print(f"round {number}: {told} images/s", flush=True)
-    lineage, *ours = (statistics.median(column) for column in zip(*rates))
-    print(
-        f"{args.images} PNG files of {WIDTH}x{HEIGHT}, {megabytes:.1f} MB, to {SIZE[1]}x{SIZE[0]}; "
-        f"{platform.machine()}, {os.cpu_count()} cores, {args.workers} DataLoader workers\n"
-        f"torch DataLoader + Pillow: {lineage:.1f} images/s, "
-        f"{lineage / os.cpu_count():.1f} per core"
+
+def command(args: flags.FlagValues) -> None:
+    load = os.getloadavg()[0]
+    folder = Path(args.dir) / str(args.images)
+    samples, labels, _ = write_data(folder, args.images)
+    megabytes = sum(os.path.getsize(s.image) for s in samples) / len(samples) / 1e6
+    warm_up = 4 * args.workers
+    repeated = (samples * (warm_up // len(samples) + 2))[: args.images + warm_up + 8]
+    loader = torch.utils.data.DataLoader(
+        LineageDataset(repeated),
+        batch_size=1,
+        shuffle=True,
+        num_workers=args.workers,
+        persistent_workers=True,
     )
-    for column, (name, rate) in enumerate(zip(sources, ours, strict=True), 1):
-        ratio = statistics.median(row[column] / row[0] for row in rates)
-        each = rate / os.cpu_count()
-        print(f"tf.data, {name}: {rate:.1f} images/s, {each:.1f} per core, ratio {ratio:.2f}")
+    next(iter(loader))  # forks the workers before TensorFlow has threads
+    from snr_jax.data.pipeline import train_batches
+
+    prepared = prepare_data(folder, args.workers)
+    sources = {"files": None, **prepared}
+    rates = {name: [] for name in (PEER, *sources)}
+    for number in range(1, args.rounds + 1):
+        rates[PEER].append(images_per_second(loader, warm_up, args.images))
+        for name, where in sources.items():
+            stream = train_batches(
+                samples, labels, size=SIZE, batch_size=1, seed=number, prepared=where
+            )
+            rates[name].append(images_per_second(stream, warm_up, args.images))
+            stream.close()
+        told = ", ".join(f"{name} {of_stream[-1]:.1f}" for name, of_stream in rates.items())
+        print(f"round {number}: {told} images/s", flush=True)
+    text = (
+        f"{args.images} PNG files of {WIDTH}x{HEIGHT}, {megabytes:.1f} MB, to {SIZE[1]}x{SIZE[0]}; "
+        f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f} before; "
+        f"{args.workers} DataLoader workers; medians of {args.rounds} rounds\n\n"
+        f"{table(rates, os.cpu_count())}\n"
+    )
+    print(f"\n{text}")
+    if args.out:
+        from snr_jax.runs.writer import write_text
+
+        write_text(Path(args.out), text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
