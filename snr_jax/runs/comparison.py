@@ -12,7 +12,7 @@ from snr_jax.core.errors import UserError
 from snr_jax.data import domains
 from snr_jax.report.chart import Curve
 from snr_jax.report.published import NETWORK, Row, Setting
-from snr_jax.runs import checkpoints, network, record
+from snr_jax.runs import arguments, checkpoints, network, record, validation
 from snr_jax.runs.evaluation import pictures
 from snr_jax.runs.experiment import Split, open_splits
 from snr_jax.runs.writer import read_scalars
@@ -72,27 +72,38 @@ def differ_in_seed_alone(first: Path, second: Path) -> bool:
 
 
 def rows(folders: Folders) -> list[Row]:
-    """What stands beside published scores: a row per name, and one on 13 of 16 classes."""
+    """What stands beside published scores: a row per network, and one on 13 of 16 classes.
+
+    A run has one network, its student; where a teacher was scored too, it follows.
+    """
     found = []
     for name, group in folders.items():
         there = record.read(group[0])
         config, role = ConfigDict(there["config"]), _scored_role(there)
-        scores = [_last_scores(folder, read_scalars(folder), _split_name(config, role))
-                  for folder in group]
         data, size = there["data"][role], config[role.partition("_")[0]].size
-        steps = sorted({score["step"] for score in scores})
-        unfinished = "" if steps == [config.num_steps] else (
-            f", at step {', '.join(map(str, steps))} of {config.num_steps}"
-        )
-        for classes, key in ((config.num_classes, "miou"), (13, "miou_13")):
-            if all(key in score for score in scores):
-                found.append(Row(
-                    setting(there)._replace(classes=classes), name + unfinished,
-                    tuple(score[key] for score in scores),
-                    "network+flip" if config.eval.flip else "network", _network(config),
-                    f"{data['split']}, {data['images']} images, {size[0]}x{size[1]}",
-                ))  # fmt: skip
+        for shown, split in _networks(name, group[0], _split_name(config, role)).items():
+            scores = [_last_scores(folder, read_scalars(folder), split) for folder in group]
+            steps = sorted({score["step"] for score in scores})
+            unfinished = "" if steps == [config.num_steps] else (
+                f", at step {', '.join(map(str, steps))} of {config.num_steps}"
+            )
+            for classes, key in ((config.num_classes, "miou"), (13, "miou_13")):
+                if all(key in score for score in scores):
+                    found.append(Row(
+                        setting(there)._replace(classes=classes), shown + unfinished,
+                        tuple(score[key] for score in scores),
+                        "network+flip" if config.eval.flip else "network", _network(config),
+                        f"{data['split']}, {data['images']} images, {size[0]}x{size[1]}",
+                    ))  # fmt: skip
     return found
+
+
+def _networks(name: str, folder: Path, split: str) -> dict[str, str]:
+    """The networks of a run that are scored on a split: name → that of the scores."""
+    student = {name: split}
+    if not arguments.has_teacher(ConfigDict(record.read(folder)["config"])):
+        return student
+    return student | {f"{name}, teacher": validation.teacher_name(split)}
 
 
 def setting(there: Mapping) -> Setting:
@@ -129,7 +140,8 @@ def compare(
 
     folders: in the order of their story. All are scored on the domains that the last of them is
     scored on. Of several runs under a name: the means of scores and curves, and the predictions
-    of the first. Raises UserError for a run without those scores.
+    of the first. A teacher's classes and curve stand beside its student's. Raises UserError for a
+    run without those scores.
     check: called before each run is read; it may raise.
     """
     config = ConfigDict(record.read(folders[list(folders)[-1]][0])["config"])
@@ -137,30 +149,37 @@ def compare(
     source, target = splits["source_val"], splits.get("target_val", splits["source_val"])
     roles = {"source": source.name} | ({"target": target.name} if target is not source else {})
     scalars = {name: [read_scalars(folder) for folder in group] for name, group in folders.items()}
-    scores = {
-        role: {
-            name: _mean_scores([
-                _last_scores(folder, series, split)
-                for folder, series in zip(group, scalars[name], strict=True)
-            ])
-            for name, group in folders.items()
-        }
-        for role, split in roles.items()
-    }
+
+    def scores(name: str, split: str) -> dict:
+        return _mean_scores([
+            _last_scores(folder, series, split)
+            for folder, series in zip(folders[name], scalars[name], strict=True)
+        ])
+
     last, split = list(roles.items())[-1]
-    curves = {"source loss": "train/loss_source", f"{last} mIoU": f"eval/{split}/network/miou"}
+    networks = {  # name → that of its run, and that of its scores
+        shown: (name, key)
+        for name, (folder, *_) in folders.items()
+        for shown, key in _networks(name, folder, split).items()
+    }
+    curves = {
+        "source loss": {name: (name, "train/loss_source") for name in folders},
+        f"{last} mIoU": {
+            shown: (name, f"eval/{key}/network/miou") for shown, (name, key) in networks.items()
+        },
+    }
     return {
         "summary": {
-            name: {f"{role} ({roles[role]})": scores[role][name]["miou"] for role in roles}
+            name: {f"{role} ({roles[role]})": scores(name, roles[role])["miou"] for role in roles}
             for name in folders
         },
-        "results": scores[last],
+        "results": {shown: scores(name, key) for shown, (name, key) in networks.items()},
         "curves": {
             title: {
-                name: _mean_curve([one[key] for one in series])
-                for name, series in scalars.items() if all(key in one for one in series)
+                shown: _mean_curve([one[key] for one in scalars[name]])
+                for shown, (name, key) in chart.items() if all(key in one for one in scalars[name])
             }
-            for title, key in curves.items()
+            for title, chart in curves.items()
         },
         "images": _pictures(folders, target, num_pictures, check),
         "known": target.labels.classes,

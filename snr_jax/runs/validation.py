@@ -51,7 +51,12 @@ def score(
 
 def of_teacher(splits: Mapping[str, Split]) -> dict[str, Split]:
     """The same splits, under the names of the teacher's scores."""
-    return {role: s._replace(name=f"{s.name}_teacher") for role, s in splits.items()}
+    return {role: s._replace(name=teacher_name(s.name)) for role, s in splits.items()}
+
+
+def teacher_name(split: str) -> str:
+    """Of the teacher's scores on the split of that name."""
+    return f"{split}_teacher"
 
 
 def draw(

@@ -6,7 +6,9 @@ import signal
 import numpy as np
 import pytest
 
+from snr_jax.report.tables import percent
 from snr_jax.runs import checkpoints
+from snr_jax.runs.comparison import compare, rows
 from tests.runs.conftest import ADAPT
 from tests.runs.test_train import assert_same_state, losses_of, state_of, wait_for
 
@@ -75,6 +77,33 @@ def test_the_teacher_is_evaluated_by_its_checkpoint(mixed, command, train_flags,
     assert result.code == 0, result
     scores = checkpoints.find(teacher).meta["scores"]
     assert f"{100 * scores['cityscapes_teacher']['miou']:.1f}" in result.out
+
+
+def test_the_report_shows_the_teacher_beside_its_student(generalised, mixed, command, tmp_path):
+    """The run's network is the student: it alone has a place in the story of the runs."""
+    scores = checkpoints.find(mixed.workdir).meta["scores"]
+    student, teacher = (f"{100 * scores[name]['miou']:.1f}"
+                        for name in ("cityscapes", "cityscapes_teacher"))
+    source = f"{100 * scores['gta5']['miou']:.1f}"
+    assert student != teacher
+    folders = {"first": [generalised.workdir], "mix": [mixed.workdir]}
+    found = compare(folders, num_pictures=1)
+    assert {name: [percent(v) for v in row.values()] for name, row in found["summary"].items()
+            if name != "first"} == {"mix": [source, student]}
+    assert [len(row) for row in found["summary"].values()] == [2, 2]  # source and target
+    assert {name: percent(row["miou"]) for name, row in found["results"].items()
+            if name != "first"} == {"mix": student, "mix, teacher": teacher}
+    curves = found["curves"]
+    assert list(curves["source loss"]) == ["first", "mix"]
+    assert percent(curves["target mIoU"]["mix, teacher"][1][-1]) == teacher
+    assert [list(row) for row in found["images"]] == [["input", "label", "first", "mix"]]
+    assert [(row.method, row.score) for row in rows(folders)][1:] == [
+        ("mix", student), ("mix, teacher", teacher)]
+    page = tmp_path / "report.html"
+    result = command("report.__main__", generalised.workdir, mixed.workdir, "--out", page,
+                     "--pictures", 0)
+    assert result.code == 0 and "mix, teacher" in result.out, result
+    assert page.read_text().count("mix, teacher") > 3
 
 
 def test_the_start_says_what_runs(mixed):
