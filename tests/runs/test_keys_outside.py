@@ -11,7 +11,7 @@ from snr_jax.runs.keys import KEYS
 BASE = {
     "num_steps": 2, "eval_every_steps": 9, "checkpoint_every_steps": 9,
     "loss.lambda_seg": 0.1, "loss.threshold": 0.0, "optimizer.base_rate": 0.1,
-    "eval.max_images": 2,
+    "eval.max_images": 2, "source.rare_class_pixels": 1,
 }  # fmt: skip
 # The keys that only an adaptation reads; it takes twice as long to compile.
 ADAPTING = {
@@ -69,15 +69,14 @@ CHANGES = {
     "eval.flip": {"eval.flip": True, "optimizer.base_rate": 1e-6},
     "data.mirror": {"data.mirror": False},
     "data.blur": {"data.blur": False},
-    "source.rare_class_temperature": {
-        "source.rare_class_temperature": 0.01, "source.rare_class_pixels": 1},
+    "source.rare_class_temperature": {"source.rare_class_temperature": 0.01},
     "source.rare_class_pixels": {
         "source.rare_class_pixels": 130, "source.rare_class_temperature": 0.01},
     "mix.teacher_momentum": {"mix.teacher_momentum": 0.1},
-    "mix.teacher_mode": {"mix.teacher_mode": "eval"},
+    "mix.teacher_mode": {"mix.teacher_mode": "eval", "mix.threshold": 0.055},
     # From this probability on some pixels of an untrained network of 19 classes are sure.
     "mix.threshold": {"mix.threshold": 0.055},
-    "mix.weight": {"mix.weight": "pixel", "mix.threshold": 0.055},
+    "mix.weight": {"mix.weight": "pixel", "mix.threshold": 0.1},
     "mix.class_share": {"mix.class_share": 0.1, "mix.threshold": 0.055},
     "mix.rows_left_out": {"mix.rows_left_out": (3, 5), "mix.threshold": 0.055},
     "mix.statistics": {"mix.statistics": "teacher"},
@@ -91,7 +90,7 @@ SHOWN_BY = {
     "source.val_split": "scores", "target.val_split": "scores", "eval.flip": "scores",
     "eval.max_images": "scores", "log_every_steps": "losses", "eval_every_steps": "scores",
     "checkpoint_every_steps": "states", "keep_checkpoints": "states",
-    "eval.num_pictures": "pictures",
+    "eval.num_pictures": "pictures", "mix.teacher_momentum": "teacher",
 }  # fmt: skip
 # Elsewhere: paths (test_main.py: a folder that is not there is named; init_from in test_train.py),
 # and what changes how a result is computed but not which (test_keys.py).
@@ -112,9 +111,11 @@ def observed(workdir: Path) -> dict:
         ]
         return [line for line in kept if len(line) > 1]
 
+    kept = checkpoints.folder(workdir, "teacher")
     events = sum(path.stat().st_size for path in workdir.rglob("events.*"))
     return {
         "weights": checkpoints.find(workdir / "checkpoints" / "final").meta["checksums"],
+        "teacher": checkpoints.find(kept).meta["checksums"] if kept.exists() else None,
         "losses": of("train/loss"),
         "scores": of("eval/"),
         "states": sorted(path.name for path in (workdir / "checkpoints/latest").iterdir()),
