@@ -1,12 +1,12 @@
 """Input speed: this project's streams against torch's DataLoader with Pillow, as the lineage loads.
 
-On a machine that does nothing else, with torch installed (about 10 minutes on two cores):
+On a machine that does nothing else, with torch installed:
 
     python scripts/bench_input.py --images 32 --rounds 5 --workers 2 --out runs/bench_input/table.md
 
 All read the same PNG files of 1914x1052, the size of GTA5 and in its layout, for training at
 1280x720. The files and the prepared data, raw and PNG, are made once, in DIR/IMAGES, and reused by
-the next call (2.5 MB of PNG per image, and 3.5 and 2 MB prepared).
+the next call.
 The lineage mirrors, resizes, blurs, converts and subtracts the mean on the CPU; this project hands
 over uint8 and does blur and mean inside the compiled step, which is not timed here.
 All take turns, round by round. A table in markdown is printed, and written to --out: the median
