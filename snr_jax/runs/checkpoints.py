@@ -27,6 +27,7 @@ import orbax.checkpoint as ocp
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import ARCHITECTURE
+from snr_jax.runs.processes import raise_if_lost, root_of
 
 NAMES = ("final", "teacher", "best_source", "oracle_target")
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder that orbax is still writing
@@ -68,6 +69,7 @@ def saving(what: str, save: Callable[[], Any], survivor: str) -> None:
     try:
         save()
     except Exception as error:  # orbax wraps the system's errors in several kinds
+        raise_if_lost(error)
         raise UserError(
             f"{what} could not be saved ({reason_of(error)}). {survivor} "
             "Free some space, or choose another --workdir, and start the same command again"
@@ -75,9 +77,7 @@ def saving(what: str, save: Callable[[], Any], survivor: str) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
-    text = str(error)
+    text = str(root_of(error))
     full = os.strerror(errno.ENOSPC)  # TensorStore says it at the end of a long line
     return full if full in text else text.split("\n")[0][:300]
 
@@ -162,6 +162,7 @@ def _restore(path: Path, **items: Any) -> dict[str, Any]:
             restored = checkpointer.restore(path, ocp.args.Composite(**items))
         return {name: restored[name] for name in items}
     except Exception as error:
+        raise_if_lost(error)
         raise UserError(
             f"{path} cannot be read: {reason_of(error)}. Use another checkpoint"
         ) from error

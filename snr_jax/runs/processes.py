@@ -99,10 +99,26 @@ def joined(
         raise UserError(f"{flags}: {error}") from error
     try:
         yield
-    except (ValueError, jax.errors.JaxRuntimeError, UserError) as error:  # or a save that lost it
-        if not any(word in str(error) for word in COLLECTIVE):
-            raise
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        raise_if_lost(error)
+        raise
+
+
+def raise_if_lost(error: BaseException) -> None:
+    """Raises `Stopped` if a collective operation has failed because another process is gone.
+
+    Orbax runs such operations around its reads and writes, where their errors look like the disk's.
+    """
+    text = f"{error} {root_of(error)}"
+    if jax.distributed.is_initialized() and any(word in text for word in COLLECTIVE):
         raise Stopped(last_words.GONE, exit_code=1) from error
+
+
+def root_of(error: BaseException) -> BaseException:
+    """The first error of a chain."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def end(code: int) -> NoReturn:

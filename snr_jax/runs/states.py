@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from snr_jax.core.errors import UserError
 from snr_jax.core.state import TrainState
 from snr_jax.runs.checkpoints import composite, folder, reason_of, saving, set_aside, verify
+from snr_jax.runs.processes import raise_if_lost
 
 
 @contextmanager
@@ -83,6 +84,7 @@ def restore_state(
         try:
             state = _read_state(manager, path, shapes)
         except Exception as error:  # orbax wraps the system's errors in several kinds
+            raise_if_lost(error)
             unusable.append(path)
             reason = reason or reason_of(error)
             log(f"WARNING: {path} cannot be used: {reason_of(error)}")

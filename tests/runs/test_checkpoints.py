@@ -18,7 +18,8 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.optim import param_groups, poly_schedule, sgd
 from snr_jax.core.state import create_state, initial_variables
-from snr_jax.runs import checkpoints, network, states
+from snr_jax.runs import checkpoints, last_words, network, processes, states
+from snr_jax.runs.stopping import Stopped
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = DeepLab(stage_sizes=(1, 1, 1, 1), width=4, head_branches=4)
@@ -457,6 +458,47 @@ def test_full_disk_spares_the_old_variables(tmp_path, monkeypatch):
     assert_equal(checkpoints.load_variables(tmp_path / "a")[0], variables)
     checkpoints.save_variables(tmp_path / "a", initial_variables(MODEL, 2), meta_of())
     assert_equal(checkpoints.load_variables(tmp_path / "a")[0], initial_variables(MODEL, 2))
+
+
+# ---------------------------------------------------------------- another process is gone
+
+
+def lose_another(*_, **__):
+    try:
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError("orbax could not go on") from error
+
+
+async def lose_another_later(*_, **__):
+    lose_another()
+
+
+@pytest.mark.parametrize("what", ["save a state", "save variables", "read a state", "find"])
+def test_a_lost_process_is_no_fault_of_the_disk(what, state, tmp_path, monkeypatch):
+    """Nothing is set aside, and nobody is told to free space."""
+    save_steps(tmp_path, state, [1, 2])
+    final = checkpoints.folder(tmp_path, "final")
+    checkpoints.save_variables(final, initial_variables(MODEL, 1), meta_of())
+    act = {
+        "save a state": lambda: save_steps(tmp_path, state, [3]),
+        "save variables": lambda: checkpoints.save_variables(final, state.variables, meta_of()),
+        "read a state": lambda: restore(tmp_path, state),
+        "find": lambda: checkpoints.find_or_set_aside(final, pytest.fail),
+    }[what]
+    with monkeypatch.context() as patch:
+        several = SimpleNamespace(is_initialized=lambda: True)
+        patch.setattr(processes, "jax", SimpleNamespace(distributed=several))
+        fill_disk(patch, lose_another_later)
+        patch.setattr(ocp.StandardCheckpointHandler, "restore", lose_another)
+        if what == "find":  # the manager of the states reads JSON of its own
+            patch.setattr(ocp.JsonCheckpointHandler, "restore", lose_another)
+        with pytest.raises(Stopped) as stopped:
+            act()
+    assert str(stopped.value) == last_words.GONE and stopped.value.exit_code == 1
+    assert not checkpoints.folder(tmp_path, "set_aside").exists()
+    assert_equal(restore(tmp_path, state)[0], at_step(state, 2))
+    assert_equal(checkpoints.load_variables(final)[0], initial_variables(MODEL, 1))
 
 
 @pytest.fixture

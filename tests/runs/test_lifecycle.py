@@ -341,16 +341,6 @@ def test_no_cluster_to_be_found(process, train_flags, tmp_path):
     assert err.count("\n") == 1
 
 
-def test_a_process_that_is_lost_while_a_state_is_saved(monkeypatch):
-    monkeypatch.setattr(processes.last_words, "redirect_stderr", lambda: None)
-    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda *_, **__: None)
-    lost = "the state of step 2 could not be saved (UNKNOWN: Gloo AllGather failed: reset by peer)"
-    for message, raised in ((lost, stopping.Stopped), ("the disk is full", UserError)):
-        with pytest.raises(raised) as error, processes.joined(None, None, None, 1):
-            raise UserError(message)
-        assert str(error.value) == (last_words.GONE if raised is stopping.Stopped else message)
-
-
 @pytest.mark.parametrize("index", [0, 1])
 def test_the_other_process_never_appears(index, pair, tmp_path):
     (alone,) = pair([tmp_path / "run"] * 2, [index], None, "--join_timeout=3")
