@@ -64,6 +64,8 @@ def command(args: flags.FlagValues) -> None:
     if address is None and not args.distributed:
         with stopping.on_signals() as stop:
             train(config, workdir, stop, args.profile_dir)
+            # What follows it in a shell, as `train && adapt`, was asked to stop as well.
+            stopping.unless_asked(stop, "the run had come to its end, which is saved")
         return
     # JAX listens to SIGTERM itself, so that all processes stop at the same step.
     interrupt = stopping.on_signals([signal.SIGINT], forward=signal.SIGTERM)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from snr_jax import main
 from snr_jax.core.errors import UserError
 from snr_jax.runs import checkpoints, last_words, lock, network, processes, stopping
 from tests.core.tiny import assert_trees_close
@@ -85,6 +86,20 @@ def test_handlers_are_taken_back_and_ignored_signals_stay_ignored():
         assert signal.set_wakeup_fd(-1) == -1
     finally:
         signal.signal(signal.SIGTERM, before[1])
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_signal_when_nothing_is_left_to_stop(asked, command, train_flags, tmp_path, monkeypatch):
+    """The run is whole, but `train && adapt` must not go on."""
+    def finish(config, workdir, stop, profile_dir):
+        os.kill(os.getpid(), asked)
+        while stop() is None:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(main, "train", finish)
+    result = command("main", *train_flags(DG, tmp_path / "run"))
+    line = f"{asked.name}: the run had come to its end, which is saved\n"
+    assert (result.code, result.err) == (128 + asked, line)
 
 
 def test_ctrl_c_while_the_libraries_are_imported(process, train_flags, tmp_path):
