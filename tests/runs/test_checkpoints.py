@@ -471,7 +471,7 @@ def lose_another(*_, **__):
 
 
 async def lose_another_later(*_, **__):
-    lose_another()
+    return [SimpleNamespace(result=lose_another)]
 
 
 @pytest.mark.parametrize("what", ["save a state", "save variables", "read a state", "find"])
