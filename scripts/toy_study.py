@@ -60,6 +60,8 @@ def command(args: flags.FlagValues) -> None:
         if unknown := [given for given in args[name].value if given not in known]:
             raise UserError(f"--{name} names {', '.join(map(repr, unknown))}; expected some of "
                             f"{','.join(known)}")
+    if not args.variants:
+        raise UserError(f"--variants is empty; expected some of {','.join(known)}")
     with stopping.on_signals() as stop:
         _study(args, [int(seed) for seed in args.seeds], stop)
 

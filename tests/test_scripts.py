@@ -50,6 +50,16 @@ def test_scripts_are_there():
     assert wanted <= set(SCRIPTS)
 
 
+def test_a_study_of_no_network_is_refused(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "scripts/toy_study.py", "--variants=", f"--out={tmp_path}"], cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600,
+    )
+    assert result.returncode == 2 and not any(tmp_path.iterdir()), result
+    assert result.stderr == ("error: --variants is empty; expected some of plain,IN,SNR,"
+                             "SNR + restitution loss\n")
+
+
 def file_of(command: str) -> Path:
     if command.endswith(".py"):
         return ROOT / "scripts" / command

@@ -63,6 +63,8 @@ def prepare(
     """
     if images not in IMAGE_KINDS:
         raise UserError(f"images is {images!r}; expected one of {', '.join(IMAGE_KINDS)}")
+    if not splits:
+        raise UserError("no split is named; expected some of the domain's, as --splits train,val")
     classes = domain.classes or 19  # any: the files' own ids are kept
     listed = {
         split: list_samples(domain, directory, split, classes=classes, require_labels=False)

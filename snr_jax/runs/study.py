@@ -178,7 +178,8 @@ def _read(path: Path) -> Results:
         kinds = {"config": dict, "initial": str | None, "data": dict}
         for entry in entries:
             made = entry["made_with"]
-            if not isinstance(entry["miou"], float) or not all(
+            scores = [entry["miou"], *entry["iou"].values()]
+            if not all(isinstance(score, float) for score in scores) or not all(
                 isinstance(made[key], kind) for key, kind in kinds.items()
             ):
                 raise ValueError("a number, or what it was made with, is missing")

@@ -221,6 +221,12 @@ def test_other_arguments_are_refused(root, tmp_path, options):
     assert before == {file: file.stat().st_mtime_ns for file in path.iterdir()}
 
 
+def test_no_split_is_refused(root, tmp_path):
+    with pytest.raises(UserError, match="no split is named"):
+        prepare(root, tmp_path, splits=[])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_broken_file_is_named_and_nothing_gets_the_final_name(tmp_path):
     root = write_gta5(tmp_path)
     (root / "labels/00003.png").write_bytes(b"no image")

@@ -88,7 +88,9 @@ def test_a_stopped_study_keeps_its_numbers(out):
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{", '{"IN": {"0": {"source": 0.5}}}', '{"IN": {"0": {"source": {"miou": 0.5}}}}',
-     '{"IN": {"0": {"source": {"miou": 0.5, "made_with": {"config": []}}}}}'],
+     '{"IN": {"0": {"source": {"miou": 0.5, "made_with": {"config": []}}}}}',
+     '{"IN": {"0": {"source": {"miou": 0.5, "made_with": {"config": {}, "initial": null, '
+     '"data": {}}}}}}'],
 )
 def test_damaged_numbers_are_told(out, text):
     (out / "results.json").write_text(text)
