@@ -20,12 +20,16 @@ def gradient_norms(config: ConfigDict, checkpoint: str, batches: int) -> dict[st
     """Loss → norm of its gradient over all parameters, the mean of `batches` training batches.
 
     "cross_entropy" is the source's, the others are `losses.TARGET_LOSSES`, each at weight 1 and in
-    training mode. Raises UserError for a configuration without a target.
+    training mode. Raises UserError for a configuration without a target, or of another network.
     """
     if not config.loss.target:
         raise UserError("the configuration has no target loss, and so reads no target images. Take "
                         "one that adapts, as configs/toy_uda.py")
-    model, variables, _ = network.load(checkpoint)
+    want = experiment.model_arguments(config, None)
+    model, variables, meta = network.load(
+        checkpoint, **{key: want[key] for key in ("dtype", "atrous")}
+    )
+    network.refuse_mismatch(checkpoint, meta["model"], want)
     splits = experiment.open_splits(config, print)
 
     def norm(domain: str, terms: Callable[[Output, Batch], Terms]) -> Callable[[Batch], jax.Array]:
