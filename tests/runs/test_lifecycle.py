@@ -13,7 +13,7 @@ import pytest
 
 from snr_jax import main
 from snr_jax.core.errors import UserError
-from snr_jax.runs import checkpoints, last_words, lock, network, processes, stopping
+from snr_jax.runs import checkpoints, last_words, lock, network, stopping
 from tests.core.tiny import assert_trees_close
 
 ROOT = Path(__file__).resolve().parents[2]
