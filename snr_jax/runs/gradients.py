@@ -13,7 +13,7 @@ from snr_jax.core.augment import to_network_input
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import Output
 from snr_jax.core.steps import Batch, Terms, domain_gradients
-from snr_jax.runs import experiment, network
+from snr_jax.runs import arguments, experiment, network
 
 
 def gradient_norms(config: ConfigDict, checkpoint: str, batches: int) -> dict[str, float]:
@@ -25,7 +25,7 @@ def gradient_norms(config: ConfigDict, checkpoint: str, batches: int) -> dict[st
     if not config.loss.target:
         raise UserError("the configuration has no target loss, and so reads no target images. Take "
                         "one that adapts, as configs/toy_uda.py")
-    want = experiment.model_arguments(config, None)
+    want = arguments.model_arguments(config, None)
     model, variables, meta = network.load(
         checkpoint, **{key: want[key] for key in ("dtype", "atrous")}
     )
