@@ -12,7 +12,7 @@ from snr_jax.core.augment import to_network_input
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.state import initial_variables
-from snr_jax.runs import checkpoints, experiment
+from snr_jax.runs import arguments, checkpoints, experiment
 from snr_jax.runs.gradients import gradient_norms
 from tests.data.tiny_sets import write_cityscapes, write_gta5
 
@@ -36,7 +36,7 @@ def config(tmp_path):
 
 
 def saved(path, config, **changed) -> tuple[DeepLab, dict]:
-    model = DeepLab(**experiment.model_arguments(config, None) | changed)
+    model = DeepLab(**arguments.model_arguments(config, None) | changed)
     variables = jax.device_get(initial_variables(model, 3))
     checkpoints.save_variables(path, variables, {"model": architecture(model)})
     return model, variables
