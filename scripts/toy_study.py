@@ -27,7 +27,7 @@ from snr_jax.toy.styles import STYLES
 ADAPTATIONS = {
     "statistics": ("toy_uda", {"loss.lambda_target": 0.0}),
     "MaxSquare": ("toy_uda", {}),
-    # Without labels: at 10 it pulls nearly half as much as cross-entropy (scripts/loss_gradients.py).
+    # At 10 it pulls nearly half as much as cross-entropy: scripts/loss_gradients.py, no labels.
     "MaxSquare IW x 10": ("toy_uda", {
         "loss.target": "iw_maxsquare", "loss.lambda_target": 10.0}),
     "class mixing": ("toy_classmix", {}),
