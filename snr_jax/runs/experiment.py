@@ -193,9 +193,13 @@ def create_step(
     config: ConfigDict, model: DeepLab, tx: optax.GradientTransformation, parallel: Parallel,
     **options: Any,
 ) -> Callable:
-    """The compiled training step; it consumes the state it is given. options: of its factory."""
-    step = step_factory(config)(model=model, optimizer=tx, axis_name=parallel.axis_name,
-                **arguments.step_arguments(config), **options)
+    """The compiled training step; it consumes the state it is given.
+
+    options: of its factory, in place of those of the configuration.
+    """
+    options = arguments.step_arguments(config) | options
+    step = step_factory(config)(
+        model=model, optimizer=tx, axis_name=parallel.axis_name, **options)
     return parallel.compile(step, donate=0)
 
 

@@ -108,8 +108,10 @@ def write(
     if workers > 1:
         pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent)
         try:
-            # Ctrl-C reaches every process of the terminal; the first alone answers it.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            # Ctrl-C reaches every process of the terminal, SIGTERM of `timeout` those of the
+            # group; the first process alone answers them.
+            asked = {signal.SIGINT, signal.SIGTERM}
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, asked)
             try:
                 written = pool.map(write_pair, jobs, chunksize=8)  # starts the workers
             finally:

@@ -214,9 +214,9 @@ def test_the_student_may_be_left_with_the_statistics_of_the_teacher():
     state, values = state_at(step=3), data()
     (own, metrics), (after, same) = (
         run(state, values, statistics=whose) for whose in ("own", "teacher"))
-    assert_trees_close(same, metrics, rtol=0)
-    assert_trees_close(after.params, own.params, rtol=0)
-    assert_trees_close(after.teacher, own.teacher, rtol=0)
+    for found, expected in ((same, metrics), (after.params, own.params),
+                            (after.teacher, own.teacher)):
+        assert_trees_close(found, expected, rtol=1e-5, atol=1e-6)
     assert_trees_close(after.batch_stats, after.teacher["batch_stats"], rtol=0)
     assert (np.asarray(own.batch_stats["bn"]["mean"]) !=
             np.asarray(after.batch_stats["bn"]["mean"])).all()

@@ -218,6 +218,11 @@ LONG = {"num_steps": 5000, "optimizer.schedule_steps": 5000, "eval_every_steps":
 SLOWLY = {"optimizer.base_rate": 1e-3}
 
 
+def said(out: str) -> str:
+    """Without the lines of the library of the processes' exchange on a CPU."""
+    return "".join(line for line in out.splitlines(True) if not line.startswith("[Gloo]"))
+
+
 def wait_for_steps(workdir: Path, processes) -> None:
     metrics = workdir / "metrics.jsonl"
     wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2, processes)
@@ -292,7 +297,8 @@ def test_two_processes_are_killed_and_go_on_and_equal_one(pair, command, train_f
     both = pair([two] * 2, overrides=short)
     out = [each.communicate(timeout=600) for each in both]
     assert [each.returncode for each in both] == [0, 0], out
-    assert "going on from the checkpoint of step 2 " in out[0][0] and out[1] == ("", "")
+    assert "going on from the checkpoint of step 2 " in out[0][0]
+    assert said(out[1][0]) == out[1][1] == ""
     ours, theirs = (checkpoints.load_variables(checkpoints.folder(workdir, "final"))
                     for workdir in (two, one))
     assert_trees_close(ours[0], theirs[0], rtol=1e-3, atol=1e-5)
@@ -345,7 +351,7 @@ def test_processes_that_slurm_starts_find_each_other(process, train_flags, tmp_p
     both[0].send_signal(signal.SIGTERM)
     out = [one.communicate(timeout=300) for one in both]
     assert [one.returncode for one in both] == [143, 143], out
-    assert "devices           2 x cpu" in out[0][0] and out[1][0] == ""
+    assert "devices           2 x cpu" in out[0][0] and said(out[1][0]) == ""
 
 
 def test_no_cluster_to_be_found(process, train_flags, tmp_path):
