@@ -1,5 +1,5 @@
 # make install the package and what it needs, into .venv
-# make demo    toy domains, three networks and a report, from nothing
+# make demo    toy domains, four networks and a report, from nothing
 # make test    lint and tests, from nothing
 # make study   the demo's networks over 3 seeds, all variants, two styles
 # make parity  the full-size comparison with PyTorch
