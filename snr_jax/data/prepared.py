@@ -67,6 +67,8 @@ class Prepared(NamedTuple):
             raise self.fault(error) from error
         names = ["image", *(("label", "label_mirrored") if with_labels else ())]
         declared = tfds().features.FeaturesDict({name: declared[name] for name in names})
+        # Of the two labels one is needed: decoding it is a good part of the time.
+        undecoded = {name: tfds().decode.SkipDecoding() for name in names[1:]}
 
         def record(index: np.ndarray) -> bytes:
             with lock:  # the readers of the shards are not said to be safe among threads
@@ -74,12 +76,13 @@ class Prepared(NamedTuple):
 
         def read(index: tf.Tensor, mirror: tf.Tensor) -> dict[str, tf.Tensor]:
             serialized = tf.ensure_shape(tf.numpy_function(record, [index], tf.string), [])
-            example = declared.deserialize_example(serialized)
+            example = declared.deserialize_example(serialized, decoders=undecoded)
             image = example["image"]
             found = {"image": tf.cond(mirror, lambda: image[:, ::-1], lambda: image)}
             if with_labels:
-                both = example["label"][..., 0], example["label_mirrored"][..., 0]
-                found["label"] = tf.cond(mirror, lambda: both[1], lambda: both[0])
+                png = tf.cond(mirror, lambda: example["label_mirrored"], lambda: example["label"])
+                label = tf.io.decode_png(png, channels=1)
+                found["label"] = tf.ensure_shape(label, (*self.size, 1))[..., 0]
             return found
 
         return read
