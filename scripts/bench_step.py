@@ -233,7 +233,8 @@ def machine() -> dict:
     names = [line.partition(":")[2].strip() for line in
              Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     found = {"cpu": f"{os.cpu_count()} x {names[0] if names else platform.machine()}",
-             "gpu": gpu_name(), "python": platform.python_version()}
+             "gpu": gpu_name(), "python": platform.python_version(),
+             "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "")}
     return found | {name: version(name) for name in ("jax", "flax", "torch")}
 
 

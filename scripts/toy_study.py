@@ -32,7 +32,7 @@ ADAPTATIONS = {
         "loss.target": "iw_maxsquare", "loss.lambda_target": 10.0}),
     "class mixing": ("toy_classmix", {}),
 }
-BUDGET = {"num_steps": 300, "optimizer.schedule_steps": 300, "optimizer.base_rate": 0.01,
+BUDGET = {"num_steps": 600, "optimizer.schedule_steps": 600, "optimizer.base_rate": 0.01,
           "data.crop": (96, 96)}
 
 FLAGS = flags.FlagValues()
