@@ -83,10 +83,10 @@ def write_data(directory: Path, count: int) -> Listing:
 
 
 class LineageDataset(torch.utils.data.Dataset):
-    """What the published loaders do for one sample."""
+    """What the published loaders do for one sample. size: height and width."""
 
-    def __init__(self, samples: list[Sample]) -> None:
-        self.samples = samples
+    def __init__(self, samples: list[Sample], size: tuple[int, int] = SIZE) -> None:
+        self.samples, self.size = samples, size
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -97,8 +97,8 @@ class LineageDataset(torch.utils.data.Dataset):
         if random.random() < 0.5:
             image = image.transpose(Image.FLIP_LEFT_RIGHT)
             label = label.transpose(Image.FLIP_LEFT_RIGHT)
-        image = image.resize((SIZE[1], SIZE[0]), Image.BICUBIC)
-        label = label.resize((SIZE[1], SIZE[0]), Image.NEAREST)
+        image = image.resize(self.size[::-1], Image.BICUBIC)
+        label = label.resize(self.size[::-1], Image.NEAREST)
         if random.random() < 0.5:
             image = image.filter(ImageFilter.GaussianBlur(radius=random.random()))
         pixels = np.asarray(image, np.float32)[:, :, ::-1] - MEAN_BGR
