@@ -258,7 +258,11 @@ def _to_numpy(
     prepared: Prepared | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The dataset's elements; `samples_of` gives the samples of each, to explain an error."""
-    elements = dataset.as_numpy_iterator()
+    # The thread that tunes a stream's buffers can miss the end of it, and then holds up whoever
+    # drops the stream until its period is over, up to a minute.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    elements = dataset.with_options(options).as_numpy_iterator()
     for samples in samples_of:
         try:
             element = next(elements)

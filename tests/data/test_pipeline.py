@@ -224,6 +224,21 @@ def test_scales_fill_their_range(gta5):
     assert 0.5 <= min(widths) < 0.7 and 1.8 < max(widths) <= 2.0
 
 
+def test_no_stream_has_a_tuning_thread_that_its_end_would_wait_for(gta5, monkeypatch):
+    import tensorflow as tf  # at the head it would start before the package has quieted it
+
+    opened, iterate = [], tf.data.Dataset.as_numpy_iterator
+
+    def watched(dataset):
+        opened.append(dataset.options().autotune.enabled)
+        return iterate(dataset)
+
+    monkeypatch.setattr(tf.data.Dataset, "as_numpy_iterator", watched)
+    take(gta5, 1)
+    next(eval_batches(gta5, GTA5, size=SIZE, batch_size=2, label_size="network"))
+    assert opened == [False, False]
+
+
 @pytest.mark.parametrize("label_size", ["network", "full"])
 def test_evaluation_pads_and_masks_the_last_batch(tmp_path, label_size):
     samples, _, _ = list_samples("cityscapes", str(write_cityscapes(tmp_path)), "val")
