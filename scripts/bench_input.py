@@ -15,7 +15,6 @@ rates and the median ratios of a round, beside the goals, 2 from the files and 6
 
 import os
 import platform
-import random
 import statistics
 import sys
 import time
@@ -26,18 +25,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from absl import flags
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from snr_jax import cli
 from snr_jax.core.labels import CLASSES, palette
 from snr_jax.data.domains import DOMAINS, list_samples
-from snr_jax.data.samples import Listing, Sample
+from snr_jax.data.samples import Listing
+from tests.torch_loader import LineageDataset
 
 if TYPE_CHECKING:  # it starts TensorFlow
     from snr_jax.data.prepared import Prepared
 
 WIDTH, HEIGHT = 1914, 1052
-MEAN_BGR = np.array((104.00698793, 116.66876762, 122.67891434), np.float32)
 SIZE = DOMAINS["gta5"].train_size
 PEER = "DataLoader + Pillow"
 GOALS = {"files": 2, "prepared raw": 6, "prepared png": 6}  # times the peer's rate
@@ -80,34 +79,6 @@ def write_data(directory: Path, count: int) -> Listing:
                 drawn.save(part, format="png")
                 part.replace(path)
     return list_samples("gta5", str(directory), "train")
-
-
-class LineageDataset(torch.utils.data.Dataset):
-    """What the published loaders do for one sample. size: height and width."""
-
-    def __init__(self, samples: list[Sample], size: tuple[int, int] = SIZE) -> None:
-        self.samples, self.size = samples, size
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image = Image.open(self.samples[index].image).convert("RGB")
-        label = Image.open(self.samples[index].label)
-        if random.random() < 0.5:
-            image = image.transpose(Image.FLIP_LEFT_RIGHT)
-            label = label.transpose(Image.FLIP_LEFT_RIGHT)
-        image = image.resize(self.size[::-1], Image.BICUBIC)
-        label = label.resize(self.size[::-1], Image.NEAREST)
-        if random.random() < 0.5:
-            image = image.filter(ImageFilter.GaussianBlur(radius=random.random()))
-        pixels = np.asarray(image, np.float32)[:, :, ::-1] - MEAN_BGR
-        chw = np.ascontiguousarray(pixels.transpose(2, 0, 1))
-        ids = np.asarray(label, np.float32)
-        train_ids = np.full(ids.shape, -1, np.float32)
-        for train_id, c in enumerate(CLASSES):
-            train_ids[ids == c.label_id] = train_id
-        return torch.from_numpy(chw), torch.from_numpy(train_ids)
 
 
 def prepare_data(folder: Path, workers: int) -> dict[str, "Prepared"]:
@@ -164,7 +135,7 @@ def command(args: flags.FlagValues) -> None:
     warm_up = 4 * args.workers
     repeated = (samples * (warm_up // len(samples) + 2))[: args.images + warm_up + 8]
     loader = torch.utils.data.DataLoader(
-        LineageDataset(repeated),
+        LineageDataset(repeated, SIZE),
         batch_size=1,
         shuffle=True,
         num_workers=args.workers,

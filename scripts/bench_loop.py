@@ -8,12 +8,13 @@ On a machine that does nothing else, with torch installed, and with data of the 
 Training on the source. Each row is timed over --steps steps after a warm-up, and they take turns,
 round by round; the table has medians. The whole run is `snr_jax.main`'s: its time includes what is
 logged and the states that are saved, and ends before the validation. The peer reads the same files
-as the lineage does (scripts/bench_input.py) and trains tests/torch_twin.py.
+as the lineage does (tests/torch_loader.py) and trains tests/torch_twin.py.
 """
 
 import itertools
 import json
 import os
+import platform
 import statistics
 import sys
 import tempfile
@@ -25,9 +26,9 @@ import torch
 from absl import flags
 from ml_collections import ConfigDict
 
-from scripts import bench_input, bench_step
 from snr_jax import cli
 from snr_jax.core.errors import UserError
+from tests.torch_loader import LineageDataset
 
 WARM_UP = 5
 PEER_STEP, PEER_LOOP = "PyTorch: step alone", "PyTorch: DataLoader + step"
@@ -64,7 +65,7 @@ def peer_loops(config: ConfigDict, samples: list, workers: int) -> dict[str, Cal
     model = torch_twin.DeepLab(num_classes=config.num_classes, **network).to(device)
     phi = torch_twin.Restitution(config.num_classes, config.model.width).to(device)
     loader = torch.utils.data.DataLoader(
-        bench_input.LineageDataset(samples, tuple(config.source.size)), config.batch_size,
+        LineageDataset(samples, tuple(config.source.size)), config.batch_size,
         shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True,
     )
     epochs = itertools.chain.from_iterable(itertools.repeat(loader))
@@ -170,7 +171,11 @@ def command(args: flags.FlagValues) -> None:
         times[WHOLE].append(whole_run(config, args.steps))
         told = ", ".join(f"{name} {rounds[-1]:.0f}" for name, rounds in times.items())
         print(f"round {number}: {told} ms a step", flush=True)
-    machine = ", ".join(f"{key} {value or '-'}" for key, value in bench_step.machine().items())
+    import jax
+
+    machine = (f"{os.cpu_count()} cores, {platform.machine()}, {jax.devices()[0].device_kind}, jax "
+               f"{jax.__version__}, torch {torch.__version__}, GLIBC_TUNABLES "
+               f"{os.environ.get('GLIBC_TUNABLES', '-')}")
     text = (f"{len(samples)} files to {config.source.size[1]}x{config.source.size[0]}, batch "
             f"{config.batch_size}; {machine}; load {load:.1f} before; {args.workers} DataLoader "
             f"workers; medians of {args.rounds} rounds of {args.steps} steps\n\n"
