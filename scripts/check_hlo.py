@@ -38,7 +38,7 @@ class Counts(NamedTuple):
 
 
 LIMITS = {
-    "source": Counts(0, 0, 1900, 37, 3.7),
+    "source": Counts(0, 0, 2100, 37, 3.7),
     "adaptation": Counts(0, 0, 3600, 56, 5.5),
     "evaluation": Counts(0, 0, 600, 12, 0.5),
 }

@@ -79,22 +79,6 @@ def assign_groups(params: dict, groups: Groups) -> dict[str, Group]:
     return assigned
 
 
-def repeated_sgd(
-    rate: jax.Array, repeats: int, momentum: float, weight_decay: float
-) -> tuple[jax.Array, jax.Array]:
-    """What `repeats` updates add to p, and the velocity after them: shares [3] of (p, g, v) before.
-
-    The updates are linear in the three, so one pass over memory does all of them.
-    """
-    p, g, v = jnp.eye(3, dtype=rate.dtype)
-    moved = jnp.zeros_like(p)
-    for _ in range(repeats):
-        g = g + weight_decay * (p + moved)
-        v = momentum * v + g
-        moved = moved - rate * v
-    return moved, v
-
-
 def sgd(
     schedule: optax.Schedule,
     groups: Groups,
@@ -121,22 +105,19 @@ def sgd(
         gradients = flatten_dict(gradients, sep="/")
         base_rate = schedule(state.count)
         old_velocity = flatten_dict(state.velocity, sep="/")
-        repeated = {
-            group: repeated_sgd(jnp.asarray(base_rate * group.rate), group.repeats, momentum,
-                                weight_decay)
-            for group in dict.fromkeys(assigned.values())
-        }
         velocity, updates = {}, {}
-        for path, p in flatten_dict(params, sep="/").items():
+        for path, start in flatten_dict(params, sep="/").items():
             group = assigned[path]
             if not group.repeats:
-                updates[path] = jnp.zeros_like(p)
+                updates[path] = jnp.zeros_like(start)
                 continue
-            parts = (p, gradients[path], old_velocity[path])
-            updates[path], velocity[path] = (
-                sum(share.astype(p.dtype) * part for share, part in zip(shares, parts))
-                for shares in repeated[group]
-            )
+            p, g, v = start, gradients[path], old_velocity[path]
+            rate = jnp.asarray(base_rate * group.rate, p.dtype)
+            for _ in range(group.repeats):
+                g = g + weight_decay * p
+                v = momentum * v + g
+                p = p - rate * v
+            updates[path], velocity[path] = p - start, v
         velocity = unflatten_dict(velocity, sep="/")
         return unflatten_dict(updates, sep="/"), SGDState(state.count + 1, velocity)
 

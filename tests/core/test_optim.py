@@ -50,23 +50,6 @@ def test_repeated_updates_by_hand(repeats):
     assert int(state.count) == 1
 
 
-@pytest.mark.parametrize("repeats", [1, 3, 4])
-def test_a_small_update_keeps_its_digits(repeats):
-    """float32 against the updates one after another in float64, where p + update would round."""
-    rate, p, g, v = 1e-8, 3.0, 1e-3, 2e-3
-    optimizer = optim.sgd(optax.constant_schedule(rate), ((r"p/x", Group(1.0, repeats)),))
-    params = {"p": {"x": jnp.float32(p)}}
-    state = optimizer.init(params)._replace(velocity={"p": {"x": jnp.float32(v)}})
-    updates, state = optimizer.update({"p": {"x": jnp.float32(g)}}, state, params)
-    start = p
-    for _ in range(repeats):
-        g += 5e-4 * p
-        v = 0.9 * v + g
-        p -= rate * v
-    assert float(updates["p"]["x"]) == pytest.approx(p - start, rel=1e-6)
-    assert float(state.velocity["p"]["x"]) == pytest.approx(v, rel=1e-6)
-
-
 def test_the_next_iteration_forgets_the_decay_and_keeps_the_momentum():
     optimizer = scalar_sgd(1)
     params = {"p": {"x": jnp.array(1.0)}}
