@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -106,17 +106,17 @@ def own_loops(config: ConfigDict, splits: Mapping) -> dict[str, Callable]:
         nonlocal state, metrics
         state, metrics = compiled(state, batch)
         if parallel.must_wait:
-            jax.block_until_ready(metrics)
+            wait()
 
-    def stream() -> Iterator[dict]:
-        return prefetch_to_device(experiment.batches(config, splits, 0), parallel.shard)
+    def wait() -> None:
+        jax.block_until_ready(metrics)
 
-    batches = stream()
+    batches = prefetch_to_device(experiment.batches(config, splits, 0), parallel.shard)
     fixed = next(batches)
     return {
-        "step alone": (lambda: step(fixed), lambda: jax.block_until_ready(metrics)),
+        "step alone": (lambda: step(fixed), wait),
         "input alone": (lambda: next(batches), lambda: None),
-        "input + step": (lambda: step(next(batches)), lambda: jax.block_until_ready(metrics)),
+        "input + step": (lambda: step(next(batches)), wait),
     }
 
 
@@ -151,7 +151,7 @@ def table(times: Mapping[str, Sequence[float]], batch_size: int) -> str:
 
 
 def command(args: flags.FlagValues) -> None:
-    from snr_jax.data.domains import list_samples
+    from snr_jax.data import domains
     from snr_jax.runs import experiment
 
     config = cli.require(args, "config", "--config configs/toy_dg.py")
@@ -160,8 +160,9 @@ def command(args: flags.FlagValues) -> None:
         raise UserError("the peer trains an SNR network on the source alone; expected a "
                         "configuration like configs/toy_dg.py")
     load = os.getloadavg()[0]
-    directory = os.path.join(config.data.root, config.source.dir)
-    samples, _, _ = list_samples(config.source.domain, directory, config.source.train_split)
+    source = config.source
+    directory = domains.directory(source.domain, config.data.root, source.dir)
+    samples, _, _ = domains.list_samples(source.domain, directory, source.train_split)
     loops = peer_loops(config, samples, args.workers)
     loops |= own_loops(config, experiment.open_splits(config, _silent))
     times: dict[str, list[float]] = {name: [] for name in (*loops, WHOLE)}
@@ -176,7 +177,7 @@ def command(args: flags.FlagValues) -> None:
     machine = (f"{os.cpu_count()} cores, {platform.machine()}, {jax.devices()[0].device_kind}, jax "
                f"{jax.__version__}, torch {torch.__version__}, GLIBC_TUNABLES "
                f"{os.environ.get('GLIBC_TUNABLES', '-')}")
-    text = (f"{len(samples)} files to {config.source.size[1]}x{config.source.size[0]}, batch "
+    text = (f"{len(samples)} files to {source.size[1]}x{source.size[0]}, batch "
             f"{config.batch_size}; {machine}; load {load:.1f} before; {args.workers} DataLoader "
             f"workers; medians of {args.rounds} rounds of {args.steps} steps\n\n"
             f"{table(times, config.batch_size)}\n")
