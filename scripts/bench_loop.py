@@ -63,7 +63,12 @@ def peer_loops(config: ConfigDict, samples: list, workers: int) -> dict[str, Cal
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = {key: config.model[key] for key in ("stage_sizes", "width", "head_branches")}
     model = torch_twin.DeepLab(num_classes=config.num_classes, **network).to(device)
-    phi = torch_twin.Restitution(config.num_classes, config.model.width).to(device)
+    phi = None  # recipe `release` has no restitution loss
+    if config.loss.restitution_weight:
+        phi = torch_twin.Restitution(config.num_classes, config.model.width).to(device)
+    recipe = {"repeated_updates": config.optimizer.repeated_updates,
+              "train_snr": config.optimizer.train_snr, "phi": phi,
+              "restitution_weight": config.loss.restitution_weight}
     loader = torch.utils.data.DataLoader(
         LineageDataset(samples, tuple(config.source.size)), config.batch_size,
         shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True,
@@ -74,8 +79,7 @@ def peer_loops(config: ConfigDict, samples: list, workers: int) -> dict[str, Cal
     def step(batch: Sequence[torch.Tensor]) -> None:
         images, labels = (part.to(device) for part in batch)
         labels = labels.long() % 256  # the lineage's ignored -1 is the twin's 255
-        torch_twin.source_step(model, velocities, images, labels, rate=2.5e-4, phi=phi,
-                               repeated_updates=config.optimizer.repeated_updates)
+        torch_twin.source_step(model, velocities, images, labels, rate=2.5e-4, **recipe)
 
     def wait() -> None:
         if device == "cuda":
