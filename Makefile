@@ -9,7 +9,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
-# Large pages for what XLA allocates: a step on a CPU takes 15 to 30 % less (docs/performance.md).
+# Large pages for what XLA allocates: a step on a CPU took 13 to 25 % less (docs/performance.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: demo install test lint study parity check-hlo bench-step clean
