@@ -32,6 +32,25 @@ ADAPTATIONS = {
         "loss.target": "iw_maxsquare", "loss.lambda_target": 10.0}),
     "class mixing": ("toy_classmix", {}),
 }
+DEFAULT = list(ADAPTATIONS)
+# One setting of class mixing changed at a time; made where --adaptations names it.
+SETTINGS = {
+    "threshold 0.5": {"mix.threshold": 0.5},
+    "threshold 0.9": {"mix.threshold": 0.9},
+    "momentum 0.9": {"mix.teacher_momentum": 0.9},
+    "momentum 0.999": {"mix.teacher_momentum": 0.999},
+    "eval teacher": {"mix.teacher_mode": "eval"},
+    "by pixel": {"mix.weight": "pixel"},
+    "rare classes": {"source.rare_class_temperature": 0.1, "source.rare_class_pixels": 50},
+    "crop 64": {"data.crop": (64, 64)},
+    "whole images": {"data.crop": (0, 0)},
+    "twice as long": {"num_steps": 1200, "optimizer.schedule_steps": 1200},
+}
+ADAPTATIONS |= {
+    "statistics twice as long": (
+        "toy_uda", {"loss.lambda_target": 0.0} | SETTINGS["twice as long"]),
+    **{f"class mixing {name}": ("toy_classmix", keys) for name, keys in SETTINGS.items()},
+}  # fmt: skip
 BUDGET = {"num_steps": 600, "optimizer.schedule_steps": 600, "optimizer.base_rate": 0.01,
           "data.crop": (96, 96)}
 
@@ -40,8 +59,8 @@ flags.DEFINE_string("out", None, "Folder of data, runs, table; runs/toy_study un
                     "runs/toy_study_CONTENT for a content.", flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_enum("content", "none", CONTENTS, "Of the toys, as make_toy_domains.py has it.",
                   flag_values=FLAGS)  # fmt: skip
-flags.DEFINE_list("adaptations", list(ADAPTATIONS), "Ways to adapt to each style; none if empty.",
-                  flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_list("adaptations", DEFAULT, "Ways to adapt to each style; none if empty. There "
+                  f"are {', '.join(ADAPTATIONS)}.", flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_list("variants", ["plain", "IN", "SNR", "SNR + restitution loss"], "Of the network.",
                   flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_bool("quick", False, "Images of 64x128, adapted to as a whole.", flag_values=FLAGS)
