@@ -60,29 +60,6 @@ def test_space_to_batch_equals_native(height, width, d):
     np.testing.assert_allclose(split_kernel, native_kernel, atol=1e-4)
 
 
-@pytest.mark.parametrize("dilation", [1, 2])
-@pytest.mark.parametrize("width", [layers.WIDE - 1, layers.WIDE])
-def test_weight_gradient_of_products_equals_native(dilation, width):
-    x, kernel = normal(2, 3, 4, width), normal(3, 3, width, layers.WIDE, seed=1)
-    weights = normal(2, 3, 4, layers.WIDE, seed=2)
-
-    def run(pointwise):
-        def total(x, kernel):
-            y = layers.conv3x3(x, kernel, dilation, atrous="native", pointwise=pointwise)
-            return (y * weights).sum(), y
-
-        gradients = jax.grad(total, argnums=(0, 1), has_aux=True)
-        return quick_jit(gradients)(x, kernel), str(jax.make_jaxpr(gradients)(x, kernel))
-
-    ((of_x, of_kernel), y), program = run("product")
-    ((native_x, native_kernel), native_y), native = run("convolution")
-    assert program.count("dot_general") == (9 if width == layers.WIDE else 0)
-    assert "dot_general" not in native
-    np.testing.assert_array_equal(y, native_y)
-    np.testing.assert_array_equal(of_x, native_x)
-    np.testing.assert_allclose(of_kernel, native_kernel, atol=1e-4)
-
-
 def test_batch_to_space_is_the_inverse():
     x = normal(2, 7, 10, 3)
     maps = layers.space_to_batch(x, 4)

@@ -71,7 +71,7 @@ def test_a_flag_of_no_meaning_is_refused(script, flag, word, capsys):
 def test_times_by_hand():
     """The ratio is the median of the rounds' ratios, not the ratio of the medians."""
     common = {"case": "cpu", "kind": "adaptation", "peak_gib": 1.0, "build_s": 1.0,
-              "first_turn_s": 2.0}
+              "first_step_s": 2.0}
     rows = [{**common, "contestant": "ours", "milliseconds": [100.0, 400.0, 200.0]},
             {**common, "contestant": "theirs", "milliseconds": [300.0, 400.0, 400.0]},
             {**common, "contestant": "absent", "milliseconds": [], "failed": "no such device"}]

@@ -13,7 +13,6 @@ from jax import lax
 from jax.nn.initializers import Initializer
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-WIDE = 256  # channels from which products outrun XLA's weight gradient of a 3x3 on a CPU
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
@@ -29,32 +28,6 @@ def _conv3x3(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
         rhs_dilation=(dilation, dilation),
         dimension_numbers=DIMENSIONS,
     )
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv3x3_of_products(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    return _conv3x3(x, kernel, dilation)
-
-
-def _of_products_forward(
-    x: jax.Array, kernel: jax.Array, dilation: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv3x3(x, kernel, dilation), (x, kernel)
-
-
-def _of_products_backward(
-    d: int, inputs: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = inputs
-    _, h, w, _ = x.shape
-    padded = jnp.pad(x, ((0, 0), (d, d), (d, d), (0, 0)))
-    taps = [padded[:, i : i + h, j : j + w] for i in (0, d, 2 * d) for j in (0, d, 2 * d)]
-    of_kernel = jnp.stack([jnp.einsum("nhwi,nhwo->io", tap, gradient) for tap in taps])
-    _, pull = jax.vjp(lambda x: _conv3x3(x, kernel, d), x)
-    return *pull(gradient), of_kernel.reshape(kernel.shape)
-
-
-_conv3x3_of_products.defvjp(_of_products_forward, _of_products_backward)
 
 
 def conv1x1(
@@ -88,23 +61,13 @@ def batch_to_space(x: jax.Array, d: int, height: int, width: int) -> jax.Array:
     return x.reshape(-1, h * d, w * d, c)[:, :height, :width]
 
 
-def conv3x3(
-    x: jax.Array,
-    kernel: jax.Array,
-    dilation: int = 1,
-    *,
-    atrous: str,
-    pointwise: str = "convolution",
-) -> jax.Array:
+def conv3x3(x: jax.Array, kernel: jax.Array, dilation: int = 1, *, atrous: str) -> jax.Array:
     """3x3 convolution, stride 1, padding = dilation. x [N,H,W,I], kernel [3,3,I,O] → [N,H,W,O].
 
     atrous: "native", or "space_to_batch", which keeps XLA:GPU from turning the weight gradient
-    of a dilated convolution into one with a kernel as large as the image. pointwise: "product"
-    computes the weight gradient of a wide kernel as nine products, for a CPU. All are equal.
+    of a dilated convolution into one with a kernel as large as the image. Both are equal.
     """
     if dilation == 1 or atrous == "native":
-        if pointwise == "product" and min(kernel.shape[2:]) >= WIDE:
-            return _conv3x3_of_products(x, kernel, dilation)
         return _conv3x3(x, kernel, dilation)
     maps = _conv3x3(space_to_batch(x, dilation), kernel, 1)
     return batch_to_space(maps, dilation, *x.shape[1:3])
@@ -189,7 +152,7 @@ class Conv(nn.Module):
     """Convolution without or with bias; parameters `kernel` [k,k,I,O] and `bias` [O].
 
     Kernels start from N(0, 0.01), biases uniform in ±1/sqrt(fan-in), as the published code.
-    atrous, pointwise: which of the equal forms computes it, see `conv3x3` and `conv1x1`.
+    atrous, pointwise: which of two equal forms computes it, see `conv3x3` and `conv1x1`.
     """
 
     features: int
@@ -210,9 +173,7 @@ class Conv(nn.Module):
         if self.size == 1:
             x = conv1x1(x, kernel, self.stride, pointwise=self.pointwise)
         elif self.size == 3 and self.stride == 1:
-            x = conv3x3(
-                x, kernel, self.dilation, atrous=self.atrous, pointwise=self.pointwise
-            )
+            x = conv3x3(x, kernel, self.dilation, atrous=self.atrous)
         else:
             padding = [(self.size // 2 * self.dilation,) * 2] * 2
             x = lax.conv_general_dilated(
