@@ -52,6 +52,10 @@ flags.DEFINE_enum("atrous", "space_to_batch", ["native", "space_to_batch"],
 flags.DEFINE_enum("pointwise", "convolution", ["convolution", "product"],
                   "Form of 1x1 convolutions", flag_values=FLAGS)
 flags.DEFINE_bool("remat", False, "Recompute blocks in the backward pass", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 1, "Images per domain; the limits are for 1", lower_bound=1,
+                     flag_values=FLAGS)
+flags.DEFINE_integer("accumulate_steps", 1, "Parts that a training batch runs as; batch_size is a "
+                     "multiple", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_string("save", "", "Folder for the compiled texts", flag_values=FLAGS)
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4,
@@ -122,12 +126,12 @@ def count(text: str, temporary_bytes: int) -> Counts:
     )
 
 
-def compile_step(kind: str, target: str, **model: object) -> tuple[str, int]:
+def compile_step(kind: str, target: str, **options: object) -> tuple[str, int]:
     """(compiled text, bytes of temporary memory) of a step in bfloat16."""
     topology = topologies.get_topology_desc(
         platform="cuda", target_config=target, topology="1x1x1")
     placed = jax.sharding.SingleDeviceSharding(topology.devices[0])
-    work = create_workload(kind, dtype=jnp.bfloat16, **model)
+    work = create_workload(kind, dtype=jnp.bfloat16, **options)
     arguments = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
         (work.state_shapes(), work.batch))
@@ -156,13 +160,17 @@ def command(args: flags.FlagValues) -> int:
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in TARGETS.glob("*.txtpb")))
         raise UserError(f"--target={args.target}: no such target; there are {known}")
-    model = {"atrous": args.atrous, "pointwise": args.pointwise, "remat": args.remat}
+    if args.batch_size % args.accumulate_steps:
+        raise UserError(f"--batch_size={args.batch_size} is no multiple of "
+                        f"--accumulate_steps={args.accumulate_steps}")
+    options = {name: args[name].value for name in
+               ("atrous", "pointwise", "remat", "batch_size", "accumulate_steps")}
     jax.config.update("jax_platforms", "cpu")  # else the CUDA plugin looks for its GPU
     passed = False
     for kind in args.steps:
         start = time.monotonic()
         try:
-            text, temporary = compile_step(kind, path.read_text(), **model)
+            text, temporary = compile_step(kind, path.read_text(), **options)
         except RuntimeError as error:
             if "cuda" not in str(error).lower():
                 raise

@@ -50,6 +50,7 @@ def create_workload(
     target_size: Size = (512, 1024),
     scored_size: Size = (1024, 2048),
     batch_size: int = 1,
+    accumulate_steps: int = 1,
     **model: object,
 ) -> Workload:
     """kind: one of `KINDS`; model: arguments of `DeepLab`.
@@ -69,7 +70,8 @@ def create_workload(
     network = DeepLab(restitution_heads=True, **model)
     groups = optim.param_groups(repeated_updates=True, train_snr=True, multi_level=False)
     optimizer = optim.sgd(optim.poly_schedule(2.5e-4, 200_000), groups)
-    options = {"model": network, "optimizer": optimizer, "restitution_weight": 0.01}
+    options = {"model": network, "optimizer": optimizer, "restitution_weight": 0.01,
+               "accumulate_steps": accumulate_steps}
     batch = {"source_image": bytes_of(*source_size, 3), "source_label": bytes_of(*source_size)}
     if kind == "source":
         return Workload(make_source_step(**options), network, optimizer, batch)

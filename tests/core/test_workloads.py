@@ -27,6 +27,15 @@ def test_a_workload_is_the_step_that_its_name_says(kind):
     assert batch["source_label"].max() < 19
 
 
+def test_a_workload_runs_the_batch_in_parts():
+    def loops(parts):
+        work = create_workload("source", **TINY, accumulate_steps=parts)
+        program = jax.make_jaxpr(work.step)(work.state_shapes(), work.batch)
+        return [e.params["length"] for e in program.eqns if e.primitive.name == "scan"]
+
+    assert loops(1) == [] and loops(2) == [2, 2]
+
+
 TEXT = """
 %fused (p: f32[2,3]) -> s32[4] {
   ROOT %s = s32[4]{0} scatter(%a, %b, %c), to_apply=%add
@@ -56,6 +65,7 @@ def test_a_compiled_text_is_counted_by_hand():
 @pytest.mark.parametrize(("script", "flag", "word"), [
     (check_hlo, "--steps=sources", "source, adaptation, evaluation"),
     (check_hlo, "--target=h900", "h200"),
+    (check_hlo, "--accumulate_steps=2", "--batch_size=1"),
     (bench_step, "--cases=tpu", "gpu, cpu, demo"),
     (bench_step, "--rounds=0", "rounds"),
 ])
