@@ -13,6 +13,7 @@ below data.root, or where DOMAIN=DIR says, and is seen at its own size or at --s
 for each condition, and one of all their pixels, which alone counts in the mean.
 """
 
+import itertools
 import json
 import math
 import sys
@@ -28,7 +29,7 @@ from ml_collections import ConfigDict
 from snr_jax import cli
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes, class_names
-from snr_jax.core.models.deeplab import architecture
+from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import create_parallel
 from snr_jax.data.look import look
 from snr_jax.report.pictures import panel
@@ -83,49 +84,20 @@ def command(args: flags.FlagValues) -> None:
     _check_domains(args)
     out = Path(args.out or _default_out(checkpoint, "domains" if args.domains else args.domain))
     _refuse_unwritable(out)
-    want = arguments.model_arguments(config, None)
-    options = {key: want[key] for key in ("dtype", "atrous")}
-    model, variables, meta = network.load(checkpoint, **options)
-    network.refuse_mismatch(str(checkpoint.path), meta["model"], want)
+    model, variables, meta = _load(checkpoint, config)
     classes = experiment.create_classes(config)
-    if (there := class_names(network.classes_of(meta))) != class_names(classes):
-        raise UserError(
-            f"{checkpoint.path} knows the classes {', '.join(there)}; the configuration has "
-            f"{', '.join(class_names(classes))}. Set --config.source.domain to that of its training"
-        )
+    _refuse_other_classes(checkpoint, meta, classes)
     rows = _open_rows(
         args, config, classes,
         log=lambda line: print(f"{checkpoint.path} on {line}; results go to {out}", flush=True),
     )
-    single = {name: split for name, split in rows.splits.items() if name not in rows.parts}
-    for split in single.values():
+    for split in rows.read.values():
         for warning in look(split.samples, split.labels):
             print(f"WARNING {warning}", flush=True)
     for note in differences(meta, config):
         if not (args.domains and "target.size" in note):  # their sizes are their own
             print(f"note: {note}", flush=True)
-    parallel = create_parallel()
-    on_devices = parallel.replicate(variables)
-    batch_size = arguments.evaluation_arguments(config)["batch_size"]
-    results: dict[str, dict[str, dict]] = {name: {} for name in rows.splits}
-    for protocol in PROTOCOLS if args.protocol == "both" else (args.protocol,):
-        for flip in {"both": (False, True), "no": (False,), "yes": (True,)}[args.flip]:
-            column = protocol + ("+flip" if flip else "")
-            counts = {
-                name: count(
-                    model, on_devices, split, parallel=parallel, protocol=protocol, flip=flip,
-                    batch_size=batch_size,
-                )
-                for name, split in single.items()
-            }
-            for name, scores in several.with_sums(counts, rows).items():
-                settings = evaluation_settings(
-                    rows.splits[name], protocol=protocol, flip=flip,
-                    dtype=jnp.dtype(model.dtype).name,
-                ) | {"step": checkpoint.step}
-                results[name][column] = {"settings": settings, **scores}
-                title = f"{name}, {column}" if args.domains else column
-                print(f"{title}: mIoU {percent(scores['miou'])}{_on_13(scores)}", flush=True)
+    results = _score(args, config, model, variables, rows, checkpoint.step)
     record = {
         "checkpoint": str(checkpoint.path), "trained": meta.get("source"),
         "model": architecture(model), "config": experiment.to_dict(config),
@@ -139,10 +111,58 @@ def command(args: flags.FlagValues) -> None:
         print(class_table(scores))
         record |= {"results": scores}
     write_text(out / "evaluation.json", json.dumps(_finite(record), indent=1))
-    for name, split in single.items() if args.pictures else ():
+    for name, split in rows.read.items() if args.pictures else ():
         file = f"predictions_{name.replace('/', '_')}.png" if args.domains else "predictions.png"
         write_png(panel(pictures(model, variables, split.first(args.pictures))), out / file)
     print(f"written: {out}")
+
+
+def _load(checkpoint: Checkpoint, config: ConfigDict) -> tuple[DeepLab, dict, dict]:
+    """(network, variables, meta); UserError if the configuration describes another network."""
+    want = arguments.model_arguments(config, None)
+    model, variables, meta = network.load(
+        checkpoint, dtype=want["dtype"], atrous=want["atrous"]
+    )
+    network.refuse_mismatch(str(checkpoint.path), meta["model"], want)
+    return model, variables, meta
+
+
+def _refuse_other_classes(checkpoint: Checkpoint, meta: dict, classes: Classes) -> None:
+    if (there := class_names(network.classes_of(meta))) != class_names(classes):
+        raise UserError(
+            f"{checkpoint.path} knows the classes {', '.join(there)}; the configuration has "
+            f"{', '.join(class_names(classes))}. Set --config.source.domain to that of its training"
+        )
+
+
+def _score(
+    args: flags.FlagValues, config: ConfigDict, model: DeepLab, variables: dict, rows: Rows,
+    step: int | None,
+) -> dict[str, dict[str, dict]]:
+    """Scores with their settings, by row and column; each column is printed when it is there."""
+    parallel = create_parallel()
+    on_devices = parallel.replicate(variables)
+    batch_size = arguments.evaluation_arguments(config)["batch_size"]
+    results: dict[str, dict[str, dict]] = {name: {} for name in rows.splits}
+    protocols = PROTOCOLS if args.protocol == "both" else (args.protocol,)
+    flips = {"both": (False, True), "no": (False,), "yes": (True,)}[args.flip]
+    for protocol, flip in itertools.product(protocols, flips):
+        column = protocol + ("+flip" if flip else "")
+        counts = {
+            name: count(
+                model, on_devices, split, parallel=parallel, protocol=protocol, flip=flip,
+                batch_size=batch_size,
+            )
+            for name, split in rows.read.items()
+        }
+        for name, scores in several.with_sums(counts, rows).items():
+            settings = evaluation_settings(
+                rows.splits[name], protocol=protocol, flip=flip, dtype=jnp.dtype(model.dtype).name
+            )
+            results[name][column] = {"settings": settings | {"step": step}, **scores}
+            title = f"{name}, {column}" if args.domains else column
+            print(f"{title}: mIoU {percent(scores['miou'])}{_on_13(scores)}", flush=True)
+    return results
 
 
 def _check_domains(args: flags.FlagValues) -> None:

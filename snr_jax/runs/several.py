@@ -21,6 +21,11 @@ class Rows(NamedTuple):
     parts: dict[str, tuple[str, ...]]  # row → the rows whose counts it is the sum of
     in_mean: tuple[str, ...]
 
+    @property
+    def read(self) -> dict[str, Split]:
+        """The rows without parts: their images are read, each once."""
+        return {name: split for name, split in self.splits.items() if name not in self.parts}
+
 
 def open_rows(
     config: ConfigDict, entries: Sequence[str], *, split: str, size: tuple[int, int] | None,
