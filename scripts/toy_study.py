@@ -46,11 +46,11 @@ SETTINGS = {
     "whole images": {"data.crop": (0, 0)},
     "twice as long": {"num_steps": 1200, "optimizer.schedule_steps": 1200},
 }
+ADAPTATIONS |= {f"class mixing {name}": ("toy_classmix", keys) for name, keys in SETTINGS.items()}
 ADAPTATIONS |= {
-    "statistics twice as long": (
-        "toy_uda", {"loss.lambda_target": 0.0} | SETTINGS["twice as long"]),
-    **{f"class mixing {name}": ("toy_classmix", keys) for name, keys in SETTINGS.items()},
-}  # fmt: skip
+    f"statistics {name}": ("toy_uda", {"loss.lambda_target": 0.0} | SETTINGS[name])
+    for name in ("whole images", "twice as long")
+}
 BUDGET = {"num_steps": 600, "optimizer.schedule_steps": 600, "optimizer.base_rate": 0.01,
           "data.crop": (96, 96)}
 
