@@ -238,7 +238,7 @@ def machine() -> dict:
              Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     found = {"cpu": f"{os.cpu_count()} x {names[0] if names else platform.machine()}",
              "gpu": gpu_name(), "python": platform.python_version(),
-             "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "")}
+             **{name: os.environ.get(name, "") for name in ("GLIBC_TUNABLES", "XLA_FLAGS")}}
     return found | {name: version(name) for name in ("jax", "flax", "torch")}
 
 
