@@ -214,8 +214,9 @@ LONG = {"num_steps": 5000, "optimizer.schedule_steps": 5000, "eval_every_steps":
         "checkpoint_every_steps": 5000}  # fmt: skip
 
 
-# At the rate of the other tests rounding in the sixth digit grows to the third within three steps.
-SLOWLY = {"optimizer.base_rate": 1e-3}
+# At the rate of the other tests rounding in the sixth digit grows to the third within three steps,
+# at 1e-3 within four; here it stays in the sixth.
+SLOWLY = {"optimizer.base_rate": 1e-4}
 
 
 def said(out: str) -> str:
