@@ -23,7 +23,7 @@ from snr_jax.runs.stopping import Stop
 from snr_jax.toy.content import AMBIGUOUS, CONTENTS
 from snr_jax.toy.styles import STYLES
 
-# name: the configuration and the keys that differ. BUDGET makes all of them as long.
+# name: the configuration and the keys that differ, beside BUDGET, which all have in common.
 ADAPTATIONS = {
     "statistics": ("toy_uda", {"loss.lambda_target": 0.0}),
     "MaxSquare": ("toy_uda", {}),
@@ -32,8 +32,7 @@ ADAPTATIONS = {
         "loss.target": "iw_maxsquare", "loss.lambda_target": 10.0}),
     "class mixing": ("toy_classmix", {}),
 }
-DEFAULT = list(ADAPTATIONS)
-# One setting of class mixing changed at a time; made where --adaptations names it.
+# One setting changed at a time; made where --adaptations names it, as "class mixing crop 64".
 SETTINGS = {
     "threshold 0.5": {"mix.threshold": 0.5},
     "threshold 0.9": {"mix.threshold": 0.9},
@@ -46,10 +45,10 @@ SETTINGS = {
     "whole images": {"data.crop": (0, 0)},
     "twice as long": {"num_steps": 1200, "optimizer.schedule_steps": 1200},
 }
-ADAPTATIONS |= {f"class mixing {name}": ("toy_classmix", keys) for name, keys in SETTINGS.items()}
-ADAPTATIONS |= {
-    f"statistics {name}": ("toy_uda", {"loss.lambda_target": 0.0} | SETTINGS[name])
-    for name in ("whole images", "twice as long")
+VARIED = {"class mixing": SETTINGS, "statistics": ("whole images", "twice as long")}
+WAYS = ADAPTATIONS | {
+    f"{way} {name}": (ADAPTATIONS[way][0], ADAPTATIONS[way][1] | SETTINGS[name])
+    for way, names in VARIED.items() for name in names
 }
 BUDGET = {"num_steps": 600, "optimizer.schedule_steps": 600, "optimizer.base_rate": 0.01,
           "data.crop": (96, 96)}
@@ -59,8 +58,8 @@ flags.DEFINE_string("out", None, "Folder of data, runs, table; runs/toy_study un
                     "runs/toy_study_CONTENT for a content.", flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_enum("content", "none", CONTENTS, "Of the toys, as make_toy_domains.py has it.",
                   flag_values=FLAGS)  # fmt: skip
-flags.DEFINE_list("adaptations", DEFAULT, "Ways to adapt to each style; none if empty. There "
-                  f"are {', '.join(ADAPTATIONS)}.", flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_list("adaptations", list(ADAPTATIONS), "Ways to adapt to each style; none if empty. "
+                  f"There are {', '.join(WAYS)}.", flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_list("variants", ["plain", "IN", "SNR", "SNR + restitution loss"], "Of the network.",
                   flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_bool("quick", False, "Images of 64x128, adapted to as a whole.", flag_values=FLAGS)
@@ -75,7 +74,7 @@ def command(args: flags.FlagValues) -> None:
     if not args.styles or not set(args.styles) <= set(targets):
         raise UserError(f"--styles is {','.join(args.styles)!r}; expected some of "
                         f"{','.join(targets)}")
-    for name, known in (("adaptations", ADAPTATIONS), ("variants", FLAGS["variants"].default)):
+    for name, known in (("adaptations", WAYS), ("variants", FLAGS["variants"].default)):
         if unknown := [given for given in args[name].value if given not in known]:
             raise UserError(f"--{name} names {', '.join(map(repr, unknown))}; expected some of "
                             f"{','.join(known)}")
@@ -101,7 +100,7 @@ def _study(args: flags.FlagValues, seeds: Sequence[int], stop: Stop) -> None:
     modules = {"toy_uda": toy_uda, "toy_classmix": toy_classmix}
     adaptations = {}
     for name in args.adaptations:
-        module, overrides = ADAPTATIONS[name]
+        module, overrides = WAYS[name]
         adaptations[name] = modules[module].get_config("standard")
         adaptations[name].update_from_flattened_dict(BUDGET | overrides)
     if args.quick:

@@ -302,7 +302,7 @@ def test_two_processes_are_killed_and_go_on_and_equal_one(pair, command, train_f
     assert said(out[1][0]) == out[1][1] == ""
     ours, theirs = (checkpoints.load_variables(checkpoints.folder(workdir, "final"))
                     for workdir in (two, one))
-    assert_trees_close(ours[0], theirs[0], rtol=1e-3, atol=1e-5)
+    assert_trees_close(ours[0], theirs[0], rtol=1e-3, atol=1e-6)
     for domain, scores in theirs[1]["scores"].items():
         found = ours[1]["scores"][domain]
         assert found["settings"] == scores["settings"]
@@ -332,11 +332,11 @@ def test_a_state_of_one_device_goes_on_over_four_and_back(
     out, err = running.communicate(timeout=600)
     assert running.returncode == 0 and "devices           4 x cpu" in out, out + err
     assert "since the last start devices.count has changed from 1 to 4" in out
-    assert_trees_close(checkpoints.load_variables(final)[0], whole, rtol=1e-3, atol=1e-5)
+    assert_trees_close(checkpoints.load_variables(final)[0], whole, rtol=1e-3, atol=1e-6)
     undo(4)
     result = command("main", *arguments)
     assert result.code == 0 and "going on from the checkpoint of step 4 " in result.out
-    assert_trees_close(checkpoints.load_variables(final)[0], whole, rtol=1e-3, atol=1e-5)
+    assert_trees_close(checkpoints.load_variables(final)[0], whole, rtol=1e-3, atol=1e-6)
 
 
 def test_processes_that_slurm_starts_find_each_other(process, train_flags, tmp_path, monkeypatch):
