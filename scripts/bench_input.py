@@ -31,10 +31,10 @@ from snr_jax import cli
 from snr_jax.core.labels import CLASSES, palette
 from snr_jax.data.domains import DOMAINS, list_samples
 from snr_jax.data.samples import Listing
-from tests.torch_loader import LineageDataset
+from twin.loader import LineageDataset
 
 if TYPE_CHECKING:  # it starts TensorFlow
-    from snr_jax.data.prepared import Prepared
+    from snr_jax.data.prepared.reading import Prepared
 
 WIDTH, HEIGHT = 1914, 1052
 SIZE = DOMAINS["gta5"].train_size
@@ -83,15 +83,15 @@ def write_data(directory: Path, count: int) -> Listing:
 
 def prepare_data(folder: Path, workers: int) -> dict[str, "Prepared"]:
     """The data of `write_data` as prepared data of both forms; what is there is checked alone."""
-    from snr_jax.data import preparing
-    from snr_jax.data.prepared import open_prepared
-    from snr_jax.runs.record import identity
+    from snr_jax.data.prepared import writing
+    from snr_jax.data.prepared.reading import open_prepared
+    from snr_jax.workdir.record import identity
 
     found = {}
-    for images in preparing.IMAGE_KINDS:
+    for images in writing.IMAGE_KINDS:
         out = folder / "prepared" / images
         start = time.perf_counter()
-        preparing.prepare(
+        writing.prepare(
             DOMAINS["gta5"], str(folder), out, splits=["train"], size=SIZE, images=images,
             workers=workers, identify=identity, log=lambda line: None,
         )
@@ -165,7 +165,7 @@ def command(args: flags.FlagValues) -> None:
     )
     print(f"\n{text}")
     if args.out:
-        from snr_jax.runs.writer import write_text
+        from snr_jax.workdir.metrics import write_text
 
         write_text(Path(args.out), text)
 

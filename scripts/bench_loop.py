@@ -8,7 +8,7 @@ On a machine that does nothing else, with torch installed, and with data of the 
 Training on the source. Each row is timed over --steps steps after a warm-up, and they take turns,
 round by round; the table has medians. The whole run is `snr_jax.main`'s: its time includes what is
 logged and the states that are saved, and ends before the validation. The peer reads the same files
-as the lineage does (tests/torch_loader.py) and trains tests/torch_twin.py.
+as the lineage does (twin/loader.py) and trains twin/.
 """
 
 import itertools
@@ -27,8 +27,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from snr_jax import cli
+from snr_jax.config import checks
 from snr_jax.core.errors import UserError
-from tests.torch_loader import LineageDataset
+from twin.loader import LineageDataset
 
 WARM_UP = 5
 PEER_STEP, PEER_LOOP = "PyTorch: step alone", "PyTorch: DataLoader + step"
@@ -57,7 +58,7 @@ def milliseconds(one: Callable[[], object], wait: Callable[[], object], steps: i
 
 def peer_loops(config: ConfigDict, samples: list, workers: int) -> dict[str, Callable]:
     """Row → (one step, how to wait for it) of PyTorch."""
-    from tests import torch_twin
+    import twin as torch_twin
 
     torch.set_flush_denormal(True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -93,10 +94,11 @@ def own_loops(config: ConfigDict, splits: Mapping) -> dict[str, Callable]:
     """Row → (one step, how to wait for it) of this project."""
     import jax
 
+    from snr_jax.config import arguments
     from snr_jax.core.parallel import create_parallel
     from snr_jax.core.state import create_state
     from snr_jax.data.prefetch import prefetch_to_device
-    from snr_jax.runs import arguments, experiment, network
+    from snr_jax.runs import experiment, network
 
     parallel = create_parallel()
     model = experiment.create_model(config, parallel)
@@ -159,7 +161,7 @@ def command(args: flags.FlagValues) -> None:
     from snr_jax.runs import experiment
 
     config = cli.require(args, "config", "--config configs/toy_dg.py")
-    experiment.check(config)
+    checks.check(config)
     if config.loss.target or config.model.norm_restitution != "snr":
         raise UserError("the peer trains an SNR network on the source alone; expected a "
                         "configuration like configs/toy_dg.py")
@@ -187,7 +189,7 @@ def command(args: flags.FlagValues) -> None:
             f"{table(times, config.batch_size)}\n")
     print(f"\n{text}")
     if args.out:
-        from snr_jax.runs.writer import write_text
+        from snr_jax.workdir.metrics import write_text
 
         write_text(Path(args.out), text)
 

@@ -4,7 +4,7 @@
 
 Every contestant runs in a process of its own, is warm before it is timed, and they take turns,
 whose first step is not timed; medians with the range between the quartiles. PyTorch runs
-tests/torch_twin.py, its inputs ready on the device; this project's step also augments the images.
+twin/, its inputs ready on the device; this project's step also augments the images.
 Both flush denormals: XLA by itself.
 """
 
@@ -97,7 +97,7 @@ def torch_steps(
 ) -> tuple[Callable[[int], None], Callable]:
     import torch
 
-    from tests import torch_twin
+    import twin as torch_twin
 
     torch.set_flush_denormal(True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True

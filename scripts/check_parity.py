@@ -34,6 +34,7 @@ from ml_collections import ConfigDict
 from configs import default
 from snr_jax import cli
 from snr_jax.core.errors import UserError
+from snr_jax.core.models.create import ATROUS
 from snr_jax.parity.compare import (
     Networks,
     Row,
@@ -43,7 +44,6 @@ from snr_jax.parity.compare import (
 )
 from snr_jax.parity.golden import FILES, Network, draw_network, find_salt, load_npz
 from snr_jax.parity.training import compare_training
-from snr_jax.runs.network import ATROUS
 
 SETTINGS = {  # flag: (key of the configuration, what the folder was made with)
     "base_rate": ("optimizer.base_rate", 2.5e-4),

@@ -19,8 +19,8 @@ from absl import flags
 from snr_jax import cli
 from snr_jax.core.errors import UserError
 from snr_jax.data.domains import CITIES
-from snr_jax.runs import stopping
-from snr_jax.runs.crosscity import crosscity
+from snr_jax.process import signals
+from snr_jax.studies.crosscity import crosscity
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -40,7 +40,7 @@ def command(args: flags.FlagValues) -> None:
                         f"{','.join(CITIES)}")
     if args.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(args.compilation_cache))
-    with stopping.on_signals() as stop:
+    with signals.on_signals() as stop:
         print(f"\n{crosscity(config, Path(args.out), cities, stop=stop)}\nin {args.out}/table.md")
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from absl import flags
 
 from snr_jax import cli
-from snr_jax.runs import stopping
-from snr_jax.runs.stopping import Stop
+from snr_jax.process import signals
+from snr_jax.process.signals import Stop
 from snr_jax.toy.styles import STYLES
 
 FLAGS = flags.FlagValues()
@@ -30,7 +30,7 @@ flags.DEFINE_enum(
 
 
 def command(args: flags.FlagValues) -> None:
-    with stopping.on_signals() as stop:
+    with signals.on_signals() as stop:
         _demo(Path(args.out), args.style, stop)
 
 
@@ -44,14 +44,14 @@ def _demo(out: Path, style: str, stop: Stop) -> None:
     from snr_jax.report import tables
     from snr_jax.report.html import render
     from snr_jax.report.pictures import panel
-    from snr_jax.runs import checkpoints
-    from snr_jax.runs.comparison import compare
-    from snr_jax.runs.study import VARIANTS, configured, draw_data
     from snr_jax.runs.train import train
-    from snr_jax.runs.writer import write_text
+    from snr_jax.studies.comparison import compare
+    from snr_jax.studies.toy_study import VARIANTS, configured, draw_data
+    from snr_jax.workdir import checkpoints
+    from snr_jax.workdir.metrics import write_text
 
     def check() -> None:
-        stopping.unless_asked(stop, "stopped before the report; the same command goes on")
+        signals.unless_asked(stop, "stopped before the report; the same command goes on")
 
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/snr_jax"))
     start = time.monotonic()

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from snr_jax import cli
+from snr_jax.config import checks
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -24,13 +25,12 @@ flags.DEFINE_integer("batches", 8, "Of each domain.", lower_bound=1, flag_values
 def command(args: flags.FlagValues) -> None:
     import jax
 
-    from snr_jax.runs import experiment
-    from snr_jax.runs.gradients import gradient_norms
+    from snr_jax.studies.gradients import gradient_norms
 
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/snr_jax"))
     config = cli.require(args, "config", "--config configs/toy_uda.py")
     checkpoint = cli.require(args, "checkpoint", "--checkpoint runs/toy_dg")
-    experiment.check(config)
+    checks.check(config)
     norms = gradient_norms(config, checkpoint, args.batches)
     base = norms["cross_entropy"]
     print(f"{'loss':<16}{'norm':>12}{'weight':>10}")

@@ -16,7 +16,7 @@ from absl import flags
 from snr_jax import cli
 from snr_jax.core.errors import UserError
 from snr_jax.core.progress import make_progress
-from snr_jax.runs import stopping
+from snr_jax.process import signals
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("domain", None, "As in data/domains.py, or my_domain.yaml.", flag_values=FLAGS)
@@ -40,10 +40,10 @@ def _size(words: Sequence[str]) -> tuple[int, int]:
 
 
 def command(args: flags.FlagValues) -> None:
-    from snr_jax.data import preparing  # TensorFlow: slow, not for --help
     from snr_jax.data.domains import directory, get_domain
-    from snr_jax.data.spread import Beam
-    from snr_jax.runs import record
+    from snr_jax.data.prepared.reading import writing  # TensorFlow: slow, not for --help
+    from snr_jax.data.prepared.spread import Beam
+    from snr_jax.workdir import record
 
     name = cli.require(args, "domain", "--domain gta5")
     domain = get_domain(name)
@@ -55,13 +55,13 @@ def command(args: flags.FlagValues) -> None:
         raise UserError("--beam_options needs --beam_runner, as --beam_runner DirectRunner")
     beam = Beam(args.beam_runner, args.beam_options) if args.beam_runner else None
     message = f"stopped; the same command goes on in {out}"
-    with stopping.on_signals() as stop:
-        preparing.prepare(
+    with signals.on_signals() as stop:
+        writing.prepare(
             domain, directory(name, "", place), out,
             splits=list(dict.fromkeys(args["splits"].value)), size=size,
             images=args["images"].value, workers=args["workers"].value,
             beam=beam, identify=record.identity, progress=make_progress("images"),
-            check=lambda: stopping.unless_asked(stop, message),
+            check=lambda: signals.unless_asked(stop, message),
         )
 
 

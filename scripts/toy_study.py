@@ -18,8 +18,8 @@ from absl import flags
 
 from snr_jax import cli
 from snr_jax.core.errors import UserError
-from snr_jax.runs import stopping
-from snr_jax.runs.stopping import Stop
+from snr_jax.process import signals
+from snr_jax.process.signals import Stop
 from snr_jax.toy.content import AMBIGUOUS, CONTENTS
 from snr_jax.toy.styles import STYLES
 
@@ -80,7 +80,7 @@ def command(args: flags.FlagValues) -> None:
                             f"{','.join(known)}")
     if not args.variants:
         raise UserError(f"--variants is empty; expected some of {','.join(known)}")
-    with stopping.on_signals() as stop:
+    with signals.on_signals() as stop:
         _study(args, [int(seed) for seed in args.seeds], stop)
 
 
@@ -89,7 +89,7 @@ def _study(args: flags.FlagValues, seeds: Sequence[int], stop: Stop) -> None:
     import jax
 
     from configs import toy_classmix, toy_dg, toy_uda
-    from snr_jax.runs.study import draw_data, study
+    from snr_jax.studies.toy_study import draw_data, study
 
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/snr_jax"))
     none = args.content == "none"

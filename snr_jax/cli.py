@@ -15,7 +15,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from snr_jax.core.errors import UserError
-from snr_jax.runs.stopping import Stopped
+from snr_jax.process.signals import Stopped
 
 # What the system says of a disk or a path that the user chose, not of a fault in the program.
 _OF_THE_SYSTEM = (

@@ -27,22 +27,24 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from snr_jax import cli
+from snr_jax.config import arguments, checks
+from snr_jax.config.keys import SIDES
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes, class_names
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import create_parallel
-from snr_jax.data.look import look
+from snr_jax.data import splits
+from snr_jax.data.faults.look import look
+from snr_jax.data.splits import Log
+from snr_jax.inference.photos import write_png
 from snr_jax.report.pictures import panel
 from snr_jax.report.tables import class_table, domain_table, percent
-from snr_jax.runs import arguments, checkpoints, experiment, network, several
-from snr_jax.runs.checkpoints import Checkpoint
-from snr_jax.runs.evaluation import PROTOCOLS, count, differences, pictures
-from snr_jax.runs.experiment import Log
-from snr_jax.runs.keys import SIDES
-from snr_jax.runs.photos import write_png
-from snr_jax.runs.record import evaluation_settings
-from snr_jax.runs.several import Rows
-from snr_jax.runs.writer import write_text
+from snr_jax.runs import evaluation, network
+from snr_jax.runs.evaluation import PROTOCOLS, Rows, count, differences, pictures
+from snr_jax.workdir import checkpoints
+from snr_jax.workdir.checkpoints import Checkpoint
+from snr_jax.workdir.metrics import write_text
+from snr_jax.workdir.record import evaluation_settings
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -79,13 +81,13 @@ flags.DEFINE_integer(
 def command(args: flags.FlagValues) -> None:
     config = cli.require(args, "config", "--config configs/gta5_dg.py")
     where = cli.require(args, "checkpoint", "--checkpoint runs/gta5_dg")
-    experiment.check(config)
+    checks.check(config)
     checkpoint = checkpoints.find(where)
     _check_domains(args)
     out = Path(args.out or _default_out(checkpoint, "domains" if args.domains else args.domain))
     _refuse_unwritable(out)
     model, variables, meta = _load(checkpoint, config)
-    classes = experiment.create_classes(config)
+    classes = arguments.create_classes(config)
     _refuse_other_classes(checkpoint, meta, classes)
     rows = _open_rows(
         args, config, classes,
@@ -100,10 +102,10 @@ def command(args: flags.FlagValues) -> None:
     results = _score(args, config, model, variables, rows, checkpoint.step)
     record = {
         "checkpoint": str(checkpoint.path), "trained": meta.get("source"),
-        "model": architecture(model), "config": experiment.to_dict(config),
+        "model": architecture(model), "config": arguments.to_dict(config),
     }
     if args.domains:
-        mean = several.means(results, rows.in_mean)
+        mean = evaluation.means(results, rows.in_mean)
         print(domain_table(results, mean))
         record |= {"domains": results, "mean": mean, "mean_of": rows.in_mean}
     else:
@@ -155,7 +157,7 @@ def _score(
             )
             for name, split in rows.read.items()
         }
-        for name, scores in several.with_sums(counts, rows).items():
+        for name, scores in evaluation.with_sums(counts, rows).items():
             settings = evaluation_settings(
                 rows.splits[name], protocol=protocol, flip=flip, dtype=jnp.dtype(model.dtype).name
             )
@@ -182,7 +184,7 @@ def _check_domains(args: flags.FlagValues) -> None:
 def _open_rows(args: flags.FlagValues, config: ConfigDict, classes: Classes, log: Log) -> Rows:
     """What the flags choose: several domains, or the one of a side of the configuration."""
     if args.domains:
-        return several.open_rows(
+        return evaluation.open_rows(
             config, args.domains, split=args.split or "val", classes=classes,
             size=tuple(map(int, args.size)) or None, max_images=args.max_images, log=log,
         )
@@ -190,7 +192,7 @@ def _open_rows(args: flags.FlagValues, config: ConfigDict, classes: Classes, log
     if not (args.split or data["split"]):
         raise UserError(f"{args.domain}.val_split is empty; choose one, as --split val")
     chosen = {"split": args.split or data["split"], "max_images": args.max_images}
-    split = experiment.open_split(**data | chosen, classes=classes, log=log)
+    split = splits.open_split(**data | chosen, classes=classes, log=log)
     return Rows({split.name: split}, {}, (split.name,))
 
 

@@ -21,7 +21,7 @@ import jax
 from absl import flags
 
 from snr_jax import cli
-from snr_jax.runs import processes, stopping
+from snr_jax.process import several, signals
 from snr_jax.runs.train import train
 
 FLAGS = flags.FlagValues()
@@ -57,25 +57,25 @@ flags.DEFINE_integer(
 def command(args: flags.FlagValues) -> None:
     config = cli.require(args, "config", "--config configs/gta5_dg.py")
     number, index = args.num_processes, args.process_id
-    address = processes.check(args.coordinator, number, index)
+    address = several.check(args.coordinator, number, index)
     workdir = args.workdir or f"runs/{cli.config_name(args)}"
     if args.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(args.compilation_cache))
     if address is None and not args.distributed:
-        with stopping.on_signals() as stop:
+        with signals.on_signals() as stop:
             train(config, workdir, stop, args.profile_dir)
             # What follows it in a shell, as `train && adapt`, was asked to stop as well.
-            stopping.unless_asked(stop, "the run had come to its end, which is saved")
+            signals.unless_asked(stop, "the run had come to its end, which is saved")
         return
     # JAX listens to SIGTERM itself, so that all processes stop at the same step.
-    interrupt = stopping.on_signals([signal.SIGINT], forward=signal.SIGTERM)
-    with interrupt, processes.joined(address, number, index, args.join_timeout):
+    interrupt = signals.on_signals([signal.SIGINT], forward=signal.SIGTERM)
+    with interrupt, several.joined(address, number, index, args.join_timeout):
         train(config, workdir, profile_dir=args.profile_dir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return processes.leave(cli.run(argv, FLAGS, __doc__, command))
+    return several.leave(cli.run(argv, FLAGS, __doc__, command))
 
 
 if __name__ == "__main__":
-    processes.end(main())
+    several.end(main())

@@ -22,9 +22,10 @@ from snr_jax import cli
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes
 from snr_jax.core.progress import make_progress
-from snr_jax.runs import checkpoints, network
-from snr_jax.runs.photos import find_images, printable, read_image, result_names, write_results
-from snr_jax.runs.prediction import Network, create_network, segment
+from snr_jax.inference.photos import find_images, printable, read_image, result_names, write_results
+from snr_jax.inference.tiles import Network, create_network, segment
+from snr_jax.runs import network
+from snr_jax.workdir import checkpoints
 
 PUBLISHED_SIZE = (512, 1024)  # at which the published Cityscapes numbers are scored
 SQUEEZE = 1.6  # from 4:3 to 2:1, as a photo to the size of Cityscapes, it is 1.5

@@ -15,7 +15,7 @@ MODULES = {  # command → what its help must speak of
     "snr_jax.main": ["--config", "--workdir", "--compilation_cache", "configs/default.py"],
     "snr_jax.evaluate": ["--config", "--checkpoint", "--protocol", "<network|full|both>", "--flip"],
     "snr_jax.predict": ["--checkpoint", "--images", "--out", "--[no]confidence", "_labelIds.png"],
-    "snr_jax.data.doctor": ["--domain", "--dir", "--split"],
+    "snr_jax.doctor": ["--domain", "--dir", "--split"],
     "snr_jax.report": ["RUN", "--out", "--title", "--pictures"],
 }
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))

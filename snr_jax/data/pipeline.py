@@ -15,8 +15,8 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE
 from snr_jax.data import decode
 from snr_jax.data.decode import tf
-from snr_jax.data.inspection import inspect
-from snr_jax.data.prepared import Prepared
+from snr_jax.data.faults.inspection import inspect
+from snr_jax.data.prepared.reading import Prepared
 from snr_jax.data.rare import RareClasses
 from snr_jax.data.samples import Labels, Sample
 

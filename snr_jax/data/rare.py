@@ -18,7 +18,7 @@ from snr_jax.core.labels import class_names
 from snr_jax.core.progress import Show
 from snr_jax.data import decode
 from snr_jax.data.decode import tf
-from snr_jax.data.inspection import inspect
+from snr_jax.data.faults.inspection import inspect
 from snr_jax.data.samples import Labels, Sample
 
 Log = Callable[[str], None]

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snr_jax.core import losses, metrics, torch_names
+from snr_jax.core import losses, metrics
 from snr_jax.parity.golden import Arrays, Network, draw_image, nchw, nhwc, with_ignore
+from snr_jax.weights import torch_names
 
 ROUNDED = 1e-6  # arrays that were rounded to float32 at the end
 FLOAT64 = 1e-8

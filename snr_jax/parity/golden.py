@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snr_jax.core import torch_names
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE
 from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import variable_shapes
+from snr_jax.weights import torch_names
 
 FILES = ("losses", "metrics", "forward", "training")
 

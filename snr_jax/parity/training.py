@@ -15,13 +15,14 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from snr_jax.core import losses, torch_names
+from snr_jax.core import losses
 from snr_jax.core.models.deeplab import architecture
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.state import create_state
 from snr_jax.parity.compare import Networks, Row, error
 from snr_jax.parity.golden import Arrays, Network, draw_image, draw_labels
 from snr_jax.runs import experiment
+from snr_jax.weights import torch_names
 
 TARGET_IS_SMALLER_BY = (16, 32)  # rows and columns, so that the domains differ in size
 TRAINED = 1e-6  # after several steps in float64

@@ -1,8 +1,9 @@
 """Scores of a network on a domain, and pictures of its predictions."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,16 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from snr_jax.core import metrics
+from snr_jax.core.errors import UserError
+from snr_jax.core.labels import Classes
 from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.progress import progress_text
 from snr_jax.core.steps import make_eval_step, make_predict_step
-from snr_jax.data import pipeline, prefetch
+from snr_jax.data import domains, pipeline, prefetch
+from snr_jax.data.domains import CONDITIONS
+from snr_jax.data.splits import Log, Split, open_split
 from snr_jax.report.pictures import colorize
-from snr_jax.runs.experiment import Split
 
 PROTOCOLS = ("network", "full")
 
@@ -152,3 +156,82 @@ def pictures(
             split.samples, split.labels, size=split.size, batch_size=1
         )
     ]
+
+
+# ---------------------------------------------------------------- several domains in one table
+
+
+class Rows(NamedTuple):
+    """What is scored, by the name of its row, in the order of the table."""
+
+    splits: dict[str, Split]
+    parts: dict[str, tuple[str, ...]]  # row → the rows whose counts it is the sum of
+    in_mean: tuple[str, ...]
+
+    @property
+    def read(self) -> dict[str, Split]:
+        """The rows without parts: their images are read, each once."""
+        return {name: split for name, split in self.splits.items() if name not in self.parts}
+
+
+def open_rows(
+    config: ConfigDict, entries: Sequence[str], *, split: str, size: tuple[int, int] | None,
+    max_images: int, classes: Classes, log: Log,
+) -> Rows:
+    """A row for each entry: DOMAIN, or DOMAIN=DIR for another folder below data.root than its own.
+
+    ACDC has a row for each condition besides. size: None for each domain its own. Raises UserError
+    as `open_split`, and for an entry that is named twice.
+    """
+
+    def opened(entry: str) -> Split:
+        name, _, folder = entry.partition("=")
+        domain = domains.get_domain(name)
+        found = open_split(
+            domain=name, split=split, size=size or domain.train_size, classes=classes,
+            directory=domains.directory(name, config.data.root, folder or domain.directory),
+            require_labels=True, max_images=max_images, log=log,
+        )
+        return found._replace(name=f"{found.name}={folder}" if folder else found.name)
+
+    splits: dict[str, Split] = {}
+    parts: dict[str, tuple[str, ...]] = {}
+    in_mean = []
+    for entry in entries:
+        name, equals, folder = entry.partition("=")
+        if name == "acdc":
+            found = [opened(f"acdc_{c}{equals}{folder}") for c in CONDITIONS]
+            samples = [sample for part in found for sample in part.samples]
+            whole = found[0]._replace(name=entry, domain=name, samples=samples)
+            parts[entry] = tuple(part.name for part in found)
+            splits |= {part.name: part for part in found}
+        else:
+            whole = opened(entry)
+        if whole.name in in_mean:
+            raise UserError(f"--domains names {whole.name} twice; leave one out")
+        splits[whole.name] = whole
+        in_mean.append(whole.name)
+    return Rows(splits, parts, tuple(in_mean))
+
+
+def with_sums(counts: Mapping[str, np.ndarray], rows: Rows) -> dict[str, dict]:
+    """`metrics.report` of every row. counts: confusion matrices of the rows without parts."""
+    return {
+        name: metrics.report(
+            np.sum([counts[part] for part in rows.parts.get(name, (name,))], axis=0),
+            split.labels.classes,
+        )
+        for name, split in rows.splits.items()
+    }
+
+
+def means(results: Mapping[str, Mapping[str, Mapping]], in_mean: Sequence[str]) -> dict[str, dict]:
+    """Of {row: {column: scores}} the mean of each mIoU over the domains, by column."""
+    columns = results[in_mean[0]]
+    return {
+        column: {
+            key: float(np.mean([results[name][column][key] for name in in_mean]))
+            for key in ("miou", "miou_13") if key in columns[column]
+        }
+        for column in columns
+    }

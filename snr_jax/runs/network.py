@@ -5,46 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from snr_jax.core import labels
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes
-from snr_jax.core.models.deeplab import ARCHITECTURE, DeepLab, architecture, check_architecture
+from snr_jax.core.models.create import create_model
+from snr_jax.core.models.deeplab import ARCHITECTURE, DeepLab, architecture
 from snr_jax.core.state import initial_variables
-from snr_jax.core.torch_names import merge
-from snr_jax.runs import checkpoints
-from snr_jax.runs.checkpoints import Checkpoint
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-ATROUS = ("native", "space_to_batch")
-
-
-def resolve_dtype(name: str) -> str:
-    """A key of DTYPES; "auto" is float32 on a CPU, which has no faster one, and else bfloat16."""
-    if name != "auto":
-        return name
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def create_model(*, dtype: str = "auto", atrous: str = "auto", **arguments: Any) -> DeepLab:
-    """DeepLab of the named arguments. Raises UserError for an architecture that does not exist.
-
-    dtype: of `resolve_dtype`. atrous: one of ATROUS, or auto. Of the equal forms of a convolution
-    the backend's faster ones are taken.
-    """
-    on_cpu = jax.default_backend() == "cpu"
-    if atrous == "auto":
-        atrous = "native" if on_cpu else "space_to_batch"
-    pointwise = "product" if on_cpu else "convolution"
-    dtype = DTYPES[resolve_dtype(dtype)]
-    model = DeepLab(dtype=dtype, atrous=atrous, pointwise=pointwise, **arguments)
-    try:
-        check_architecture(architecture(model))
-    except ValueError as error:
-        raise UserError(f"model.{error}") from None
-    return model
+from snr_jax.weights.torch_names import merge
+from snr_jax.workdir import checkpoints
+from snr_jax.workdir.checkpoints import Checkpoint
 
 
 def load(checkpoint: Checkpoint | str, **options: Any) -> tuple[DeepLab, dict, dict]:

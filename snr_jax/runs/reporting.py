@@ -9,7 +9,7 @@ from orbax.checkpoint import CheckpointManager
 from snr_jax.core.errors import UserError
 from snr_jax.core.progress import progress_text
 from snr_jax.runs.experiment import Log
-from snr_jax.runs.writer import Writer
+from snr_jax.workdir.metrics import Writer
 
 
 def report(
@@ -54,5 +54,5 @@ def _refuse_infinite(
                 f"{bad[0]} is {of_step[bad[0]]} at step {at}, at the rate "
                 f"{float(schedule(at - 1)):.3g}. The last good checkpoint: {good}. Start anew "
                 "with a lower --config.optimizer.base_rate, or look at the data with "
-                "python -m snr_jax.data.doctor"
+                "python -m snr_jax.doctor"
             )

@@ -15,30 +15,20 @@ from jax.experimental.multihost_utils import reached_preemption_sync_point
 from ml_collections import ConfigDict
 from orbax.checkpoint import CheckpointManager
 
+from snr_jax.config import arguments, checks
 from snr_jax.core.labels import Classes
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.progress import format_duration
 from snr_jax.core.state import TrainState, create_state, variable_shapes
 from snr_jax.data import prefetch
+from snr_jax.data.splits import Log, Split
+from snr_jax.process import signals
+from snr_jax.process.signals import Stop, Stopped, never
 from snr_jax.report import tables
-from snr_jax.runs import (
-    arguments,
-    checkpoints,
-    evaluation,
-    experiment,
-    network,
-    processes,
-    profiling,
-    record,
-    reporting,
-    states,
-    stopping,
-    validation,
-)
-from snr_jax.runs.experiment import Log, Split
-from snr_jax.runs.stopping import Stop, Stopped, never
-from snr_jax.runs.writer import Writer, create_writer
+from snr_jax.runs import evaluation, experiment, network, profiling, reporting, validation
+from snr_jax.workdir import checkpoints, lock, record, states
+from snr_jax.workdir.metrics import Writer, create_writer
 
 
 def train(
@@ -50,12 +40,12 @@ def train(
     a signal; what was done until then is saved. In a run of several processes JAX is asked instead.
     """
     log = partial(print, flush=True) if jax.process_index() == 0 else (lambda line: None)
-    experiment.check(config)
-    experiment.check_devices(config)
+    checks.check(config)
+    checks.check_devices(config)
     splits = experiment.open_splits(config, log)
     if jax.process_count() == 1 and (results := record.finished(config, splits, workdir, log)):
         return results  # before the lock, which writes
-    with processes.locked_workdir(workdir, log):
+    with lock.locked_workdir(workdir, log):
         return record.finished(config, splits, workdir, log) or _train(
             config, splits, workdir, stop, profile_dir, log
         )
@@ -68,7 +58,7 @@ def _train(
     record.claim(config, splits, workdir, log)
     experiment.look(splits, log)
     parallel = create_parallel()
-    stopping.unless_asked(stop, "stopped before the network was made; nothing is lost")
+    signals.unless_asked(stop, "stopped before the network was made; nothing is lost")
     model = experiment.create_model(config, parallel)
     tx, schedule = experiment.create_optimizer(config)
     meta = partial(_meta, config, workdir, model, splits["source"].labels.classes)
@@ -77,7 +67,7 @@ def _train(
         state, resumed = _initial_state(config, model, tx, manager, log)
         start = int(state.step)
         _announce(config, workdir, model, state, parallel, log)
-        stopping.unless_asked(stop, f"stopped before step {start + 1}; nothing is lost")
+        signals.unless_asked(stop, f"stopped before step {start + 1}; nothing is lost")
         # At the last step something is missing, or the run would count as finished.
         validated = start < config.num_steps and record.validated(workdir, start)
         with (
@@ -85,7 +75,7 @@ def _train(
             profiling.traced(profile_dir, start, log) as after_step,
         ):
             if not resumed:
-                writer.write_hparams(experiment.to_dict(config))
+                writer.write_hparams(arguments.to_dict(config))
             results = _loop(
                 config, state, experiment.create_step(config, model, tx, parallel),
                 experiment.batches(config, splits, start, rare_classes), parallel,
@@ -268,7 +258,7 @@ def _validate(
     score = partial(
         validation.score, model, step=step, parallel=own,
         **arguments.evaluation_arguments(config), log=log,
-        check=lambda: stopping.unless_asked(stop, kept),
+        check=lambda: signals.unless_asked(stop, kept),
     )
     there = state if own is parallel else own.replicate(host_state.replace(opt_state=()))
     results = score(there.variables, splits)

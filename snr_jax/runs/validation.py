@@ -9,9 +9,9 @@ import numpy as np
 from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.parallel import Parallel
 from snr_jax.report.pictures import panel
-from snr_jax.runs import checkpoints, record
 from snr_jax.runs.evaluation import evaluate, pictures
 from snr_jax.runs.experiment import Log, Split
+from snr_jax.workdir import checkpoints, record
 
 # The splits that are scored, and the name under which the best variables by each are kept.
 BEST = {"source_val": "best_source", "target_val": "oracle_target"}

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from snr_jax.core import torch_names
+import twin as torch_twin
 from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.parity.compare import error
 from snr_jax.parity.golden import draw_tensor
-from tests import torch_twin
+from snr_jax.weights import torch_names
 
 CLASSES = 5
 IGNORE = torch_twin.IGNORE

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+import twin as torch_twin
 from scripts import check_parity
 from snr_jax.core.errors import UserError
 from snr_jax.parity.compare import Row, error
 from snr_jax.parity.golden import draw_network, draw_tensor, find_salt, generator
 from snr_jax.parity.training import configure, parse_run
-from tests import torch_twin
 
 SALT, CLASSES, SIZE = "another salt", 7, (50, 81)
 NETWORK = {"num_classes": CLASSES, "stage_sizes": (1, 2, 1, 1), "width": 4}

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+import twin as torch_twin
 from snr_jax.core import optim
 from snr_jax.core.self_training import make_classmix_step
 from snr_jax.core.state import create_state
 from snr_jax.parity.training import take_as_is
-from tests import torch_classmix, torch_twin
 from tests.parity.pair import (
     Pair,
     arrays,
@@ -23,6 +23,7 @@ from tests.parity.pair import (
     to_torch,
     torch_named,
 )
+from twin import classmix as torch_classmix
 
 BASE_RATE, MAX_ITERATIONS, LAMBDA, RESTITUTION = 2.5e-4, 25, 1.0, 0.01
 # The names of the twin's terms, and their weights in its loss.

@@ -11,9 +11,9 @@ from scipy.ndimage import gaussian_filter
 from torch import tensor
 from torch.nn import functional as F
 
-from tests import torch_classmix as twin
-from tests import torch_twin
+import twin as torch_twin
 from tests.parity.pair import CLASSES, IGNORE, make_pair, random_image, random_label, to_torch
+from twin import classmix as twin
 
 LN3 = math.log(3)
 

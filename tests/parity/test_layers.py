@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import twin as torch_twin
 from snr_jax.core.models.deeplab import AtrousHead
 from snr_jax.core.models.layers import conv3x3, max_pool, resize_align_corners
-from tests import torch_twin
 from tests.parity.pair import assert_close, to_nhwc, to_torch
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+import twin as torch_twin
 from snr_jax.core import losses, metrics
 from snr_jax.core.steps import loss_of, restitution_sums
-from tests import torch_twin
 from tests.parity.pair import CLASSES, IGNORE, assert_close, random_label, to_nhwc, to_torch
 
 SHAPE = (2, 7, 9)

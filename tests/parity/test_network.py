@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+import twin as torch_twin
 from snr_jax.core import losses
 from snr_jax.core.models.deeplab import Output
 from snr_jax.core.steps import loss_of, restitution_sums
-from tests import torch_twin
 from tests.parity.pair import (
     arrays,
     assert_close,

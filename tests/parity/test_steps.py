@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+import twin as torch_twin
 from snr_jax.core import losses, optim, steps
 from snr_jax.core.state import create_state
 from snr_jax.parity.training import take_as_is
-from tests import torch_twin
 from tests.parity.pair import (
     arrays,
     assert_close,

@@ -20,7 +20,7 @@ from snr_jax.core.labels import CLASSES
 from snr_jax.report import pictures, tables
 from snr_jax.report.chart import line_chart
 from snr_jax.report.html import render
-from snr_jax.runs.writer import create_writer, read_scalars, write_text
+from snr_jax.workdir.metrics import create_writer, read_scalars, write_text
 
 ROAD, SKY, PERSON = (128, 64, 128), (70, 130, 180), (220, 20, 60)
 RESULTS = {

@@ -3,6 +3,8 @@
 import os
 import sys
 
+from snr_jax.data import splits
+
 if __name__ == "__main__":
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 
@@ -10,12 +12,13 @@ import numpy as np
 
 from snr_jax.core.labels import classes
 from snr_jax.core.parallel import create_parallel
-from snr_jax.runs import evaluation, experiment, processes
+from snr_jax.process import several
+from snr_jax.runs import evaluation
 from tests.core.tiny import network, variables
 
 
 def count(folder: str, protocol: str) -> np.ndarray:
-    split = experiment.open_split(
+    split = splits.open_split(
         domain="gta5", directory=folder, split="all", size=(33, 49), classes=classes(19),
         require_labels=True, max_images=0, log=lambda line: None,
     )
@@ -26,7 +29,7 @@ def count(folder: str, protocol: str) -> np.ndarray:
 
 
 def main(port: str, index: str, folder: str, out: str) -> None:
-    with processes.joined(("127.0.0.1", int(port)), 2, int(index), 120):
+    with several.joined(("127.0.0.1", int(port)), 2, int(index), 120):
         np.savez(out, **{name: count(folder, name) for name in evaluation.PROTOCOLS})
 
 

@@ -6,15 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from ml_collections import ConfigDict
 from PIL import Image
 
 from scripts import crosscity
-from snr_jax.core import metrics
+from snr_jax.core import labels, metrics
 from snr_jax.core.labels import class_names
-from snr_jax.runs import checkpoints, experiment, several
-from snr_jax.runs.crosscity import table as cities_table
+from snr_jax.runs import evaluation
+from snr_jax.studies.crosscity import table as cities_table
+from snr_jax.workdir import checkpoints
+from tests.commands import TINY, config_flags
 from tests.data.tiny_sets import natural_image, random_ids, write_cityscapes
-from tests.runs.conftest import TINY, config_flags
 
 TWO_STEPS = TINY | {
     "num_steps": 2, "eval_every_steps": 2, "batch_size": 1, "eval.num_pictures": 0,
@@ -180,9 +182,9 @@ def test_domains_in_one_command(trained, sets, command, tmp_path):
 
 def test_sums_are_of_pixels_not_of_scores(sets):
     """Hand-made counts: the row of the sum is the score of all pixels."""
-    config = experiment.ConfigDict({"data": {"root": str(sets)}})
-    rows = several.open_rows(
-        config, ["acdc"], split="val", size=None, max_images=1, classes=experiment.labels.CLASSES,
+    config = ConfigDict({"data": {"root": str(sets)}})
+    rows = evaluation.open_rows(
+        config, ["acdc"], split="val", size=None, max_images=1, classes=labels.CLASSES,
         log=print,
     )
     assert {split.size for split in rows.splits.values()} == {(540, 960)}  # its own
@@ -190,7 +192,7 @@ def test_sums_are_of_pixels_not_of_scores(sets):
     rng = np.random.default_rng(0)
     counts = {name: rng.integers(0, 9**number, (19, 19))
               for number, name in enumerate(rows.parts["acdc"], 1)}
-    results = several.with_sums(counts, rows)
+    results = evaluation.with_sums(counts, rows)
     assert results["acdc"]["miou"] == metrics.report(sum(counts.values()))["miou"]
     parts = [results[name]["miou"] for name in counts]
     assert parts == [metrics.report(count)["miou"] for count in counts.values()]

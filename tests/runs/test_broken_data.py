@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from configs import gta2city_uda
-from snr_jax.runs import checkpoints, experiment
+from snr_jax.runs import experiment
+from snr_jax.workdir import checkpoints
 
 GENERALISE = "configs/gta5_dg.py"
 LAST = "leftImg8bit/val/aachen/aachen_000002_000019_leftImg8bit.png"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from snr_jax.report.tables import percent
-from snr_jax.runs import checkpoints
-from snr_jax.runs.comparison import compare, rows
-from tests.runs.conftest import ADAPT
+from snr_jax.studies.comparison import compare, rows
+from snr_jax.workdir import checkpoints
+from tests.commands import ADAPT, once
 from tests.runs.test_train import assert_same_state, losses_of, state_of, wait_for
 
 MIXED = {
@@ -24,10 +24,9 @@ MIXED = {
 @pytest.fixture
 def mixed(shared_runs, command, train_flags, tmp_path_factory, generalised):
     """The run of 12 steps from `generalised`, made once."""
-    from tests.runs.conftest import _once
 
     overrides = {"init_from": generalised.workdir, **MIXED}
-    return _once(shared_runs, "mix", command, train_flags, tmp_path_factory, ADAPT, overrides)
+    return once(shared_runs, "mix", command, train_flags, tmp_path_factory, ADAPT, overrides)
 
 
 def test_killed_and_started_again_equals_no_interruption(mixed, process, command, tmp_path):

@@ -19,7 +19,8 @@ from snr_jax.core.state import initial_variables
 from snr_jax.data import domains
 from snr_jax.data.decode import resize_image
 from snr_jax.evaluate import _finite
-from snr_jax.runs import checkpoints, network
+from snr_jax.runs import network
+from snr_jax.workdir import checkpoints
 from tests.data.tiny_sets import TRAIN_IDS, write_gta5
 from tests.runs import counting
 

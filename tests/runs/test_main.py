@@ -8,7 +8,7 @@ from PIL import Image
 
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.state import initial_variables
-from snr_jax.runs import checkpoints
+from snr_jax.workdir import checkpoints
 
 DG, UDA = "configs/gta5_dg.py", "configs/gta2city_uda.py"
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.commands import ADAPT, TINY, config_flags
 from tests.data.tiny_sets import natural_image
-from tests.runs.conftest import ADAPT, TINY, config_flags
 
 SOURCE = """
 images: {folder}/*.png

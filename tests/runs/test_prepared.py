@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from snr_jax.data import preparing, spread
 from snr_jax.data.domains import DOMAINS
-from snr_jax.runs import checkpoints, record
+from snr_jax.data.prepared import spread, writing
+from snr_jax.workdir import checkpoints, record
 
 ADAPT = "configs/gta2city_uda.py"
 SHORT = {"num_steps": 4, "checkpoint_every_steps": 2, "eval_every_steps": 4,
@@ -23,7 +23,7 @@ def prepared(data_root, tmp_path_factory):
         executor = lambda workers, *_: ThreadPoolExecutor(workers)  # noqa: E731
         patch.setattr(spread, "ProcessPoolExecutor", executor)
         for name, folder in (("gta5", "GTA5"), ("cityscapes", "Cityscapes")):
-            preparing.prepare(
+            writing.prepare(
                 DOMAINS[name], str(data_root / folder), out, splits=["train"], size=(33, 65),
                 images="png", workers=1, identify=record.identity, log=lambda line: None,
             )

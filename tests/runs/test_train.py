@@ -23,7 +23,8 @@ from snr_jax import main
 from snr_jax.core.labels import class_names
 from snr_jax.core.optim import SGDState
 from snr_jax.core.state import TrainState
-from snr_jax.runs import checkpoints, experiment, states
+from snr_jax.runs import experiment
+from snr_jax.workdir import checkpoints, states
 
 
 def lines_of(workdir: Path) -> list[dict]:

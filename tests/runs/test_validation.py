@@ -7,8 +7,9 @@ import pytest
 
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.state import initial_variables
-from snr_jax.runs import checkpoints, validation
+from snr_jax.runs import validation
 from snr_jax.runs.experiment import Split
+from snr_jax.workdir import checkpoints
 
 MODEL = DeepLab(stage_sizes=(1, 1, 1, 1), width=4)
 VARIABLES = initial_variables(MODEL, 0)

@@ -13,7 +13,7 @@ from snr_jax.core.errors import UserError
 from snr_jax.data import decode, pipeline
 from snr_jax.data.decode import tf
 from snr_jax.data.domains import DOMAINS, list_samples
-from snr_jax.data.look import look
+from snr_jax.data.faults.look import look
 from snr_jax.toy import layouts, writer
 from snr_jax.toy.layouts import FIRST_INDEX, LAYOUTS
 from snr_jax.toy.styles import draw_pair

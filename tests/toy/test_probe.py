@@ -7,8 +7,8 @@ import pytest
 from scripts import toy_probe
 from snr_jax.core.models.deeplab import architecture
 from snr_jax.core.state import initial_variables
-from snr_jax.runs import checkpoints
 from snr_jax.toy import writer
+from snr_jax.workdir import checkpoints
 from tests.core.tiny import network
 
 

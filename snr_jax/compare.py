@@ -1,0 +1,86 @@
+"""The page of any runs: their scores beside the published ones, bars, curves and predictions.
+
+    python -m snr_jax.compare runs/gta5_dg runs/gta2city_uda --out report.html
+
+Each RUN is the folder of a run (its --workdir); the order is that of the page. The runs share
+source, target and classes. Those that differ in the seed alone are one row, with the mean and the
+sample deviation. Scores are those of the last validation. The data must lie where the last run
+found them.
+"""
+
+# A door like snr_jax/main.py: it may import runs/. The rest of report/ does not.
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from snr_jax import cli
+from snr_jax.core.errors import UserError
+from snr_jax.report import tables
+from snr_jax.report.html import render
+from snr_jax.report.published import HEADER, beside, cells, published, scored_unlike
+from snr_jax.studies.comparison import compare, group_by_seed, rows, setting
+from snr_jax.workdir import record
+from snr_jax.workdir.metrics import write_text
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("out", "report.html", "The page.", flag_values=FLAGS)
+flags.DEFINE_string("title", "", "Of the page; the setting if none.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "pictures", 6, "Images whose predictions are shown; 0: none.", lower_bound=0, flag_values=FLAGS
+)
+
+
+def command(args: flags.FlagValues, *runs: str) -> None:
+    out = Path(args.out)
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; expected a file, as {out / 'report.html'}")
+    folders = group_by_seed([Path(run) for run in runs])
+    title = _common_setting([folder for group in folders.values() for folder in group])
+    scored = rows(folders)
+    blocks = beside(scored, published())
+    found = compare(folders, args.pictures)
+    page = render(
+        title=args.title or title,
+        lead=" ".join([
+            "Scores of the last validation. Of several seeds: the mean, with the sample deviation.",
+            *scored_unlike(scored),
+        ]),
+        beside=blocks,
+        notes={
+            "command": [shlex.join(["python", "-m", "snr_jax.compare", *runs, "--out", args.out])],
+            "runs": [f"{name}: {', '.join(map(str, group))}" for name, group in folders.items()],
+        },
+        **found,
+    )
+    write_text(out, page)
+    for block in blocks:
+        print(f"\n{block.title}")
+        print("\n".join([*tables.aligned([HEADER, *map(cells, block.rows)]), *block.warnings]))
+    print(f"\non {list(next(iter(found['summary'].values())))[-1]}, by class")
+    print(tables.class_table(found["results"]))
+    print(f"written: {out}")
+
+
+def _common_setting(folders: Sequence[Path]) -> str:
+    """Source and target of all runs. Raises UserError if they differ."""
+    settings = {folder: setting(record.read(folder)) for folder in folders}
+    first = settings[folders[0]]
+    for folder, other in settings.items():
+        if other._replace(task=first.task) != first:
+            raise UserError(
+                f"{folders[0]} is {first}, {folder} is {other}; their scores are of different "
+                "things. Make a report for each"
+            )
+    return f"{first.source} → {first.target}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(argv, FLAGS, __doc__, command, arguments=("RUN...",))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

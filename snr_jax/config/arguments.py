@@ -1,0 +1,166 @@
+"""The configuration as plain keyword arguments: one pure function per part of a run.
+
+`keys.KEYS` says where each key arrives.
+"""
+
+import json
+from functools import partial
+
+from ml_collections import ConfigDict
+
+from snr_jax.core import augment, labels, losses, mixing
+from snr_jax.core.errors import UserError
+from snr_jax.core.labels import Classes
+from snr_jax.data import domains
+
+
+def split_arguments(config: ConfigDict, role: str) -> dict:
+    """Of `open_split`. role: source, target, source_val or target_val."""
+    side, _, validation = role.partition("_")
+    place = config[side]
+    return {
+        "domain": place.domain,
+        "directory": domains.directory(place.domain, config.data.root, place.dir),
+        "split": place.val_split if validation else place.train_split,
+        "size": tuple(place.size),
+        "require_labels": role != "target",
+        "prepared_in": "" if validation else config.data.prepared,
+        "scale_range": None if validation else scale_range(config),
+        "max_images": config.eval.max_images if validation else 0,
+    }
+
+
+def stream_arguments(config: ConfigDict, role: str) -> dict:
+    """Of `pipeline.train_batches`. Each domain's order has its own seed."""
+    return {
+        "batch_size": config.batch_size,
+        "seed": 2 * config.seed + ("source", "target").index(role),
+        "with_labels": role == "source",
+        "scale_range": scale_range(config),
+        "crop": tuple(config.data.crop) if any(config.data.crop) else None,
+        "mirror": config.data.mirror,
+    }
+
+
+def scale_range(config: ConfigDict) -> tuple[float, float] | None:
+    """None where every image has the training size."""
+    found = tuple(config.data.scale_range)
+    return found if found != (1, 1) else None
+
+
+def rare_arguments(config: ConfigDict) -> dict:
+    """Of `rare.rare_classes`."""
+    return {
+        "temperature": config.source.rare_class_temperature,
+        "min_pixels": config.source.rare_class_pixels,
+    }
+
+
+def model_arguments(config: ConfigDict, axis_name: str | None) -> dict:
+    """Of `create_model`. axis_name: of the devices, None for one."""
+    return {
+        **config.model,
+        "num_classes": config.num_classes,
+        "restitution_heads": restitution_weight(config) > 0,
+        "bn_axis_name": axis_name if config.sync_batch_norm else None,
+    }
+
+
+def initial_arguments(config: ConfigDict) -> dict:
+    """Of `network.initialize`."""
+    return {"seed": config.seed, "init_from": config.init_from}
+
+
+def schedule_arguments(config: ConfigDict) -> dict:
+    """Of `optim.poly_schedule`."""
+    optimizer = config.optimizer
+    return {"base_rate": optimizer.base_rate, "num_steps": optimizer.schedule_steps}
+
+
+def groups_arguments(config: ConfigDict) -> dict:
+    """Of `optim.param_groups`."""
+    return {
+        "repeated_updates": config.optimizer.repeated_updates,
+        "train_snr": config.optimizer.train_snr,
+        "multi_level": config.loss.lambda_seg > 0,
+        "head_branches": config.model.head_branches,
+        "head_rate": config.optimizer.head_rate,
+        "snr_rate": config.optimizer.snr_rate,
+    }
+
+
+def sgd_arguments(config: ConfigDict) -> dict:
+    """Of `optim.sgd`."""
+    return {
+        "momentum": config.optimizer.momentum, "weight_decay": config.optimizer.weight_decay,
+    }  # fmt: skip
+
+
+def step_arguments(config: ConfigDict) -> dict:
+    """Of the factory of `step_factory`."""
+    arguments = {
+        "seed": config.seed,
+        "restitution_weight": restitution_weight(config),
+        "freeze_bn": config.freeze_bn,
+        "accumulate_steps": config.accumulate_steps,
+        "prepare": partial(augment.augment, with_blur=config.data.blur),
+    }
+    if has_teacher(config):
+        mix = config.mix
+        return arguments | {
+            "lambda_target": config.loss.lambda_target,
+            "teacher_momentum": mix.teacher_momentum, "teacher_mode": mix.teacher_mode,
+            "threshold": mix.threshold, "weight": mix.weight, "class_share": mix.class_share,
+            "rows_left_out": tuple(mix.rows_left_out), "statistics": mix.statistics,
+            "strengthen": partial(
+                mixing.strong_augment, with_jitter=mix.jitter, with_blur=mix.blur),
+        }  # fmt: skip
+    arguments["lambda_seg"] = config.loss.lambda_seg
+    if not config.loss.target:
+        return arguments
+    options = {
+        "iw_maxsquare": {"ratio": config.loss.iw_ratio},
+        "iw_entropy": {"ratio": config.loss.iw_ratio},
+        "hard": {"threshold": config.loss.threshold},
+    }.get(config.loss.target, {})
+    return arguments | {
+        "target_loss": partial(losses.TARGET_LOSSES[config.loss.target], **options),
+        "lambda_target": config.loss.lambda_target,
+        "guidance_threshold": config.loss.threshold,
+    }
+
+
+def evaluation_arguments(config: ConfigDict) -> dict:
+    """Of `evaluate`, in a validation."""
+    return {"batch_size": config.eval.batch_size, "flip": config.eval.flip}
+
+
+def restitution_weight(config: ConfigDict) -> float:
+    """The loss compares the parts of the restitution; without one there is nothing to compare."""
+    return config.loss.restitution_weight if config.model.norm_restitution == "snr" else 0.0
+
+
+def has_teacher(config: ConfigDict) -> bool:
+    """Whether the state of a run holds a mean teacher."""
+    return config.loss.target == "classmix"
+
+
+def create_classes(config: ConfigDict) -> Classes:
+    """The classes of the network: those of the source's own file, or of a protocol."""
+    own = domains.get_domain(config.source.domain).classes
+    if own is None:
+        try:
+            return labels.classes(config.num_classes)
+        except ValueError as error:
+            raise UserError(f"{error}, or those of a source domain's own file") from None
+    if len(own) != config.num_classes:
+        raise UserError(
+            f"num_classes is {config.num_classes} and {config.source.domain} has {len(own)} "
+            f"classes; set --config.num_classes={len(own)}"
+        )
+    return own
+
+
+def to_dict(config: ConfigDict) -> dict:
+    """Plain nested dict, lists for tuples: what JSON gives back."""
+    return json.loads(config.to_json())

@@ -1,0 +1,38 @@
+"""A network from its arguments, in the forms that are fast where it runs."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from snr_jax.core.errors import UserError
+from snr_jax.core.models.deeplab import DeepLab, architecture, check_architecture
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+ATROUS = ("native", "space_to_batch")
+
+
+def resolve_dtype(name: str) -> str:
+    """A key of DTYPES; "auto" is float32 on a CPU, which has no faster one, and else bfloat16."""
+    if name != "auto":
+        return name
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def create_model(*, dtype: str = "auto", atrous: str = "auto", **arguments: Any) -> DeepLab:
+    """DeepLab of the named arguments. Raises UserError for an architecture that does not exist.
+
+    dtype: of `resolve_dtype`. atrous: one of ATROUS, or auto. Of the equal forms of a convolution
+    the backend's faster ones are taken.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    if atrous == "auto":
+        atrous = "native" if on_cpu else "space_to_batch"
+    pointwise = "product" if on_cpu else "convolution"
+    dtype = DTYPES[resolve_dtype(dtype)]
+    model = DeepLab(dtype=dtype, atrous=atrous, pointwise=pointwise, **arguments)
+    try:
+        check_architecture(architecture(model))
+    except ValueError as error:
+        raise UserError(f"model.{error}") from None
+    return model

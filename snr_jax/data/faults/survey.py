@@ -1,0 +1,258 @@
+"""What a split on disk holds and what is broken in it: every finding names its files and a mend."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from snr_jax.core.errors import UserError
+from snr_jax.core.labels import IGNORE, UNKNOWN, Classes, class_names
+from snr_jax.core.progress import Show
+from snr_jax.data.decode import IMAGE_FORMATS
+from snr_jax.data.domains import get_domain
+from snr_jax.data.faults.inspection import Finding, difference, inspect
+from snr_jax.data.faults.look import label_fault
+from snr_jax.data.layouts import Pairs
+from snr_jax.data.samples import Labels, Sample, find
+
+# Words of a fault → what mends it.
+MENDS = {
+    "cannot be read": "Unpack the archive again, or mend the permissions of the file",
+    "is no image": "Unpack the archive again, or leave the id out of the split",
+    "is no label": "Take the data set's own label files, of ids and not of colours, as unpacked",
+    "must agree": "Take image and label from the same release, neither resized nor cropped",
+    "holds the label ids": "Take the labels of this data set, or name the ids in its YAML file",
+}
+IMAGE_ENDS = (".png", ".jpg", ".jpeg", *(f".{name.lower()}" for name in IMAGE_FORMATS))
+NUM_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Fault:
+    text: str  # names its files and the mend
+    sample: Sample | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    layout: str  # the form of the data set that was found
+    num_samples: int  # of the split
+    num_read: int
+    notes: list[str]
+    warnings: list[Fault]  # training runs all the same
+    faults: list[Fault]  # training would end there
+    sizes: dict[tuple[int, int], int]  # (height, width) → images
+    pixels: np.ndarray  # int64 [num_classes]: over all labels
+    by_label: dict[str, np.ndarray]  # id → int64 [num_classes]: the pixels of one label
+    ignored: int  # pixels without a class
+    unknown: int  # pixels with an id that the data set does not define
+    good: Sample | None  # the first without a fault
+    labels: Labels
+
+    @property
+    def images(self) -> np.ndarray:
+        """int [num_classes]: labels in which the class occurs."""
+        return sum((pixels > 0 for pixels in self.by_label.values()), 0 * self.pixels)
+
+
+def survey(
+    domain: str,
+    directory: str,
+    split: str,
+    *,
+    classes: int | Classes = 19,
+    require_labels: bool = True,
+    read_labels: bool = True,
+    sample: int = 0,
+    progress: Show = lambda done, total: None,
+    num_threads: int | None = None,
+) -> Report:
+    """Decodes `sample` images and labels spread over the split, all for 0, past the broken ones.
+
+    Without `read_labels` no label is opened. `progress` is called after each sample. Raises
+    UserError for a missing directory, an unknown or empty split, and a set without labels that
+    needs them.
+    """
+    known = get_domain(domain)
+    layout, found, notes = find(known, directory, split)
+    if require_labels and not layout.labels:
+        raise UserError(f"{known.name} has no labels; without them a set serves as the target of "
+                        "training alone. Add the key labels to its file")
+    labels = known.labels(layout, classes)
+    faults, warnings = _missing(found, labels, require_labels), _extra(found)
+    there = {
+        id: (image, label if label and label.is_file() else None)
+        for id, (image, label) in found.items() if image.is_file()
+    }
+    unlabelled = sum(label is None for _, label in there.values())
+    if unlabelled and not require_labels:
+        notes = [*notes, f"{unlabelled} of {len(there)} images have no label"]
+    samples = [
+        Sample(id, str(image), str(label) if label and read_labels else None)
+        for id, (image, label) in sorted(there.items())
+    ]
+    total = len(samples)
+    if 0 < sample < total:
+        spread = np.linspace(0, total - 1, sample).astype(int)
+        samples = [samples[i] for i in dict.fromkeys(spread.tolist())]
+    sizes: Counter = Counter()
+    by_id, by_label = np.zeros(256, np.int64), {}
+    number = len(labels.classes)
+    good = None
+    suspect: list[Fault] = []
+    findings = _inspect_all(samples, labels, num_threads or os.cpu_count() or 1)
+    for done, (one, finding) in enumerate(zip(samples, findings, strict=True), 1):
+        faults += [Fault(f"{text}. {_mend(text)}", one) for text in finding.faults]
+        warnings += _odd(one, finding)
+        if finding.size:
+            sizes[finding.size] += 1
+        if finding.pixels is not None:
+            by_id += finding.pixels
+            by_label[one.id] = _by_class(finding.pixels, labels)[:number]
+            if reason := label_fault(finding.pixels, labels):
+                suspect.append(Fault(f"{one.label}: {reason}. {MENDS['is no label']}", one))
+        if good is None and not finding.faults and not finding.blank:
+            good = one
+        progress(done, len(samples))
+    fault = label_fault(by_id, labels) if by_id.any() else None
+    if fault:
+        text = f"{fault}. {MENDS['is no label']}; {samples[0].label} is the first"
+        faults.append(Fault(text, samples[0]))
+    else:
+        warnings += suspect
+    pixels = _by_class(by_id, labels)
+    return Report(
+        layout=str(layout), num_samples=len(found), num_read=len(samples), notes=notes,
+        warnings=warnings, faults=faults, sizes=dict(sizes.most_common()),
+        pixels=pixels[:number], by_label=by_label, ignored=int(pixels[IGNORE]),
+        unknown=int(pixels[UNKNOWN]), good=good, labels=labels,
+    )
+
+
+def _by_class(pixels: np.ndarray, labels: Labels) -> np.ndarray:
+    """int64 [256], by the files' own ids → int64 [256], by trainId."""
+    return np.bincount(labels.lookup, weights=pixels, minlength=256).astype(np.int64)
+
+
+def _missing(found: Pairs, labels: Labels, require_labels: bool) -> list[Fault]:
+    faults = []
+    for id, (image, label) in sorted(found.items()):
+        one = Sample(id, str(image), str(label) if label and label.is_file() else None)
+        if not image.is_file():
+            of = f", the image of {label}," if label and label.is_file() else ""
+            faults.append(Fault(f"{image}{of} is missing. Unpack the images again, or leave the "
+                                "id out of the split", one))
+        elif require_labels and not label.is_file():
+            faults.append(Fault(
+                f"{label}, the label of {image}, is missing. Unpack the labels again, or leave "
+                f"the id out of the split; expected: {labels.layout}", one
+            ))
+    return faults
+
+
+def _extra(found: Pairs) -> list[Fault]:
+    """Images beside those of the split that no pattern matches, or second ones of an id."""
+    images = {image for image, _ in found.values()}
+    ends = {image.suffix for image in images}
+    odd = sorted(
+        str(path) for folder in {image.parent for image in images} if folder.is_dir()
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_ENDS and path.suffix not in ends
+    )
+    if not odd:
+        return []
+    more = ", ..." if len(odd) > NUM_NAMED else ""
+    return [Fault(f"extra images, that no pattern matches or that are second ones of an id, are "
+                  f"not read: {len(odd)}, {', '.join(odd[:NUM_NAMED])}{more}. Convert them to "
+                  f"{', '.join(sorted(ends))}, or move them away", Sample("", odd[0], None))]
+
+
+def _odd(sample: Sample, finding: Finding) -> list[Fault]:
+    odd = []
+    if finding.blank:
+        odd.append(Fault(f"{sample.image} is blank, all of one colour. Leave its id "
+                         f"{sample.id} out of the split", sample))
+    if finding.size and sample.image.endswith(".png") and not _is_png(sample.image):
+        odd.append(Fault(f"{sample.image} has the suffix of a PNG and is none; it is read all the "
+                         "same. Take the data set's own file: a JPEG has other pixels", sample))
+    if finding.label_size and not finding.faults and finding.size != finding.label_size:
+        words = difference(sample, finding.size, finding.label_size)
+        odd.append(Fault(f"{words}. Each is resized to the training size by itself; for an exact "
+                         "pair take both from the same release", sample))
+    return odd
+
+
+def _is_png(path: str) -> bool:
+    with Path(path).open("rb") as file:
+        return file.read(4) == b"\x89PNG"
+
+
+def _mend(text: str) -> str:
+    return next(mend for words, mend in MENDS.items() if words in text)
+
+
+def _inspect_all(samples: list[Sample], labels: Labels, num_threads: int) -> Iterator[Finding]:
+    def one(sample: Sample) -> Finding:
+        return inspect(sample, labels)
+
+    pool = ThreadPoolExecutor(num_threads)
+    try:
+        yield from pool.map(one, samples)
+    finally:  # also after Ctrl-C, which must not wait for the rest
+        pool.shutdown(cancel_futures=True)
+
+
+def table(report: Report) -> list[tuple[str, str, str]]:
+    """The class histogram: name, share of the pixels in percent, labels; empty without labels."""
+    total = int(report.pixels.sum()) + report.ignored + report.unknown
+    if not total:
+        return []
+    names = class_names(report.labels.classes)
+    return [
+        (name, f"{100 * count / total:.3f}", str(images))
+        for name, count, images in zip(names, report.pixels, report.images, strict=True)
+    ] + [
+        (name, f"{100 * count / total:.3f}", "")
+        for name, count in (("ignored", report.ignored), ("unknown ids", report.unknown))
+        if count or name == "ignored"
+    ]
+
+
+def describe(report: Report) -> str:
+    """The report as lines of text, faults last."""
+    lines = [f"found: {report.layout}", f"{report.num_samples} samples", *report.notes]
+    if report.num_read < report.num_samples:
+        lines.append(f"{report.num_read} of them were read")
+    lines += [f"{count} images of {w}x{h}" for (h, w), count in report.sizes.items()]
+    if rows := table(report):
+        width = max(len("class"), *(len(name) for name, _, _ in rows))
+        rows = [("class", "% of pixels", "in labels"), *rows]
+        lines += [f"{a:<{width}} {b:>11} {c:>9}".rstrip() for a, b, c in rows]
+    lines += [f"WARNING {warning.text}" for warning in report.warnings]
+    lines += [f"FAULT {fault.text}" for fault in report.faults]
+    lines.append(f"{len(report.faults)} faults" if report.faults else "no faults")
+    return "\n".join(lines)
+
+
+def statistics(report: Report) -> dict:
+    """What is kept for those who need the classes' shares: counts of pixels and of labels.
+
+    "by_label": sample id → the pixels of each class, in the order of "classes".
+    """
+    names = class_names(report.labels.classes)
+    return {
+        "num_samples": report.num_samples,
+        "num_read": report.num_read,
+        "classes": {
+            name: {"pixels": int(pixels), "labels": int(images)}
+            for name, pixels, images in zip(names, report.pixels, report.images, strict=True)
+        },
+        "ignored": report.ignored,
+        "unknown": report.unknown,
+        "num_faults": len(report.faults),
+        "by_label": {id: pixels.tolist() for id, pixels in report.by_label.items()},
+    }

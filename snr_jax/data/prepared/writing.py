@@ -1,0 +1,300 @@
+"""Writes prepared data (`prepared.py`) with TFDS's writer, in several processes or on Beam.
+
+Shards are made in OUT/<domain>_<h>x<w>.partial, each under a temporary name until it is whole; a
+start after a kill makes those that lack. The folder gets its name after every shard was read again
+and agreed with its checksum.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from snr_jax.core.errors import UserError
+from snr_jax.data.decode import tf
+from snr_jax.data.faults.inspection import inspect
+from snr_jax.data.prepared import spread
+from snr_jax.data.prepared.reading import (
+    NAME,
+    RECORD,
+    example,
+    features,
+    place,
+    read_record,
+    tfds,
+)
+from snr_jax.data.prepared.spread import Beam
+from snr_jax.data.samples import Domain, Labels, Listing, Sample, list_samples
+
+SHARD_IMAGES = 32  # that a kill can cost a process at most
+IMAGE_KINDS = ("raw", "png")
+
+
+class _Shard(NamedTuple):
+    path: Path
+    samples: tuple[Sample, ...]
+    labels: Labels
+    size: tuple[int, int]
+    images: str
+    labelled: bool
+
+    @property
+    def note(self) -> Path:
+        """Its length and checksum, written after it. A shard without it is not whole."""
+        return Path(f"{self.path}.json")
+
+
+def prepare(
+    domain: Domain,
+    directory: str,
+    folder: str | os.PathLike,
+    *,
+    splits: Sequence[str],
+    size: tuple[int, int],
+    images: str,
+    workers: int,
+    identify: Callable[..., dict],
+    log: Callable[[str], None] = print,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    check: Callable[[], None] = lambda: None,
+    beam: Beam | None = None,
+) -> Path:
+    """The splits of a domain, resized to `size` (height, width), in a folder of `folder`.
+
+    identify: `record.identity`, kept to tell runs on the same data. check: called now and then; it
+    may raise. beam: in the place of `workers` processes. Raises UserError for files that cannot be
+    read, for too little space, for a folder of other data in the way, and for one whose shards have
+    changed.
+    """
+    if images not in IMAGE_KINDS:
+        raise UserError(f"images is {images!r}; expected one of {', '.join(IMAGE_KINDS)}")
+    if not splits:
+        raise UserError("no split is named; expected some of the domain's, as --splits train,val")
+    classes = domain.classes or 19  # any: the files' own ids are kept
+    listed = {
+        split: list_samples(domain, directory, split, classes=classes, require_labels=False)
+        for split in splits
+    }
+    labelled = [all(x.label for x in listing.samples) for listing in listed.values()]
+    layouts = {listing.labels.layout for listing in listed.values()}
+    if len(set(labelled)) > 1 or len(layouts) > 1:
+        raise UserError(
+            f"{domain.name}: the splits {', '.join(splits)} differ in layout or in whether they "
+            "have labels; prepare them into folders of their own"
+        )
+    out = place(folder, domain.name, size)
+    partial = out.with_name(f"{out.name}.partial")
+    shards = {
+        split: _shards(partial, split, listing, size, images, labelled[0])
+        for split, listing in listed.items()
+    }
+    record = {
+        "domain": domain.name, "size": list(size), "images": images, "layout": layouts.pop(),
+        "splits": {
+            split: _describe(listing.samples, directory, labelled[0], identify)
+            | {"shards": [shard.path.name for shard in shards[split]]}
+            for split, listing in listed.items()
+        },
+    }  # fmt: skip
+    if out.exists():
+        _refuse_other(out, record)
+        _verify({out / name: sums for name, sums in read_record(out)["shards"].items()})
+        log(f"{out}: there already, of the same files, and whole")
+        return out
+    partial.mkdir(parents=True, exist_ok=True)
+    if (partial / RECORD).exists():
+        _refuse_other(partial, record)
+    _write_json(partial / RECORD, record)
+    for unfinished in partial.glob("*.tmp"):
+        unfinished.unlink()
+    every = [shard for of_split in shards.values() for shard in of_split]
+    _write_shards(every, partial, workers, beam, log, progress, check)
+    sums = {shard.path: json.loads(shard.note.read_text()) for shard in every}
+    try:
+        _verify(sums)
+    except UserError:
+        for path, noted in sums.items():  # the next start makes them anew
+            if not _is_whole(path, noted):
+                Path(f"{path}.json").unlink()
+        raise
+    _write_metadata(partial, shards, features(size, images, labelled[0]), record)
+    _write_json(partial / RECORD, {**record, "shards": {p.name: s for p, s in sums.items()}})
+    for shard in every:
+        shard.note.unlink()
+    partial.rename(out)
+    log(f"{out}: {sum(len(shard.samples) for shard in every)} images in {len(every)} shards, "
+        "read again, agree with their checksums")
+    return out
+
+
+def _describe(
+    samples: Sequence[Sample], directory: str, labelled: bool, identify: Callable[..., dict]
+) -> dict:
+    identities = {"images": identify(samples, labels=False)}
+    if labelled:
+        identities["pairs"] = identify(samples, labels=True)
+    return {
+        "ids": [s.id for s in samples],
+        "images": [os.path.relpath(s.image, directory) for s in samples],
+        "labels": [os.path.relpath(s.label, directory) for s in samples] if labelled else None,
+        "identities": identities,
+    }
+
+
+def _shards(
+    folder: Path, split: str, listing: Listing, size: tuple[int, int], images: str, labelled: bool
+) -> list[_Shard]:
+    count = -(-len(listing.samples) // SHARD_IMAGES)
+    return [
+        _Shard(
+            folder / f"{NAME}-{split}.array_record-{number:05d}-of-{count:05d}",
+            tuple(listing.samples[number * SHARD_IMAGES : (number + 1) * SHARD_IMAGES]),
+            listing.labels, tuple(size), images, labelled,
+        )
+        for number in range(count)
+    ]
+
+
+def _refuse_other(folder: Path, record: dict) -> None:
+    try:
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        differing = [key for key in record if found.get(key) != record[key]]
+    except (OSError, ValueError, AttributeError):
+        differing = [f"{RECORD} cannot be read"]
+    if differing:
+        raise UserError(
+            f"{folder} holds other data (different: {', '.join(differing)}). Choose another --out, "
+            "or remove it"
+        )
+
+
+def _write_shards(
+    shards: Sequence[_Shard], folder: Path, workers: int, beam: Beam | None,
+    log: Callable[[str], None], progress: Callable[[int, int], None], check: Callable[[], None],
+) -> None:
+    missing = [s for s in shards if not (s.note.exists() and s.path.exists())]
+    needed = sum(len(shard.samples) for shard in missing)
+    total = sum(len(shard.samples) for shard in shards)
+    if needed < total:
+        log(f"{total - needed} of {total} images are there from an earlier start")
+    if not missing:
+        return
+    _check_space(missing, folder, log)
+    for shard in missing:
+        shard.note.unlink(missing_ok=True)  # of one that was removed
+    shown = 0
+
+    def watch() -> None:
+        nonlocal shown
+        check()
+        done = sum(len(shard.samples) for shard in missing if shard.note.exists())
+        if done > shown:
+            progress(done, needed)
+        shown = done
+
+    if beam:
+        spread.on_beam(_write_shard, missing, beam, watch)
+    else:
+        spread.in_processes(_write_shard, missing, workers, watch)
+    if absent := [str(shard.path) for shard in missing if not shard.note.exists()]:
+        raise UserError(
+            f"the workers have ended and {absent[0]} is not there. They need the data set and "
+            "--out at the same paths, on a file system that all of them share"
+        )
+
+
+def _write_shard(shard: _Shard) -> int:
+    """The number of its images. Raises UserError, naming the file that cannot be read."""
+    core, declared = tfds().core, features(shard.size, shard.images, shard.labelled)
+    writer = core.writer.ShardWriter(
+        declared,
+        core.example_serializer.ExampleSerializer(declared.get_serialized_info()),
+        core.writer.ExampleWriter(core.file_adapters.FileFormat.ARRAY_RECORD),
+    )
+    unfinished = shard.path.with_name(f"{shard.path.name}.{os.getpid()}.tmp")
+    count = writer.write(enumerate(_examples(shard)), core.Path(unfinished))
+    record = {"images": count, "bytes": unfinished.stat().st_size, "sha256": _checksum(unfinished)}
+    unfinished.rename(shard.path)
+    _write_json(shard.note, record)
+    return count
+
+
+def _examples(shard: _Shard) -> Iterator[dict]:
+    for sample in shard.samples:
+        try:
+            yield example(sample, shard.labels, shard.size, shard.labelled)
+        except tf.errors.OpError:
+            if faults := inspect(sample, shard.labels).faults:
+                raise UserError("; ".join(faults)) from None
+            raise
+
+
+def _checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_json(path: Path, content: dict) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _check_space(missing: Sequence[_Shard], folder: Path, log: Callable[[str], None]) -> None:
+    """Says what the shards will take, by the first image, and refuses what does not fit."""
+    first = missing[0]
+    declared = features(first.size, first.images, first.labelled)
+    serializer = tfds().core.example_serializer.ExampleSerializer(declared.get_serialized_info())
+    one = next(_examples(first))
+    each = len(serializer.serialize_example(declared.encode_example(one)))
+    needed = each * sum(len(shard.samples) for shard in missing)
+    free = shutil.disk_usage(folder).free
+    log(f"{folder}: needs at most about {needed / 1e9:.2f} GB; {free / 1e9:.1f} GB are free")
+    if needed * 1.05 > free:
+        raise UserError(
+            f"{folder}: about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free. "
+            "Free some space, choose another --out, or keep images as PNG (--images png)"
+        )
+
+
+def _is_whole(path: Path, noted: dict) -> bool:
+    return path.is_file() and _checksum(path) == noted["sha256"]
+
+
+def _verify(shards: dict[Path, dict]) -> None:
+    """shards: file → its note. Raises UserError for those that have changed."""
+    damaged = [str(path) for path, noted in shards.items() if not _is_whole(path, noted)]
+    if damaged:
+        raise UserError(
+            f"{', '.join(damaged[:3])} does not agree with its checksum ({len(damaged)} of "
+            f"{len(shards)} shards). Start the same command again; if the folder is finished, "
+            "remove it before"
+        )
+
+
+def _write_metadata(
+    folder: Path, shards: dict[str, list[_Shard]], declared: "tfds.features.FeaturesDict",
+    record: dict,
+) -> None:
+    core = tfds().core
+    template = core.ShardedFileTemplate(
+        data_dir=core.Path(folder), dataset_name=NAME, filetype_suffix="array_record"
+    )
+    infos = [
+        core.SplitInfo(
+            name=split,
+            shard_lengths=[len(shard.samples) for shard in of_split],
+            num_bytes=sum(shard.path.stat().st_size for shard in of_split),
+            filename_template=template.replace(split=split),
+        )
+        for split, of_split in shards.items()
+    ]
+    tfds().folder_dataset.write_metadata(
+        data_dir=folder, features=declared, split_infos=infos, filename_template=template,
+        check_data=False, version="1.0.0", disable_shuffling=True,
+        description=f"{record['domain']} resized to {record['size'][0]}x{record['size'][1]}; "
+        "labels hold the data set's own ids",
+    )

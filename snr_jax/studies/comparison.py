@@ -1,0 +1,236 @@
+"""What the report shows of runs: scores, curves and predictions, read from their folders."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from snr_jax.config import arguments
+from snr_jax.core.errors import UserError
+from snr_jax.data import domains
+from snr_jax.data.splits import Split
+from snr_jax.report.chart import Curve
+from snr_jax.report.published import NETWORK, Row, Setting
+from snr_jax.runs import network, validation
+from snr_jax.runs.evaluation import pictures
+from snr_jax.runs.experiment import open_splits
+from snr_jax.workdir import checkpoints, record
+from snr_jax.workdir.metrics import read_scalars
+
+Folders = Mapping[str, Sequence[Path]]  # name → the runs under it, which differ in the seed alone
+
+
+def group_by_seed(folders: Sequence[Path]) -> dict[str, list[Path]]:
+    """The runs by name, those that differ in the seed alone together, in the order given.
+
+    A run twice, or two runs of one seed, are no second sample. Raises UserError for a folder that
+    is given twice, and for one that holds no run.
+    """
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("a run is named twice; name each once")
+    for folder in folders:
+        if not (folder / record.RUN_FILE).is_file():
+            raise UserError(f"{folder} holds no {record.RUN_FILE}; expected the folder of a run, "
+                            "that is its --workdir")
+    groups: list[list[Path]] = []
+    for folder in folders:
+        same = [group for group in groups if _can_join(group, folder)]
+        if same:
+            same[0].append(folder)
+        else:
+            groups.append([folder])
+    short = [group[0].resolve().name for group in groups]
+    return {
+        (name if short.count(name) == 1 else str(group[0]))
+        + (f" ({len(group)} seeds)" if len(group) > 1 else ""): group
+        for name, group in zip(short, groups, strict=True)
+    }
+
+
+def _can_join(group: Sequence[Path], folder: Path) -> bool:
+    seeds = [record.read(one)["config"]["seed"] for one in (*group, folder)]
+    return len(set(seeds)) == len(seeds) and differ_in_seed_alone(group[0], folder)
+
+
+def differ_in_seed_alone(first: Path, second: Path) -> bool:
+    """Whether two runs are of one configuration and data but for the seed.
+
+    The same holds of the runs that they were begun from, which usually have a seed each too.
+    """
+    there, here = record.read(first), record.read(second)
+    differing = {line.partition(":")[0] for line in record.differences(there, here)}
+    if "init_from" in differing:
+        try:
+            begun = [checkpoints.find(each["config"]["init_from"]) for each in (there, here)]
+        except UserError:
+            return False  # gone by now, or begun from random values
+        if None in (runs := [each.run for each in begun]) or begun[0].name != begun[1].name:
+            return False
+        if not differ_in_seed_alone(*runs):
+            return False
+    return differing <= {"seed", "init_from"}
+
+
+def rows(folders: Folders) -> list[Row]:
+    """What stands beside published scores: a row per network, and one on 13 of 16 classes.
+
+    A run has one network, its student; where a teacher was scored too, it follows.
+    """
+    found = []
+    for name, group in folders.items():
+        there = record.read(group[0])
+        config, role = ConfigDict(there["config"]), _scored_role(there)
+        data, size = there["data"][role], config[role.partition("_")[0]].size
+        for shown, split in _networks(name, group[0], _split_name(config, role)).items():
+            scores = [_last_scores(folder, read_scalars(folder), split) for folder in group]
+            steps = sorted({score["step"] for score in scores})
+            unfinished = "" if steps == [config.num_steps] else (
+                f", at step {', '.join(map(str, steps))} of {config.num_steps}"
+            )
+            for classes, key in ((config.num_classes, "miou"), (13, "miou_13")):
+                if all(key in score for score in scores):
+                    found.append(Row(
+                        setting(there)._replace(classes=classes), shown + unfinished,
+                        tuple(score[key] for score in scores),
+                        "network+flip" if config.eval.flip else "network", _network(config),
+                        f"{data['split']}, {data['images']} images, {size[0]}x{size[1]}",
+                    ))  # fmt: skip
+    return found
+
+
+def _networks(name: str, folder: Path, split: str) -> dict[str, str]:
+    """The networks of a run that are scored on a split: name → that of the scores."""
+    student = {name: split}
+    if not arguments.has_teacher(ConfigDict(record.read(folder)["config"])):
+        return student
+    return student | {f"{name}, teacher": validation.teacher_name(split)}
+
+
+def setting(there: Mapping) -> Setting:
+    """Of a record. A city of CrossCity is a target of its own, by its folder."""
+    config = ConfigDict(there["config"])
+    target = config[_scored_role(there).partition("_")[0]]
+    city = f"_{Path(target.dir).name.lower()}" if target.domain == "crosscity" else ""
+    task = "adaptation" if "target" in there["data"] else "generalisation"
+    return Setting(config.source.domain, target.domain + city, task, config.num_classes)
+
+
+def _scored_role(there: Mapping) -> str:
+    return "target_val" if "target_val" in there["data"] else "source_val"
+
+
+def _split_name(config: ConfigDict, role: str) -> str:
+    """As `experiment.open_splits` names it."""
+    side = role.partition("_")[0]
+    name = domains.get_domain(config[side].domain).name
+    return f"{name}_{side}" if config.source.domain == config.target.domain else name
+
+
+def _network(config: ConfigDict) -> str:
+    model = config.model
+    if (*model.stage_sizes, model.width) == (3, 4, 23, 3, 64):
+        return NETWORK
+    return f"DeepLab-v2, blocks {'-'.join(map(str, model.stage_sizes))}, {model.width} channels"
+
+
+def compare(
+    folders: Folders, num_pictures: int = 6, check: Callable[[], None] = lambda: None
+) -> dict:
+    """The runs as keyword arguments of `report.html.render`.
+
+    folders: in the order of their story. All are scored on the domains that the last of them is
+    scored on. Of several runs under a name: the means of scores and curves, and the predictions
+    of the first. A teacher's classes and curve stand beside its student's. Raises UserError for a
+    run without those scores.
+    check: called before each run is read; it may raise.
+    """
+    config = ConfigDict(record.read(folders[list(folders)[-1]][0])["config"])
+    splits = open_splits(config, lambda line: None)
+    source, target = splits["source_val"], splits.get("target_val", splits["source_val"])
+    roles = {"source": source.name} | ({"target": target.name} if target is not source else {})
+    scalars = {name: [read_scalars(folder) for folder in group] for name, group in folders.items()}
+
+    def scores(name: str, split: str) -> dict:
+        return _mean_scores([
+            _last_scores(folder, series, split)
+            for folder, series in zip(folders[name], scalars[name], strict=True)
+        ])
+
+    last, split = list(roles.items())[-1]
+    networks = {  # name → that of its run, and that of its scores
+        shown: (name, key)
+        for name, (folder, *_) in folders.items()
+        for shown, key in _networks(name, folder, split).items()
+    }
+    curves = {
+        "source loss": {name: (name, "train/loss_source") for name in folders},
+        f"{last} mIoU": {
+            shown: (name, f"eval/{key}/network/miou") for shown, (name, key) in networks.items()
+        },
+    }
+    return {
+        "summary": {
+            name: {f"{role} ({roles[role]})": scores(name, roles[role])["miou"] for role in roles}
+            for name in folders
+        },
+        "results": {shown: scores(name, key) for shown, (name, key) in networks.items()},
+        "curves": {
+            title: {
+                shown: _mean_curve([one[key] for one in scalars[name]])
+                for shown, (name, key) in chart.items() if all(key in one for one in scalars[name])
+            }
+            for title, chart in curves.items()
+        },
+        "images": _pictures(folders, target, num_pictures, check),
+        "known": target.labels.classes,
+    }
+
+
+def _last_scores(folder: Path, scalars: Mapping[str, Curve], split: str) -> dict:
+    """Of the last validation: {"step", "miou", "iou": {class: fraction or NaN}, "miou_13"}."""
+    prefix = f"eval/{split}/network/"
+    last = {
+        name.removeprefix(prefix): float(values[-1])
+        for name, (_, values) in scalars.items() if name.startswith(prefix)
+    }
+    if not math.isfinite(last.get("miou", math.nan)):
+        raise UserError(f"{folder} has no score on {split}. Go on with that run to its end")
+    iou = {name.removeprefix("iou/"): v for name, v in last.items() if name.startswith("iou/")}
+    means = {name: last[name] for name in ("miou", "miou_13") if name in last}
+    return {"step": int(scalars[f"{prefix}miou"][0][-1]), "iou": iou, **means}
+
+
+def _mean_scores(scores: Sequence[Mapping]) -> dict:
+    """The means over seeds; a class that one seed has no score of has none."""
+    mean = {key: float(np.mean([score[key] for score in scores]))
+            for key in ("miou", "miou_13") if all(key in score for score in scores)}
+    iou = {name: float(np.mean([score["iou"].get(name, math.nan) for score in scores]))
+           for name in scores[0]["iou"]}
+    return {**mean, "iou": iou}
+
+
+def _mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Over the steps that all have."""
+    steps = reduce(np.intersect1d, [steps for steps, _ in curves])
+    return steps, np.mean([values[np.isin(own, steps)] for own, values in curves], axis=0)
+
+
+def _pictures(
+    folders: Folders, split: Split, count: int, check: Callable[[], None]
+) -> list[dict[str, np.ndarray]]:
+    """{"input", "label", name: prediction, ...} of some images, spread over the split."""
+    chosen = split.samples[:: max(len(split.samples) // max(count, 1), 1)][:count]
+    rows = [{} for _ in chosen]
+    for name, (folder, *_) in folders.items():
+        if not chosen:
+            break
+        check()
+        model, variables, _ = network.load(str(folder))
+        drawn = pictures(model, variables, split._replace(samples=chosen))
+        for row, picture in zip(rows, drawn, strict=True):
+            row |= {"input": picture["input"], "label": picture["label"],
+                    name: picture["prediction"]}
+    return rows

@@ -1,0 +1,61 @@
+"""The size of the gradients of the losses at a network, to choose their weights by."""
+
+import itertools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from snr_jax.config import arguments
+from snr_jax.core import losses
+from snr_jax.core.augment import to_network_input
+from snr_jax.core.errors import UserError
+from snr_jax.core.models.deeplab import Output
+from snr_jax.core.steps import Batch, Terms, domain_gradients
+from snr_jax.runs import experiment, network
+
+
+def gradient_norms(config: ConfigDict, checkpoint: str, batches: int) -> dict[str, float]:
+    """Loss → norm of its gradient over all parameters, the mean of `batches` training batches.
+
+    "cross_entropy" is the source's, the others are `losses.TARGET_LOSSES`, each at weight 1 and in
+    training mode. Raises UserError for a configuration without a target, or of another network.
+    """
+    if not config.loss.target:
+        raise UserError("the configuration has no target loss, and so reads no target images. Take "
+                        "one that adapts, as configs/toy_uda.py")
+    want = arguments.model_arguments(config, None)
+    model, variables, meta = network.load(
+        checkpoint, **{key: want[key] for key in ("dtype", "atrous")}
+    )
+    network.refuse_mismatch(checkpoint, meta["model"], want)
+    splits = experiment.open_splits(config, print)
+
+    def norm(domain: str, terms: Callable[[Output, Batch], Terms]) -> Callable[[Batch], jax.Array]:
+        def of_batch(batch: Batch) -> jax.Array:
+            part = {"image": to_network_input(batch[f"{domain}_image"]),
+                    "label": batch["source_label"]}
+            gradients, _, _ = domain_gradients(
+                model, variables["params"], variables["batch_stats"], part, terms, train=True,
+                accumulate_steps=1, axis_name=None,
+            )
+            return optax.global_norm(gradients)
+
+        return jax.jit(of_batch)
+
+    def cross_entropy(output: Output, part: Batch) -> Terms:
+        return {"loss": (1.0, losses.cross_entropy(output.main, part["label"]))}
+
+    def target_terms(loss: Callable) -> Callable[[Output, Batch], Terms]:
+        return lambda output, part: {"loss": (1.0, loss(output.main))}
+
+    norms = {"cross_entropy": norm("source", cross_entropy)} | {
+        name: norm("target", target_terms(loss)) for name, loss in losses.TARGET_LOSSES.items()
+    }
+    found = [
+        {name: float(of_batch(batch)) for name, of_batch in norms.items()}
+        for batch in itertools.islice(experiment.batches(config, splits, 0), batches)
+    ]
+    return {name: float(np.mean([each[name] for each in found])) for name in norms}

@@ -1,0 +1,290 @@
+"""Checkpoints (orbax): finding, reading and writing sets of variables.
+
+Every checkpoint is a folder with the item `variables` ({"params", "batch_stats"}) and the item
+`meta` (JSON: the model's keyword arguments, where the values come from, a checksum per leaf); the
+states of a run also hold `training` (step and optimiser). So whatever reads variables reads all.
+
+    WORKDIR/checkpoints/latest/<step>/   the newest states, to go on from (states.py)
+    WORKDIR/checkpoints/final/           variables of the last step
+    WORKDIR/checkpoints/teacher/         the mean teacher's, where there is one
+    WORKDIR/checkpoints/best_source/     chosen by source validation
+    WORKDIR/checkpoints/oracle_target/   chosen with target labels
+    WORKDIR/checkpoints/set_aside/       what could not be read; nothing is deleted here
+"""
+
+import errno
+import itertools
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from snr_jax.core.errors import UserError
+from snr_jax.core.models.deeplab import ARCHITECTURE
+from snr_jax.process.several import raise_if_lost, root_of
+
+NAMES = ("final", "teacher", "best_source", "oracle_target")
+_TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder that orbax is still writing
+
+
+def folder(workdir: str | os.PathLike, name: str) -> Path:
+    return Path(workdir).absolute() / "checkpoints" / name
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf).data.cast("B"))
+        if np.ndim(leaf)
+        else zlib.crc32(np.asarray(leaf).tobytes())
+        for path, leaf in leaves
+    }
+
+
+def verify(path: Path, items: dict[str, Any], meta: dict) -> None:
+    for name, tree in items.items():
+        want, have = meta["checksums"][name], _checksums(tree)
+        if want != have:
+            keys = want.keys() | have.keys()
+            wrong = sorted(key for key in keys if want.get(key) != have.get(key))
+            raise UserError(
+                f"{path} is damaged: {len(wrong)} of {len(keys)} tensors of {name!r} differ from "
+                f"their checksums, {wrong[0]} the first. Use another checkpoint"
+            )
+
+
+def composite(items: dict[str, Any], meta: dict) -> ocp.args.Composite:
+    meta = {**meta, "checksums": {name: _checksums(tree) for name, tree in items.items()}}
+    trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+    return ocp.args.Composite(**trees, meta=ocp.args.JsonSave(meta))
+
+
+def saving(what: str, save: Callable[[], Any], survivor: str) -> None:
+    try:
+        save()
+    except Exception as error:  # orbax wraps the system's errors in several kinds
+        raise_if_lost(error)
+        raise UserError(
+            f"{what} could not be saved ({reason_of(error)}). {survivor} "
+            "Free some space, or choose another --workdir, and start the same command again"
+        ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    text = str(root_of(error))
+    full = os.strerror(errno.ENOSPC)  # TensorStore says it at the end of a long line
+    return full if full in text else text.split("\n")[0][:300]
+
+
+# ---------------------------------------------------------------- finding and reading
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint, looked up once: whoever reads it or writes beside it takes this value."""
+
+    path: Path  # the folder of its items
+    meta: dict  # "model", "source", "checksums", and what else its writer had to say
+    run: Path | None  # the folder of the run that it belongs to
+    name: str  # within its run, as "final" or "latest/14"; else the folder's name
+
+    @property
+    def step(self) -> int | None:
+        """The step of its run; None for converted weights."""
+        return self.meta.get("source", {}).get("step")
+
+
+def find(path: str | os.PathLike) -> Checkpoint:
+    """The checkpoint meant by a checkpoint's folder, a run's folder, or its `checkpoints`.
+
+    Of a run, the final variables, else the newest state. Where a save was cut short between the
+    old and the new one, the survivor. Raises UserError if there is none, or its meta is damaged.
+    """
+    start = Path(path).absolute()
+    try:
+        meant = _meant(start)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
+    if meant is None:
+        raise UserError(
+            f"{path} holds no checkpoint. Expected the folder of a run (--workdir), one of its "
+            "checkpoints, or the output of scripts/convert_torch_ckpt.py"
+        )
+    run, name = _place(meant)
+    survivor = _survivor(meant)
+    return Checkpoint(survivor, _read_meta(survivor), run, name)
+
+
+def _meant(start: Path) -> Path | None:
+    if _TEMPORARY in start.name:
+        return None
+    for root in (start, start / "checkpoints"):
+        states = root if root.name == "latest" else root / "latest"
+        for candidate in (root, root / "final", *_steps(states)):
+            if _is_checkpoint(_survivor(candidate)):
+                return candidate
+    return None
+
+
+def _steps(latest: Path) -> list[Path]:
+    """The states in a folder, the newest first; what orbax is still writing is none."""
+    steps = [path for path in latest.glob("*") if path.name.isdecimal()]
+    return sorted(steps, key=lambda path: int(path.name), reverse=True)
+
+
+def newest_step(workdir: str | os.PathLike) -> int | None:
+    """The step of a run's newest state, whole or not; None for a run without one."""
+    steps = _steps(folder(workdir, "latest"))
+    return int(steps[0].name) if steps else None
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether it was meant as one: if an item is missing, reading it says so."""
+    return (path / "variables").is_dir() or (path / "meta").is_dir()
+
+
+def _place(path: Path) -> tuple[Path | None, str]:
+    for folder in (path.parent, path.parent.parent):
+        inside = path.relative_to(folder)
+        if folder.name == "checkpoints" and inside.parts[0] in (*NAMES, "latest", "set_aside"):
+            return folder.parent, inside.as_posix()
+    return None, path.name
+
+
+def _restore(path: Path, **items: Any) -> dict[str, Any]:
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            restored = checkpointer.restore(path, ocp.args.Composite(**items))
+        return {name: restored[name] for name in items}
+    except Exception as error:
+        raise_if_lost(error)
+        raise UserError(
+            f"{path} cannot be read: {reason_of(error)}. Use another checkpoint"
+        ) from error
+
+
+def _read_meta(path: Path) -> dict:
+    meta = _restore(path, meta=ocp.args.JsonRestore())["meta"]
+    try:
+        # JSON has no tuples; the model's arguments do.
+        model = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["model"].items()}
+        absent = [key for key in ARCHITECTURE if key not in model]
+        if absent or not isinstance(meta["checksums"]["variables"], dict):
+            raise KeyError(*absent, "checksums")
+        if not isinstance(meta.get("source", {}), dict):
+            raise KeyError("source")
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read: its meta lacks {error}. Use another checkpoint"
+        ) from None
+    return {**meta, "model": model}
+
+
+def load_variables(checkpoint: Checkpoint | str | os.PathLike) -> tuple[dict, dict]:
+    """Variables (numpy) and meta of a checkpoint, found or still to be found.
+
+    Raises UserError for one that is missing, damaged, or replaced since it was found.
+    """
+    found = checkpoint if isinstance(checkpoint, Checkpoint) else find(checkpoint)
+    try:
+        restored = _restore(found.path, variables=ocp.args.StandardRestore())
+        variables = jax.tree.map(np.asarray, restored["variables"])
+        verify(found.path, {"variables": variables}, found.meta)
+    except UserError as error:
+        if _is_another_now(found):
+            raise UserError(
+                f"{found.path} was replaced while it was read: a training goes on there. Start "
+                "the same command again"
+            ) from error
+        raise
+    return variables, found.meta
+
+
+def _is_another_now(found: Checkpoint) -> bool:
+    if not found.path.exists():
+        return True
+    try:
+        return _read_meta(found.path)["checksums"] != found.meta["checksums"]
+    except UserError:
+        return False
+
+
+# ---------------------------------------------------------------- writing variables
+
+
+def save_variables(path: str | os.PathLike, variables: dict, meta: dict) -> None:
+    """Writes {"params", "batch_stats"} (numpy) and meta; an earlier one survives until it is whole.
+
+    meta["model"] holds the keyword arguments of `DeepLab`. Raises UserError if the disk is full.
+    """
+    path = Path(path).absolute()
+    new, old = _beside(path)
+
+    def save() -> None:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(new, composite({"variables": variables}, meta), force=True)
+        if jax.process_index() == 0:
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+
+    _finish_swap(path)
+    try:
+        saving(f"the checkpoint {path}", save, "An earlier one under that name is untouched.")
+    except UserError:
+        _finish_swap(path)
+        raise
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    """Where the new one is written, and where the old one waits until that has its name."""
+    return tuple(path.with_name(f"{path.name}.{age}-checkpoint") for age in ("new", "old"))
+
+
+def _survivor(path: Path) -> Path:
+    """The folder itself; if a save was cut short between its two renamings, what holds it now."""
+    if path.exists():
+        return path
+    return next((other for other in _beside(path) if _is_checkpoint(other)), path)
+
+
+def find_or_set_aside(path: Path, log: Callable[[str], None]) -> Checkpoint | None:
+    """The checkpoint of a run in this folder, if there is one. A broken one is set aside."""
+    if not _survivor(path).exists():
+        return None
+    try:
+        return find(path)
+    except UserError as error:
+        log(f"WARNING: {error}")
+        set_aside(_survivor(path), log)
+        return None
+
+
+def _finish_swap(path: Path) -> None:
+    """Gives a survivor its name and removes what else a save that was cut short has left."""
+    if jax.process_index() > 0:
+        return
+    survivor = _survivor(path)
+    if survivor != path:
+        survivor.rename(path)
+    new, old = _beside(path)
+    for part in (old, new, *path.parent.glob(f"*{_TEMPORARY}*")):
+        if part == old or part.name.split(_TEMPORARY)[0] == new.name:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def set_aside(path: Path, log: Callable[[str], None]) -> None:
+    """Moves a checkpoint of a run that cannot be used to where nothing reads or deletes it."""
+    shelf = folder(_place(path)[0], "set_aside")
+    targets = (shelf / f"{path.name}-{number}" for number in itertools.count(1))
+    target = next(target for target in targets if not target.exists())
+    if jax.process_index() == 0:
+        shelf.mkdir(exist_ok=True)
+        path.rename(target)
+    log(f"WARNING: {path} was set aside as {target}")

@@ -1,0 +1,57 @@
+"""A tiny network and its command lines, for the tests that run whole commands."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A network of seconds: one block per layer, four channels, images of 33x65.
+TINY = {
+    "model.stage_sizes": (1, 1, 1, 1),
+    "model.width": 4,
+    "source.size": (33, 65),
+    "target.size": (33, 65),
+    "batch_size": 2,
+    "optimizer.base_rate": 0.01,
+    "optimizer.schedule_steps": 20,
+    "num_steps": 20,
+    "log_every_steps": 1,
+    "eval_every_steps": 10,
+    "checkpoint_every_steps": 7,
+    "eval.batch_size": 2,
+    "eval.num_pictures": 1,
+}
+GENERALISE, ADAPT = "configs/gta5_dg.py", "configs/gta2city_uda.py"
+# Compiling dominates these tests: half of it without optimisation, most of it from a cache.
+FAST = {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0.0}
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Run(NamedTuple):
+    workdir: Path
+    arguments: list[str]
+    out: str
+    err: str
+
+    def arguments_in(self, workdir: Path) -> list[str]:
+        """The same command in another folder."""
+        return [a if a != str(self.workdir) else str(workdir) for a in self.arguments]
+
+
+def config_flags(overrides: dict) -> list[str]:
+    return [f"--config.{key}={value}" for key, value in overrides.items()]
+
+
+def once(runs, name, command, train_flags, tmp_path_factory, config, overrides) -> Run:
+    if name not in runs:
+        workdir = tmp_path_factory.mktemp("runs") / name
+        arguments = train_flags(config, workdir, overrides)
+        result = command("main", *arguments)
+        assert result.code == 0, result
+        runs[name] = Run(workdir, arguments, result.out, result.err)
+    return runs[name]

@@ -1,0 +1,93 @@
+"""The size of the losses' gradients, against those that JAX takes of the formula itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import gta2city_uda
+from snr_jax.config import arguments
+from snr_jax.core import losses
+from snr_jax.core.augment import to_network_input
+from snr_jax.core.errors import UserError
+from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.state import initial_variables
+from snr_jax.runs import experiment
+from snr_jax.studies.gradients import gradient_norms
+from snr_jax.workdir import checkpoints
+from tests.data.tiny_sets import write_cityscapes, write_gta5
+
+TINY = {
+    "model.stage_sizes": (1, 1, 1, 1), "model.width": 4, "source.size": (33, 65),
+    "target.size": (33, 65), "batch_size": 2, "source.train_split": "all", "init_from": "",
+    "model.dtype": "float32",
+}  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path):
+    write_gta5(tmp_path)
+    write_cityscapes(tmp_path, split="train", labels=False)
+    write_cityscapes(tmp_path, split="val")
+    config = gta2city_uda.get_config()
+    config.update_from_flattened_dict(
+        TINY | {"data.root": str(tmp_path), "source.val_split": "all"}
+    )
+    return config
+
+
+def saved(path, config, **changed) -> tuple[DeepLab, dict]:
+    model = DeepLab(**arguments.model_arguments(config, None) | changed)
+    variables = jax.device_get(initial_variables(model, 3))
+    checkpoints.save_variables(path, variables, {"model": architecture(model)})
+    return model, variables
+
+
+def test_norms(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        losses, "TARGET_LOSSES", {"maxsquare": losses.TARGET_LOSSES["maxsquare"]}
+    )
+    model, variables = saved(tmp_path / "network", config)
+    found = gradient_norms(config, str(tmp_path / "network"), 2)
+
+    def cross_entropy(logits, label):  # over the labelled pixels
+        chosen = jnp.take_along_axis(
+            jax.nn.log_softmax(logits), jnp.minimum(label, 18)[..., None].astype(int), -1
+        )[..., 0]
+        return -jnp.mean(chosen, where=label != 255)
+
+    def max_square(logits, label):
+        return -jnp.mean(jax.nn.softmax(logits) ** 2) / 2  # over pixels and classes
+
+    @jax.jit
+    def of_batch(batch):
+        def norm(image, loss):
+            def of(params):
+                output, _ = model.apply(
+                    {**variables, "params": params}, to_network_input(image), train=True,
+                    mutable=["batch_stats"],
+                )
+                return loss(output.main, batch["source_label"])
+
+            return optax.global_norm(jax.grad(of)(variables["params"]))
+
+        return (norm(batch["source_image"], cross_entropy),
+                norm(batch["target_image"], max_square))  # fmt: skip
+
+    batches = experiment.batches(config, experiment.open_splits(config, print), 0)
+    wanted = np.mean([of_batch(next(batches)) for _ in range(2)], 0)
+    np.testing.assert_allclose([found["cross_entropy"], found["maxsquare"]], wanted, rtol=1e-4)
+
+
+def test_another_network_is_refused(config, tmp_path):
+    """Of other classes, above all: labels that it does not know would count as nothing."""
+    saved(tmp_path / "network", config, num_classes=13)
+    with pytest.raises(UserError, match="num_classes 13 there, 19 here"):
+        gradient_norms(config, str(tmp_path / "network"), 1)
+
+
+def test_without_a_target_loss_there_is_nothing_to_measure(config, tmp_path):
+    config.loss.target = ""
+    with pytest.raises(UserError, match="no target loss"):
+        gradient_norms(config, str(tmp_path / "network"), 1)

@@ -1,0 +1,153 @@
+"""The study on tiny networks: what is made, what stays, what is made again."""
+
+import json
+import signal
+
+import pytest
+
+from configs import toy_classmix, toy_dg, toy_uda
+from snr_jax.core.errors import UserError
+from snr_jax.process.signals import Stopped
+from snr_jax.studies import toy_study
+
+COLUMNS = ["source", "dusk", "dusk + MaxSquare", "haze", "haze + MaxSquare"]
+TINY = {
+    "model.stage_sizes": (1, 1, 1, 1), "model.width": 4, "source.size": (33, 65),
+    "target.size": (33, 65), "batch_size": 2, "optimizer.base_rate": 0.01, "num_steps": 2,
+    "log_every_steps": 1, "eval.batch_size": 2,
+}
+
+
+@pytest.fixture
+def out(tmp_path, monkeypatch):
+    monkeypatch.setattr(toy_study, "VARIANTS", {"IN": {"model.norm_restitution": "in"}})
+    toy_study.draw_data(tmp_path / "data", ["dusk", "haze"], 4, 2)
+    return tmp_path
+
+
+def run(out, styles, stop=toy_study.never, **overrides):
+    """The columns that were made, and what was said."""
+    source, adaptation = toy_dg.get_config(), toy_uda.get_config()
+    for config in (source, adaptation):
+        config.update_from_flattened_dict(TINY | overrides)
+    lines = []
+    toy_study.study(out, source, {"MaxSquare": adaptation}, seeds=[0], styles=styles,
+                    variants=["IN"], stop=stop, log=lines.append)
+    made = [line.split("seed 0, ")[1].split(" (")[0] for line in lines if "===" in line]
+    return made, lines
+
+
+def read(out):
+    row = json.loads((out / "results.json").read_text())["IN"]["0"]
+    return {column: entry["miou"] for column, entry in row.items()}
+
+
+def test_what_is_missing_or_made_with_something_else_is_made(out):
+    assert run(out, ["dusk"])[0] == COLUMNS[:3]
+    first, written = read(out), (out / "IN_0" / "metrics.jsonl").read_bytes()
+    assert run(out, ["dusk"])[0] == []
+    # A style added later, even as the first: the network of the source is not trained again.
+    assert run(out, ["haze", "dusk"])[0] == COLUMNS[3:]
+    assert (out / "IN_0" / "metrics.jsonl").read_bytes() == written
+    assert {column: read(out)[column] for column in first} == first
+    table = (out / "table.md").read_text().splitlines()
+    assert table[0] == "| | source | haze | haze + MaxSquare, 2 | dusk | dusk + MaxSquare, 2 |"
+    assert "-" not in table[2] and len(read(out)) == 5
+
+    made, lines = run(out, ["dusk"], **{"optimizer.base_rate": 0.1})
+    assert made == COLUMNS[:3]
+    assert any("optimizer.base_rate: 0.01 there, 0.1 now" in line for line in lines)
+    assert (out / "IN_0.other-1").is_dir() and (out / "IN_0_dusk_MaxSquare.other-1").is_dir()
+    assert read(out)["source"] != first["source"]
+    assert run(out, ["dusk"], **{"optimizer.base_rate": 0.1})[0] == []
+
+
+def test_other_data_are_scored_again(out):
+    run(out, ["dusk"])
+    (out / "data/dusk").rename(out / "data/clear")
+    (out / "data/haze").rename(out / "data/dusk")
+    assert run(out, ["dusk"])[0] == ["dusk", "dusk + MaxSquare"]
+
+
+def test_a_stopped_study_keeps_its_numbers(out):
+    calls = []
+
+    def stop():
+        calls.append(True)
+        done = out / "results.json"
+        return signal.SIGTERM if done.exists() and "source" in read(out) else None
+
+    with pytest.raises(Stopped) as stopped:
+        run(out, ["dusk"], stop=stop)
+    assert stopped.value.exit_code == 143 and calls
+    assert list(read(out)) == ["source"]
+    assert "| - | - |" in (out / "table.md").read_text().splitlines()[2]
+    assert run(out, ["dusk"])[0] == COLUMNS[1:3]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", '{"IN": {"0": {"source": 0.5}}}', '{"IN": {"0": {"source": {"miou": 0.5}}}}',
+     '{"IN": {"0": {"source": {"miou": 0.5, "made_with": {"config": []}}}}}',
+     '{"IN": {"0": {"source": {"miou": 0.5, "made_with": {"config": {}, "initial": null, '
+     '"data": {}}}}}}'],
+)
+def test_damaged_numbers_are_told(out, text):
+    (out / "results.json").write_text(text)
+    with pytest.raises(UserError, match=r"results\.json is damaged.*Remove it"):
+        run(out, ["dusk"])
+
+
+def test_the_table_has_mean_and_deviation():
+    def made(**scores):
+        return {name: {"miou": miou} for name, miou in scores.items()}
+
+    runs = {"0": made(source=0.40, dusk=0.1), "1": made(source=0.44, dusk=0.2)}
+    titles = {"source": "source", "dusk": "dusk", "dusk + MaxSquare": "dusk + MaxSquare, 150"}
+    table = toy_study.table({"SNR": {"0": made(source=0.5)}, "plain": runs}, titles).splitlines()
+    assert table[0] == "| | source | dusk | dusk + MaxSquare, 150 |"
+    # Deviation of a sample of two: half the difference times sqrt(2).
+    assert table[2] == "| plain | 42.0 ± 2.8 | 15.0 ± 7.1 | - |"
+    assert table[3:] == ["| SNR | 50.0 | - | - |"]  # IN has no number
+
+
+def test_without_adaptation_and_with_the_classes_of_a_content(tmp_path, monkeypatch):
+    monkeypatch.setattr(toy_study, "VARIANTS", {"IN": {"model.norm_restitution": "in"}})
+    toy_study.draw_data(tmp_path / "data", ["dusk"], 4, 2, content="tint")
+    for folder in ("GTA5", "dusk/Cityscapes"):
+        marker = json.loads((tmp_path / "data" / folder / "toy.json").read_text())
+        assert marker["content"] == "tint"
+    config = toy_dg.get_config()
+    config.update_from_flattened_dict(TINY)
+    named = ("road", "sky")
+    text = toy_study.study(tmp_path, config, {}, seeds=[0], styles=["dusk"], variants=["IN"],
+                       classes=named, log=lambda line: None)  # fmt: skip
+    row = json.loads((tmp_path / "results.json").read_text())["IN"]["0"]
+    assert list(row) == ["source", "dusk"]  # nothing is adapted
+    assert text + "\n" == (tmp_path / "table.md").read_text()
+    all_classes, some = text.split("Mean IoU of road, sky:")
+    for part, score in (
+        (all_classes, lambda entry: entry["miou"]),
+        (some, lambda entry: (entry["iou"]["road"] + entry["iou"]["sky"]) / 2),
+    ):
+        lines = part.strip().splitlines()
+        assert lines[0] == "| | source | dusk |"
+        numbers = " | ".join(f"{100 * score(entry):.1f}" for entry in row.values())
+        assert lines[2] == f"| IN | {numbers} |"
+
+
+def test_every_way_to_adapt_has_a_column_and_a_run(out):
+    """Class mixing beside MaxSquare: from one network, in folders of their own."""
+    source, *others = (m.get_config() for m in (toy_dg, toy_uda, toy_classmix))
+    for config in (source, *others):
+        config.update_from_flattened_dict(TINY | {"data.crop": (0, 0)})
+    adaptations = dict(zip(("MaxSquare", "class mixing"), others))
+    text = toy_study.study(out, source, adaptations, seeds=[0], styles=["dusk"], variants=["IN"],
+                       log=lambda line: None)  # fmt: skip
+    assert text.splitlines()[0] == (
+        "| | source | dusk | dusk + MaxSquare, 2 | dusk + class mixing, 2 |")
+    row = json.loads((out / "results.json").read_text())["IN"]["0"]
+    assert list(row) == ["source", "dusk", "dusk + MaxSquare", "dusk + class mixing"]
+    made_with = [row[name]["made_with"]["config"]["loss"]["target"] for name in list(row)[2:]]
+    assert made_with == ["maxsquare", "classmix"]
+    assert (out / "IN_0_dusk_classmixing" / "checkpoints" / "teacher").is_dir()

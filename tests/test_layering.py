@@ -1,0 +1,101 @@
+"""The core stands on numpy, jax, flax and optax alone, and a room imports lower rooms alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "snr_jax/core"
+CORE = sorted(
+    ".".join(("snr_jax.core", *path.relative_to(FOLDER).with_suffix("").parts))
+    for path in FOLDER.rglob("*.py") if path.stem != "__init__"
+)
+ALLOWED = {"numpy", "jax", "flax", "optax"}
+# A room imports itself and the rooms of the lines above its own; a door imports any.
+LAYERS = (
+    ("core",),
+    ("data", "toy", "weights", "report"),
+    ("config", "process"),
+    ("workdir",),
+    ("runs",),
+    ("inference", "studies", "parity"),
+)
+# The one room in which a foreign library is imported.
+PLACES = {"orbax": "workdir", "tensorflow": "data", "clu": "workdir", "torch": "weights",
+          "safetensors": "weights"}
+ABSENT = ["tensorflow", "tensorflow_datasets", "clu", "ml_collections", "torch"]
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_core_modules_import_the_core_alone(module):
+    for name in imports(ROOT / f"{module.replace('.', '/')}.py"):
+        package = name.split(".")[0]
+        if package == "snr_jax":
+            assert f"{name}.".startswith("snr_jax.core."), name
+        else:
+            assert package in ALLOWED | sys.stdlib_module_names, name
+
+
+def rooms_below(room: str) -> set[str]:
+    layer = next(i for i, rooms in enumerate(LAYERS) if room in rooms)
+    return {room}.union(*LAYERS[:layer])
+
+
+def modules_of(room: str) -> list[Path]:
+    """What belongs to a room; the former place of a door is none of it."""
+    former = {"snr_jax/data/doctor.py", "snr_jax/report/__main__.py"}
+    paths = (ROOT / "snr_jax" / room).rglob("*.py")
+    return [path for path in paths if path.relative_to(ROOT).as_posix() not in former]
+
+
+@pytest.mark.parametrize("room", [room for rooms in LAYERS for room in rooms])
+def test_rooms_import_lower_rooms_alone(room):
+    for path in modules_of(room):
+        words = (name.split(".") for name in imports(path) if name.startswith("snr_jax."))
+        assert {parts[1] for parts in words} <= rooms_below(room), path
+
+
+@pytest.mark.parametrize(("library", "place"), PLACES.items())
+def test_a_foreign_library_is_imported_in_one_room(library, place):
+    for room in {path.parent.name for path in (ROOT / "snr_jax").glob("*/__init__.py")} - {place}:
+        for path in modules_of(room):
+            assert library not in {name.split(".")[0] for name in imports(path)}, path
+
+
+def test_every_room_has_its_layer():
+    rooms = {path.parent.name for path in (ROOT / "snr_jax").glob("*/__init__.py")}
+    assert rooms == {room for rooms in LAYERS for room in rooms}
+
+
+def test_core_runs_where_nothing_else_is_installed():
+    program = f"""
+import importlib, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {ABSENT!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+for name in {CORE!r}:
+    importlib.import_module(name)
+from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.core.state import variable_shapes
+variable_shapes(DeepLab(stage_sizes=(1, 1, 1, 1), width=4))
+assert not set({ABSENT!r}) & set(sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

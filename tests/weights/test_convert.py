@@ -1,0 +1,643 @@
+"""scripts/convert_torch_ckpt.py on files that PyTorch wrote, good and bad ones."""
+
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch.nn import functional as F
+
+import twin as torch_twin
+from scripts import convert_torch_ckpt
+from snr_jax.core.errors import UserError
+from snr_jax.core.labels import class_names
+from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.core.state import initial_variables
+from snr_jax.runs import network
+from snr_jax.weights.conversion import fold_torchvision_input
+from snr_jax.weights.torch_names import from_torch, to_torch
+from snr_jax.workdir.checkpoints import load_variables, save_variables
+
+TINY = {"stage_sizes": (1, 1, 1, 1), "width": 4, "num_classes": 13}
+SNR_NAMES = [*(f"IN{k}.{leaf}" for k in (1, 2, 3) for leaf in ("weight", "bias")),
+             *(f"style_reid_laye{k}.fc{i}.{leaf}" for k in (1, 2, 3) for i in (1, 2)
+               for leaf in ("weight", "bias"))]
+
+
+def twin(variant="snr", **changes):
+    """The twin with every tensor random, as a state dict."""
+    torch.manual_seed(0)
+    model = torch_twin.DeepLab(**{**TINY, **changes}, norm_restitution=variant)
+    return OrderedDict((name, value if value.dtype == torch.int64 else torch.rand_like(value) + 0.5)
+                       for name, value in model.state_dict().items())
+
+
+def training_checkpoint(state_dict):
+    """As the published trainer saves it: names of DataParallel, a numpy scalar, the optimiser."""
+    return {"epoch": 3, "iteration": 80_000,
+            "state_dict": OrderedDict((f"module.{k}", v) for k, v in state_dict.items()),
+            "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(2)}},
+                          "param_groups": [{"lr": 2.5e-4, "params": [0]}]},
+            "best_MIou": np.float64(0.4268)}
+
+
+def run(capsys, *args):
+    """The exit code and the two streams."""
+    capsys.readouterr()
+    code = convert_torch_ckpt.main(["convert_torch_ckpt", *map(str, args)])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def convert(capsys, content, folder, *args, old=False):
+    source, target = folder / "in.pth", folder / "out"
+    torch.save(content, source, _use_new_zipfile_serialization=not old)
+    return run(capsys, source, target, *args)
+
+
+def refused(result, folder, *words):
+    """The command failed with one line that has these words, and left nothing behind."""
+    code, _, err = result
+    assert code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    for word in words:
+        assert word in err, (word, err)
+    assert {path.name for path in folder.iterdir()} <= {"in.pth"}
+
+
+def assert_same_tensors(left, right):
+    assert list(left) == list(right)
+    for name, value in left.items():
+        assert value.dtype == right[name].dtype, name
+        assert value.numpy().tobytes() == right[name].numpy().tobytes(), name
+        assert value.shape == right[name].shape, name
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["old_format", "new_format"])
+@pytest.mark.parametrize("variant", ["snr", "in", "none"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "bare"])
+def test_there_and_back(tmp_path, capsys, old, variant, training):
+    original = twin(variant)
+    if training:  # counters as training leaves them
+        for name in original:
+            if name.endswith("num_batches_tracked"):
+                original[name] = torch.tensor(80_000)
+    content = training_checkpoint(original) if training else original
+    code, out, err = convert(capsys, content, tmp_path, old=old)
+    assert (code, err) == (0, "")
+    assert "heads for 13 classes" in out and f"norm_restitution {variant}" in out
+    variables, meta = load_variables(str(tmp_path / "out"))
+    expected, _ = from_torch({name: value.numpy() for name, value in original.items()})
+    np.testing.assert_array_equal(variables["params"]["layer3_0"]["conv2"]["kernel"],
+                                  expected["params"]["layer3_0"]["conv2"]["kernel"])
+    model = {**meta["model"], "stage_sizes": tuple(meta["model"]["stage_sizes"])}
+    assert model == {**TINY, "norm_restitution": variant, "head_branches": 2, "stride_in": "conv1"}
+    assert meta["source"]["file"] == "in.pth" and len(meta["source"]["sha256"]) == 64
+    assert ("training checkpoint" in meta["source"]["kind"]) == training
+
+    for prefix in ("", "module."):
+        back = tmp_path / f"back{prefix}pth"
+        code, _, err = run(capsys, "--export", tmp_path / "out", back, "--prefix", prefix)
+        assert (code, err) == (0, "")
+        exported = torch.load(back, weights_only=True)
+        assert_same_tensors(
+            exported, OrderedDict((prefix + name, v) for name, v in original.items()))
+    model = torch_twin.DeepLab(**TINY, norm_restitution=variant)
+    model.load_state_dict(torch.load(tmp_path / "backpth", weights_only=True), strict=True)
+    torch.nn.DataParallel(model).load_state_dict(exported, strict=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["backmodule.pth", "backpth", "in.pth",
+                                                          "out"]
+
+
+def test_converted_network_computes_what_the_twin_computes(tmp_path, capsys):
+    model = torch_twin.DeepLab(**TINY)
+    model.eval()
+    images = np.random.default_rng(0).normal(0, 50, (1, 33, 41, 3)).astype(np.float32)
+    assert convert(capsys, model.state_dict(), tmp_path)[0] == 0
+    variables, meta = load_variables(str(tmp_path / "out"))
+    ours = jax.jit(lambda v: DeepLab(**meta["model"]).apply(v, images, train=False))(variables)
+    with torch.no_grad():
+        main, aux = model(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    for got, want in ((ours.main, main), (ours.aux, aux)):
+        want = want.numpy().transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+
+
+def test_float64_stays(tmp_path, capsys):
+    original = OrderedDict((name, value.double() if value.is_floating_point() else value)
+                           for name, value in twin().items())
+    assert convert(capsys, original, tmp_path)[0] == 0
+    assert run(capsys, "--export", tmp_path / "out", tmp_path / "back.pth")[0] == 0
+    assert_same_tensors(torch.load(tmp_path / "back.pth", weights_only=True), original)
+
+
+def test_half_precision_becomes_float32(tmp_path, capsys):
+    original = OrderedDict((name, value.bfloat16() if value.is_floating_point() else value)
+                           for name, value in twin().items())
+    assert convert(capsys, original, tmp_path)[0] == 0
+    variables, _ = load_variables(str(tmp_path / "out"))
+    scale = variables["params"]["bn1"]["scale"]
+    assert scale.dtype == np.float32
+    np.testing.assert_array_equal(scale, original["bn1.weight"].float().numpy())
+
+
+def test_numpy_scalars_written_before_numpy_2(tmp_path, capsys):
+    source = tmp_path / "in.pth"
+    torch.save(training_checkpoint(twin()), source, _use_new_zipfile_serialization=False)
+    data = source.read_bytes()
+    assert b"numpy._core.multiarray\n" in data
+    source.write_bytes(data.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n"))
+    assert run(capsys, source, tmp_path / "out")[0] == 0
+
+
+def test_safetensors(tmp_path, capsys):
+    original, source = twin(), tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(original, source)
+    code, out, _ = run(capsys, source, tmp_path / "out")
+    assert code == 0 and "safetensors" in out
+    assert run(capsys, "--export", tmp_path / "out", tmp_path / "back.pth")[0] == 0
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert_same_tensors(back, original)
+
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "in.pth").write_bytes(source.read_bytes()[:-100])
+    result = run(capsys, tmp_path / "cut" / "in.pth", tmp_path / "cut" / "out")
+    refused(result, tmp_path / "cut", "not a whole safetensors file")
+
+
+def test_baseline_weights_into_an_snr_network(tmp_path, capsys):
+    code, out, _ = convert(capsys, twin("none"), tmp_path, "--variant", "snr")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("new,")]
+    assert line.startswith("new, kept at initial values, snr: ")
+    assert line.partition("snr: ")[2].split(", ") == SNR_NAMES
+    variables, meta = load_variables(str(tmp_path / "out"))
+    assert meta["model"]["norm_restitution"] == "snr"
+    initial = initial_variables(DeepLab(**meta["model"]), 0)
+    np.testing.assert_array_equal(variables["params"]["snr1"]["fc1"]["kernel"],
+                                  initial["params"]["snr1"]["fc1"]["kernel"])
+    np.testing.assert_array_equal(variables["params"]["bn1"]["scale"], twin("none")["bn1.weight"])
+
+
+def test_instance_norm_network_into_an_snr_network(tmp_path, capsys):
+    code, out, _ = convert(capsys, twin("in"), tmp_path, "--variant", "snr")
+    assert code == 0
+    gates = [name for name in SNR_NAMES if name.startswith("style")]
+    (line,) = [line for line in out.splitlines() if line.startswith("new,")]
+    assert line.partition("snr: ")[2].split(", ") == gates
+
+
+def test_snr_network_into_a_baseline_says_what_is_lost(tmp_path, capsys):
+    code, out, _ = convert(capsys, twin("snr"), tmp_path, "--variant", "none")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("unused")]
+    assert line.startswith("unused, snr: ") and all(name in line for name in SNR_NAMES)
+    assert "note: --variant none: the file's layers were trained with the SNR tensors" in out
+
+
+def test_published_initial_weights(tmp_path, capsys):
+    """Names with `Scale.`, no counters, and a layer5 of 21 classes on layer4's output."""
+    body = {f"Scale.{name}": value for name, value in twin("none").items()
+            if not name.startswith(("layer5", "layer6")) and not name.endswith("tracked")}
+    for i in range(4):
+        body[f"Scale.layer5.conv2d_list.{i}.weight"] = torch.ones(21, 128, 3, 3)
+        body[f"Scale.layer5.conv2d_list.{i}.bias"] = torch.ones(21)
+    code, out, err = convert(capsys, body, tmp_path, "--variant", "snr", "--num_classes", "13")
+    assert (code, err) == (0, "")
+    assert "heads for no classes" in out
+    assert "note: layer5 (21 classes) is the single head of another network" in out
+    assert "unused, layer5 (auxiliary head): layer5.conv2d_list.0.weight, " in out
+    assert "torchvision" not in out
+    variables, meta = load_variables(str(tmp_path / "out"))
+    assert meta["model"]["num_classes"] == 13
+    initial = initial_variables(DeepLab(**meta["model"]), 0)["params"]
+    for head in ("layer5", "layer6"):
+        for i in range(4):
+            np.testing.assert_array_equal(
+                variables["params"][head][f"conv2d_list_{i}"]["kernel"],
+                initial[head][f"conv2d_list_{i}"]["kernel"])
+    assert run(capsys, "--export", tmp_path / "out", tmp_path / "back.pth")[0] == 0
+    exported = torch.load(tmp_path / "back.pth", weights_only=True)
+    torch_twin.DeepLab(**{**TINY, "num_classes": 13}).load_state_dict(exported, strict=True)
+
+
+def test_another_class_count_needs_reset_heads(tmp_path, capsys):
+    refused(convert(capsys, twin(), tmp_path, "--num_classes", "19"), tmp_path,
+            "13 classes", "--num_classes asks for 19", "--reset_heads")
+    code, out, _ = convert(capsys, twin(), tmp_path, "--num_classes", "19", "--reset_heads")
+    assert code == 0
+    assert "unused, layer6 (main head): layer6.conv2d_list.0.weight, " in out
+    assert "new, kept at initial values, layer6 (main head): layer6.conv2d_list.0.weight" in out
+    variables, _ = load_variables(str(tmp_path / "out"))
+    assert variables["params"]["layer6"]["conv2d_list_0"]["kernel"].shape == (3, 3, 128, 19)
+
+
+def imagenet_classifier():
+    """torchvision's names: no dilated heads, a linear layer."""
+    state_dict = OrderedDict((name, value) for name, value in twin("none").items()
+                             if not name.startswith(("layer5", "layer6")))
+    state_dict["fc.weight"], state_dict["fc.bias"] = torch.ones(10, 128), torch.ones(10)
+    return state_dict
+
+
+def test_torchvision_is_refused_unless_named(tmp_path, capsys):
+    refused(convert(capsys, imagenet_classifier(), tmp_path), tmp_path,
+            "fc.weight", "3x3", "BGR minus mean", "--torchvision")
+    refused(convert(capsys, twin(), tmp_path, "--torchvision"), tmp_path,
+            "DeepLab heads", "leave --torchvision out")
+    headless = {k: v for k, v in imagenet_classifier().items() if not k.startswith("fc.")}
+    code, out, _ = convert(capsys, headless, tmp_path)
+    assert code == 0 and "note: no head in the file" in out and "--torchvision" in out
+
+
+def test_torchvision_gets_its_stride_and_cannot_be_exported(tmp_path, capsys):
+    code, out, _ = convert(capsys, imagenet_classifier(), tmp_path, "--torchvision")
+    assert code == 0
+    assert "stride_in=conv2" in out and "unused, other: fc.weight, fc.bias" in out
+    _, meta = load_variables(str(tmp_path / "out"))
+    assert meta["model"]["stride_in"] == "conv2"
+    code, _, err = run(capsys, "--export", tmp_path / "out", tmp_path / "back.pth")
+    assert code == 2 and "stride_in=conv2" in err and not (tmp_path / "back.pth").exists()
+
+
+def test_torchvision_network_computes_with_its_own_stride(tmp_path, capsys):
+    code, _, _ = convert(capsys, imagenet_classifier(), tmp_path, "--torchvision")
+    assert code == 0
+    variables, meta = load_variables(str(tmp_path / "out"))
+    model = torch_twin.DeepLab(**{**TINY, "num_classes": 19}, norm_restitution="none").eval()
+    model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in
+                           to_torch(variables).items()}, strict=True)
+    block = model.layer2[0]
+    images = np.random.default_rng(0).normal(0, 50, (1, 33, 41, 3)).astype(np.float32)
+    ours = jax.jit(lambda v: DeepLab(**meta["model"]).apply(v, images, train=False))(variables)
+    for moved in (False, True):
+        if moved:
+            block.conv1.stride, block.conv2.stride = (1, 1), (2, 2)
+        with torch.no_grad():
+            main, _ = model(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+        want = main.numpy().transpose(0, 2, 3, 1)
+        same = np.abs(ours.main - want).max() <= 1e-4 * np.abs(want).max()
+        assert same == moved
+
+
+def test_torchvision_input_is_folded_exactly_inside_the_border():
+    random = np.random.default_rng(0)
+    state_dict = {name: value.double().numpy() for name, value in imagenet_classifier().items()}
+    folded = fold_torchvision_input(state_dict)
+    rgb = random.integers(0, 256, (1, 3, 24, 32)).astype(np.float64)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    theirs = (rgb / 255 - mean[:, None, None]) / std[:, None, None]
+    bgr_mean = np.array([104.00698793, 116.66876762, 122.67891434])
+    ours = rgb[:, ::-1] - bgr_mean[:, None, None]
+
+    def stem(weights, image, padding):
+        w = {name: torch.from_numpy(np.array(value)) for name, value in weights.items()}
+        x = F.conv2d(torch.from_numpy(np.array(image)), w["conv1.weight"], stride=2,
+                     padding=padding)
+        return F.batch_norm(x, w["bn1.running_mean"], w["bn1.running_var"], w["bn1.weight"],
+                            w["bn1.bias"]).numpy()
+
+    want = stem(state_dict, theirs, padding=0)
+    np.testing.assert_allclose(stem(folded, ours, padding=0), want, rtol=1e-10)
+    # With zero padding the border alone differs, by what one grey level of 255 makes.
+    want, got = stem(state_dict, theirs, padding=3), stem(folded, ours, padding=3)
+    np.testing.assert_allclose(got[..., 2:-2, 2:-2], want[..., 2:-2, 2:-2], rtol=1e-10)
+    difference = np.abs(got - want).max()
+    bound = np.abs(folded["conv1.weight"]).sum((1, 2, 3)) * np.abs(
+        state_dict["bn1.weight"]) / np.sqrt(state_dict["bn1.running_var"])
+    assert 0 < difference <= bound.max()
+    assert all(folded[name] is value for name, value in state_dict.items()
+               if name not in ("conv1.weight", "bn1.running_mean"))
+
+
+class Malicious:
+    """Its pickle calls os.mkdir when it is loaded without care."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("form", ["old", "new", "bare_pickle"])
+def test_malicious_pickle_is_refused_and_nothing_runs(tmp_path, capsys, form):
+    trap, folder = tmp_path / "executed", tmp_path / "work"
+    folder.mkdir()
+    content = training_checkpoint(twin()) | {"best_MIou": Malicious(trap)}
+    if form == "bare_pickle":
+        (folder / "in.pth").write_bytes(pickle.dumps(Malicious(trap), protocol=2))
+        result = run(capsys, folder / "in.pth", folder / "out")
+    else:
+        result = convert(capsys, content, folder, old=form == "old")
+    refused(result, folder, "in.pth: refused, nothing of it was run", f"{os.name}.mkdir")
+    assert not trap.exists()
+    assert "weights_only" not in result[2]
+    # The trap is a real one: a careless loader falls into it.
+    if form == "bare_pickle":
+        pickle.loads((folder / "in.pth").read_bytes())
+    else:
+        torch.load(folder / "in.pth", weights_only=False)
+    assert trap.exists()
+
+
+def test_a_whole_module_is_refused(tmp_path, capsys):
+    refused(convert(capsys, torch.nn.Conv2d(1, 1, 1), tmp_path), tmp_path,
+            "torch.nn.modules.conv.Conv2d", "state_dict()")
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["old_format", "new_format"])
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.3, 0.9, 0.9999])
+def test_truncated_files(tmp_path, capsys, old, keep):
+    source = tmp_path / "in.pth"
+    torch.save(training_checkpoint(twin()), source, _use_new_zipfile_serialization=not old)
+    data = source.read_bytes()
+    source.write_bytes(data[:int(keep * len(data))])
+    refused(run(capsys, source, tmp_path / "out"), tmp_path, "in.pth: not a whole PyTorch file",
+            "truncated")
+
+
+def test_damage_in_a_zip_file_is_noticed(tmp_path, capsys):
+    """One bit of one weight: PyTorch itself reads on."""
+    source = tmp_path / "in.pth"
+    torch.save(twin(), source)
+    with zipfile.ZipFile(source) as archive:
+        member = max(archive.infolist(), key=lambda member: member.file_size)
+    data = bytearray(source.read_bytes())
+    place = data.index(twin()["layer4.0.conv2.weight"].numpy().tobytes())
+    data[place + 100] ^= 1
+    source.write_bytes(data)
+    torch.load(source, weights_only=True)
+    refused(run(capsys, source, tmp_path / "out"), tmp_path, "in.pth: the part ",
+            member.filename.split("/")[0], "checksum", "copy it again")
+
+
+def test_a_zip_file_without_checksums(tmp_path, capsys):
+    torch.serialization.set_crc32_options(False)
+    try:
+        code, out, _ = convert(capsys, twin(), tmp_path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert code == 0 and "PyTorch, without checksums" in out
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["old_format", "new_format"])
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_a_newer_pickle_protocol_gets_its_own_advice(tmp_path, capsys, old, protocol):
+    torch.save(training_checkpoint(twin()), tmp_path / "in.pth", pickle_protocol=protocol,
+               _use_new_zipfile_serialization=not old)
+    refused(run(capsys, tmp_path / "in.pth", tmp_path / "out"), tmp_path,
+            f"in.pth: written with pickle protocol {protocol}", "torch.save(content, file)")
+
+
+@pytest.mark.parametrize("data", [b"<!DOCTYPE html><html>sign in</html>" * 9, b"conv1 1 2 3\n" * 99,
+                                  b"\x89PNG\r\n\x1a\n" * 50], ids=["html", "text", "png"])
+def test_files_of_another_kind(tmp_path, capsys, data):
+    (tmp_path / "in.pth").write_bytes(data)
+    refused(run(capsys, tmp_path / "in.pth", tmp_path / "out"), tmp_path,
+            "in.pth: not a whole PyTorch file", "another kind")
+
+
+def test_files_without_a_state_dict(tmp_path, capsys):
+    refused(run(capsys, tmp_path / "none.pth", tmp_path / "out"), tmp_path, "no such file")
+    refused(convert(capsys, {"epoch": 3, "lr": 0.1}, tmp_path), tmp_path,
+            "no state dict", "epoch, lr")
+    refused(convert(capsys, [torch.ones(2)], tmp_path), tmp_path, "no state dict", "list")
+    refused(convert(capsys, {**twin(), "bn1.bias": 3.0}, tmp_path), tmp_path, "bn1.bias")
+    refused(convert(capsys, {**twin(), "bn1.bias": torch.ones(4).int()}, tmp_path), tmp_path,
+            "bn1.bias holds torch.int32")
+
+
+def test_missing_tensors_are_named(tmp_path, capsys):
+    for name in ("layer3.0.bn2.running_var", "layer6.conv2d_list.1.bias", "IN2.bias",
+                 "conv1.weight"):
+        incomplete = {key: value for key, value in twin().items() if key != name}
+        refused(convert(capsys, incomplete, tmp_path), tmp_path, "in.pth", name)
+
+
+def test_shapes_that_do_not_fit_are_named(tmp_path, capsys):
+    wrong = twin() | {"layer2.0.conv2.weight": torch.ones(8, 7, 3, 3)}
+    refused(convert(capsys, wrong, tmp_path), tmp_path,
+            "layer2.0.conv2.weight has (8, 7, 3, 3), expected (8, 8, 3, 3)", "Likely cause")
+    for name in ("conv1.weight", "layer6.conv2d_list.0.weight"):
+        refused(convert(capsys, twin() | {name: torch.tensor(1.0)}, tmp_path), tmp_path,
+                f"{name} has the shape (); expected a kernel of 4 axes")
+
+
+def test_mostly_unmatched_files(tmp_path, capsys):
+    odd = {("conv1.weight" if name == "conv1.weight" else name.replace("conv", "convolution")
+            .replace("bn", "norm")): value for name, value in twin("none").items()}
+    refused(convert(capsys, odd, tmp_path), tmp_path, "only ", "bn1.weight",
+            "layer1.0.convolution1.weight", "Likely cause: another network")
+    wrapped = {f"backbone.{name}": value for name, value in twin("none").items()}
+    refused(convert(capsys, wrapped, tmp_path), tmp_path, "no tensor conv1.weight",
+            "backbone.conv1.weight", "prefix")
+
+
+def test_colliding_names(tmp_path, capsys):
+    both = twin() | {"module.bn1.bias": torch.ones(4)}
+    refused(convert(capsys, both, tmp_path), tmp_path, "'bn1.bias'", "'module.bn1.bias'")
+
+
+def test_nothing_is_overwritten_and_failed_writes_leave_nothing(tmp_path, capsys, monkeypatch):
+    assert convert(capsys, twin(), tmp_path)[0] == 0
+    before = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if p.name != "in.pth")
+    code, _, err = convert(capsys, twin(), tmp_path)
+    assert code == 2 and "exists already" in err
+    assert before == sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*")
+                            if p.name != "in.pth")
+
+    def save_and_break(path, variables, meta):
+        save_variables(path, variables, meta)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(convert_torch_ckpt, "save_variables", save_and_break)
+    with pytest.raises(OSError, match="disk full"):
+        run(capsys, tmp_path / "in.pth", tmp_path / "second")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pth", "out"]
+
+
+def test_export_leaves_out_the_restitution_classifiers(tmp_path, capsys):
+    model = DeepLab(**TINY, restitution_heads=True)
+    meta = {"model": {**TINY, "norm_restitution": "snr", "head_branches": 2,
+                      "stride_in": "conv1"}}
+    save_variables(str(tmp_path / "trained"), initial_variables(model, 0), meta)
+    code, out, _ = run(capsys, "--export", tmp_path / "trained", tmp_path / "out.pth")
+    assert code == 0 and "restitution" in out
+    exported = torch.load(tmp_path / "out.pth", weights_only=True)
+    torch_twin.DeepLab(**TINY).load_state_dict(exported, strict=True)
+
+
+def test_exporting_four_branches_is_asked_for(tmp_path, capsys):
+    """The published code sums 2 branches; the same weights would compute something else there."""
+    assert convert(capsys, twin(), tmp_path, "--head_branches", "4")[0] == 0
+    code, _, err = run(capsys, "--export", tmp_path / "out", tmp_path / "back.pth")
+    assert code == 2 and "head_branches=4" in err and "--allow_four_branches" in err
+    assert not (tmp_path / "back.pth").exists()
+    code, out, _ = run(capsys, "--export", tmp_path / "out", tmp_path / "back.pth",
+                       "--allow_four_branches")
+    assert code == 0 and "note: the heads sum 4 branches: right in ADVENT's code" in out
+    assert_same_tensors(torch.load(tmp_path / "back.pth", weights_only=True), twin())
+
+
+def outputs(folder, images):
+    """Logits of both heads of the converted network, [N,H,W,C]."""
+    variables, meta = load_variables(str(folder))
+    model = DeepLab(**meta["model"])
+    result = jax.jit(lambda v: model.apply(v, images, train=False))(variables)
+    return result.main, result.aux
+
+
+def test_four_branches_compute_what_the_twin_with_four_computes(tmp_path, capsys):
+    four = torch_twin.DeepLab(**TINY, head_branches=4).eval()
+    images = np.random.default_rng(0).normal(0, 50, (1, 33, 41, 3)).astype(np.float32)
+    code, out, _ = convert(capsys, four.state_dict(), tmp_path, "--head_branches", "4")
+    assert code == 0 and "head_branches=4" in out and "ADVENT" not in out
+    with torch.no_grad():
+        wanted = four(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    for got, want in zip(outputs(tmp_path / "out", images), wanted, strict=True):
+        want = want.numpy().transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+
+
+def test_nothing_in_a_file_says_how_many_branches_a_head_sums(tmp_path, capsys):
+    code, out, _ = convert(capsys, twin(), tmp_path)
+    assert code == 0 and "note: the heads sum 2 branches" in out
+    assert "convert ADVENT's files with --head_branches 4" in out
+    _, meta = load_variables(str(tmp_path / "out"))
+    assert meta["model"]["head_branches"] == 2
+    assert meta["source"]["heads"] == ["layer5", "layer6"]
+
+
+def test_a_file_without_layer5_is_read_as_advents(tmp_path, capsys):
+    single = {name: value for name, value in twin("none").items() if not name.startswith("layer5")}
+    code, out, _ = convert(capsys, single, tmp_path)
+    assert code == 0
+    assert "note: layer6 without layer5 is the form of ADVENT's single-level networks" in out
+    assert "--head_branches 2" not in out
+    _, meta = load_variables(str(tmp_path / "out"))
+    assert meta["model"]["head_branches"] == 4 and meta["source"]["heads"] == ["layer6"]
+    (tmp_path / "two").mkdir()
+    code, out, _ = convert(capsys, single, tmp_path / "two", "--head_branches", "2")
+    assert code == 0 and "note: --head_branches 2: a head of ADVENT computes something else" in out
+    _, meta = load_variables(str(tmp_path / "two" / "out"))
+    assert meta["model"]["head_branches"] == 2
+
+
+def test_training_on_with_other_branches_is_said(tmp_path, capsys):
+    assert convert(capsys, twin(), tmp_path, "--head_branches", "4")[0] == 0
+    (tmp_path / "new").mkdir()
+    assert convert(capsys, twin(), tmp_path / "new", "--reset_heads")[0] == 0
+    for folder, branches, said in (("out", 2, True), ("out", 4, False),
+                                   ("new/out", 2, False), ("new/out", 4, False)):
+        lines = []
+        model = DeepLab(**TINY, head_branches=branches)
+        network.initialize(model, 0, str(tmp_path / folder), lines.append)
+        warned = [line for line in lines if "--config.model.head_branches=4" in line]
+        assert bool(warned) == said, (folder, branches, lines)
+
+
+def test_new_heads_have_the_branches_that_are_asked_for(tmp_path, capsys):
+    for branches, folder in (("2", tmp_path / "two"), ("4", tmp_path / "four")):
+        folder.mkdir()
+        args = ("--reset_heads", *(("--head_branches", "4") if branches == "4" else ()))
+        code, out, _ = convert(capsys, twin(), folder, *args)
+        assert code == 0 and "ADVENT" not in out
+        _, meta = load_variables(str(folder / "out"))
+        assert meta["model"]["head_branches"] == int(branches)
+        assert meta["source"]["heads"] == []
+
+
+@pytest.mark.parametrize(("name", "value", "words"), [
+    ("layer2.0.conv1.weight", float("nan"), "NaN or infinity in layer2.0.conv1.weight"),
+    ("layer6.conv2d_list.1.bias", float("inf"), "NaN or infinity in layer6.conv2d_list.1.bias"),
+    ("layer3.0.bn2.running_var", -1e-3, "negative variances in layer3.0.bn2.running_var"),
+])
+def test_values_that_no_network_has_are_refused(tmp_path, capsys, name, value, words):
+    wrong = twin()
+    wrong[name] = wrong[name].clone()
+    wrong[name].view(-1)[-1] = value
+    refused(convert(capsys, wrong, tmp_path), tmp_path, "in.pth", words, "diverged")
+
+
+def test_values_that_are_left_out_may_be_anything(tmp_path, capsys):
+    wrong = twin() | {"layer6.conv2d_list.1.bias": torch.full((13,), float("nan"))}
+    wrong["bn1.running_mean"] = -torch.ones(4)
+    wrong["bn1.running_var"] = torch.zeros(4)
+    assert convert(capsys, wrong, tmp_path, "--reset_heads")[0] == 0
+
+
+def test_other_class_counts_need_names(tmp_path, capsys):
+    five = twin(num_classes=5)
+    refused(convert(capsys, five, tmp_path), tmp_path, "5 classes", "--class_names is missing")
+    for names in ("a,b,c,d", "a,b,c,d,d", "a,b,,d,e"):
+        refused(convert(capsys, five, tmp_path, "--class_names", names), tmp_path,
+                "5 different names", ", ".join(names.split(",")))
+    code, out, _ = convert(capsys, five, tmp_path, "--class_names", "a,b,c,d,big car")
+    assert code == 0 and "note: classes a, b, c, d, big car: recorded" in out
+    _, meta = load_variables(str(tmp_path / "out"))
+    assert meta["class_names"] == ["a", "b", "c", "d", "big car"]
+    _, _, meta = network.load(str(tmp_path / "out"))
+    assert class_names(network.classes_of(meta)) == ("a", "b", "c", "d", "big car")
+    del meta["class_names"]
+    with pytest.raises(UserError, match="5 classes and no names for them"):
+        network.classes_of(meta)
+    assert run(capsys, "--export", tmp_path / "out", tmp_path / "back.pth")[0] == 0
+    assert_same_tensors(torch.load(tmp_path / "back.pth", weights_only=True), five)
+
+
+def test_the_benchmarks_have_their_names(tmp_path, capsys):
+    refused(convert(capsys, twin(), tmp_path, "--class_names", "a,b"), tmp_path,
+            "13 classes are those of the benchmarks: road,sidewalk,building", "leave --class_names")
+    assert convert(capsys, twin(), tmp_path, "--class_names", ",".join(class_names(13)))[0] == 0
+    assert "class_names" not in load_variables(str(tmp_path / "out"))[1]
+
+
+def test_seed_of_the_initial_values(tmp_path, capsys):
+    kernels = []
+    for name, args in (("a", ()), ("b", ("--seed", "0")), ("c", ("--seed", "1"))):
+        (tmp_path / name).mkdir()
+        assert convert(capsys, twin(), tmp_path / name, "--reset_heads", *args)[0] == 0
+        variables, _ = load_variables(str(tmp_path / name / "out"))
+        kernels.append(variables["params"]["layer6"]["conv2d_list_0"]["kernel"])
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[0], kernels[2])
+    code, _, err = convert(capsys, twin(), tmp_path, "--seed", "-1")
+    assert code == 2 and "--seed=-1" in err
+
+
+def test_flags_of_the_other_direction_are_refused(tmp_path, capsys):
+    for args in (["--export", "--num_classes", "5"], ["--export", "--class_names", "a"],
+                 ["--export", "--variant", "snr"], ["--export", "--head_branches", "2"],
+                 ["--export", "--reset_heads"], ["--export", "--torchvision"],
+                 ["--export", "--seed", "0"], ["--prefix", "module."], ["--allow_four_branches"]):
+        code, _, err = run(capsys, *args, tmp_path / "a", tmp_path / "b")
+        flag = args[1] if args[0] == "--export" else args[0]
+        assert code == 2 and f"{flag}: not with" in err and err.count("\n") == 1
+
+
+def test_command_line(tmp_path, capsys):
+    for args, words in ((["--num_classes", "0", "a", "b"], "num_classes"),
+                        (["--num-classes", "5", "a", "b"], "num_classes"),
+                        (["--head_branches", "3", "a", "b"], "<2|4>"),
+                        (["a"], "expected IN OUT, got a"), ([], "got nothing"),
+                        (["a", "b", "c"], "expected IN OUT, got a b c")):
+        code, _, err = run(capsys, *args)
+        assert code == 2 and words in err and err.count("\n") == 1, err
+
+
+def test_the_script_runs_from_any_folder(tmp_path):
+    script = Path(convert_torch_ckpt.__file__).resolve()
+    (tmp_path / "in.pth").write_bytes(b"nothing")
+    result = subprocess.run([sys.executable, script, "in.pth", "out"], cwd=tmp_path,
+                            capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and result.stderr.startswith("error: in.pth: "), result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,267 @@
+"""The record of a run: what it holds, what may change when a run goes on, and damage to it."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import gta5_dg
+from snr_jax.config import arguments
+from snr_jax.core.errors import UserError
+from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.state import initial_variables
+from snr_jax.runs import experiment
+from snr_jax.workdir import checkpoints, record
+
+MODEL = DeepLab(stage_sizes=(1, 1, 1, 1), width=4)
+
+
+def make_config(root: Path, **overrides):
+    config = gta5_dg.get_config()
+    config.update_from_flattened_dict({"data.root": str(root), **overrides})
+    return config
+
+
+def fingerprint(root: Path, **overrides) -> dict:
+    config = make_config(root, **overrides)
+    splits = experiment.open_splits(config, lambda line: None)
+    return json.loads(json.dumps(record.fingerprint(config, splits)))
+
+
+@pytest.fixture
+def moved(data_root, tmp_path):
+    shutil.copytree(data_root, tmp_path / "moved")
+    return tmp_path / "moved"
+
+
+# ---------------------------------------------------------------- what is compared
+
+
+def test_the_same_is_the_same(data_root):
+    assert record.differences(fingerprint(data_root), fingerprint(data_root)) == []
+
+
+def test_the_data_may_move(data_root, moved):
+    assert record.differences(fingerprint(data_root), fingerprint(moved)) == []
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("log_every_steps", 7), ("checkpoint_every_steps", 7), ("keep_checkpoints", 7),
+        ("eval.batch_size", 7), ("eval.num_pictures", 7),
+    ],
+)
+def test_what_computes_nothing_may_change(data_root, key, value):
+    assert record.differences(fingerprint(data_root), fingerprint(data_root, **{key: value})) == []
+
+
+@pytest.mark.parametrize(
+    "key, value, line",
+    [
+        ("seed", 4, "seed: 0 there, 4 now"),
+        ("optimizer.momentum", 0.8, "optimizer.momentum: 0.9 there, 0.8 now"),
+        ("source.size", (360, 640), "source.size: [720, 1280] there, [360, 640] now"),
+        ("eval.flip", True, "eval.flip: False there, True now"),
+        ("eval.max_images", 1, "eval.max_images: 500 there, 1 now"),
+        ("target.val_split", "", "target.val_split: 'val' there, '' now"),
+        ("loss.target", "maxsquare", "loss.target: '' there, 'maxsquare' now"),
+    ],
+)
+def test_what_changes_results_is_named(data_root, key, value, line):
+    changed = fingerprint(data_root, **{key: value})
+    lines = record.differences(fingerprint(data_root), changed)
+    assert line in lines
+    assert all(other == line or other.startswith("data of ") for other in lines)
+    assert record.differences(changed, fingerprint(data_root))
+
+
+def fewer(root: Path) -> tuple[str, str]:
+    (root / "GTA5/train.txt").write_text("1\n2\n3\n4\n5\n")
+    return "source", "images: 6 there, 5 now"
+
+
+def another_id(root: Path) -> tuple[str, str]:
+    for kind in ("images", "labels"):
+        (root / f"GTA5/{kind}/00008.png").rename(root / f"GTA5/{kind}/00009.png")
+    (root / "GTA5/val.txt").write_text("7\n9\n")
+    return "source_val", "ids: "
+
+
+def another_image(root: Path) -> tuple[str, str]:
+    shutil.copy(root / "GTA5/images/00001.png", root / "GTA5/images/00002.png")
+    return "source", "content: "
+
+
+def another_label(root: Path) -> tuple[str, str]:
+    label = next((root / "Cityscapes/gtFine/val").rglob("*_labelIds.png"))
+    label.write_bytes(label.read_bytes() + b"more")
+    return "target_val", "content: "
+
+
+@pytest.mark.parametrize("change", [fewer, another_id, another_image, another_label])
+def test_other_data_is_named(data_root, moved, change):
+    role, what = change(moved)
+    lines = record.differences(fingerprint(data_root), fingerprint(moved))
+    assert any(line.startswith(f"data of {role}.{what}") for line in lines)
+    assert {line.split(".")[0] for line in lines} == {f"data of {role}"}
+
+
+def test_labels_that_adaptation_does_not_read_may_appear(data_root, moved):
+    before = fingerprint(moved, **{"loss.target": "maxsquare"})
+    for image in (moved / "Cityscapes/leftImg8bit/train").rglob("*.png"):
+        label = Path(str(image).replace("leftImg8bit/", "gtFine/"))
+        label = label.with_name(image.name.replace("leftImg8bit", "gtFine_labelIds"))
+        label.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, label)
+    assert record.differences(before, fingerprint(moved, **{"loss.target": "maxsquare"})) == []
+
+
+def test_initial_values_are_compared_and_may_move(data_root, tmp_path):
+    def save(name: str, seed: int) -> Path:
+        meta = {"model": architecture(MODEL), "source": {}}
+        checkpoints.save_variables(tmp_path / name, initial_variables(MODEL, seed), meta)
+        return tmp_path / name
+
+    def started(path: Path) -> dict:
+        return fingerprint(data_root, init_from=str(path))
+
+    one, copied, other = save("one", 0), save("copied", 0), save("other", 1)
+    before, different = started(one), started(other)
+    assert record.differences(before, started(copied)) == []
+    assert record.differences(before, different)[0].startswith("init_from: ")
+    assert record.differences(before, fingerprint(data_root))[0].startswith("init_from: ")
+    shutil.rmtree(one)  # no longer needed, nor to be had
+    assert record.differences(before, started(one)) == []
+    assert record.differences(before, started(tmp_path / "nowhere"))[0].startswith("init_from: ")
+    save("one", 1)
+    assert record.differences(before, started(one))[0].startswith("init_from: ")
+
+
+# ---------------------------------------------------------------- the file
+
+
+def claim(root: Path, workdir: Path, **overrides) -> list[str]:
+    lines = []
+    config = make_config(root, **overrides)
+    splits = experiment.open_splits(config, lambda line: None)
+    record.claim(config, splits, str(workdir), lines.append)
+    return lines
+
+
+def pretend_state(workdir: Path, step: int) -> None:
+    (checkpoints.folder(workdir, "latest") / str(step)).mkdir(parents=True)
+
+
+def test_the_record_says_what_the_run_is(data_root, tmp_path):
+    assert claim(data_root, tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    found = record.read(tmp_path)
+    config = arguments.to_dict(make_config(data_root))
+    assert config["model"].pop("dtype") == "auto"
+    assert found["config"]["model"].pop("dtype") == "float32" and found["config"] == config
+    assert found["initial"] == "random"
+    assert set(found["data"]) == {"source", "source_val", "target_val"}
+    assert found["data"]["source"]["images"] == 6
+    assert found["data"]["target_val"]["split"] == "val"
+    (start,) = found["starts"]
+    assert start["step"] == 0 and start["libraries"]["jax"] == jax.__version__
+    assert start["devices"]["platform"] == "cpu"
+    assert start["devices"]["count"] == jax.device_count()
+
+
+def test_the_commit_is_that_of_this_code_alone():
+    here = Path(record.__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    git = subprocess.run(command, capture_output=True, text=True)
+    if git.returncode:
+        assert record._commit() == {"commit": None, "modified": None}
+    else:
+        assert record._commit()["commit"] == git.stdout.strip()
+
+
+def test_code_within_another_repository_has_no_commit(tmp_path, monkeypatch):
+    """As a package installed below somebody's project."""
+    package = tmp_path / "project/site-packages/snr_jax/runs"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").write_text("")
+    for command in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit",
+                                     "-q", "--allow-empty", "-m", "a"]):
+        subprocess.run(["git", "-C", str(tmp_path / "project"), *command], check=True)
+    monkeypatch.setattr(record, "__file__", str(package / "record.py"))
+    assert record._commit() == {"commit": None, "modified": None}
+    monkeypatch.setenv("PATH", "")
+    assert record._commit() == {"commit": None, "modified": None}
+
+
+def test_going_on_adds_a_start_and_tells_what_changed(data_root, moved, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    claim(data_root, workdir)
+    pretend_state(workdir, 3)
+    pretend_state(workdir, 12)
+    assert claim(moved, workdir, keep_checkpoints=9) == []
+    monkeypatch.setattr(record, "_version", lambda name: "0.0.1" if name == "flax" else None)
+    lines = claim(data_root, workdir)
+    assert any(line.startswith("since the last start libraries.flax has changed from ")
+               and line.endswith(" to 0.0.1") for line in lines)
+    found = record.read(workdir)
+    assert [start["step"] for start in found["starts"]] == [0, 12, 12]
+
+
+def test_other_settings_and_other_data_are_refused(data_root, moved, tmp_path):
+    workdir = tmp_path / "run"
+    claim(data_root, workdir)
+    claim(data_root, workdir, seed=3)  # no state yet: no run yet
+    pretend_state(workdir, 3)
+    before = (workdir / "run.json").read_bytes()
+    fewer(moved)
+    with pytest.raises(UserError) as error:
+        claim(moved, workdir, **{"eval.flip": True})
+    message = str(error.value)
+    assert "eval.flip: False there, True now" in message and "seed: 3 there, 0 now" in message
+    assert "data of source.images: 6 there, 5 now" in message
+    assert str(workdir) in message and "Choose another --workdir" in message
+    assert (workdir / "run.json").read_bytes() == before
+
+
+def test_another_backend_is_another_run_where_it_computes_in_another_format(
+    data_root, tmp_path, monkeypatch
+):
+    """With "auto" a run of a GPU is not gone on with on a CPU in float32, unless that is asked."""
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "gpu")
+        claim(data_root, tmp_path)
+        pretend_state(tmp_path, 3)
+        assert record.read(tmp_path)["config"]["model"]["dtype"] == "bfloat16"
+    with pytest.raises(UserError, match=r"model.dtype: 'bfloat16' there, 'float32' now"):
+        claim(data_root, tmp_path)
+    claim(data_root, tmp_path, **{"model.dtype": "bfloat16"})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"3", b"{", b"\xff\xfe", b"{}", b'{"config": []}',
+     b'{"config": {}, "initial": "random", "data": {}, "starts": []}',
+     b'{"config": {}, "initial": "random", "data": {}, "starts": [{}]}',
+     b'{"config": {}, "initial": "random", "data": {}, "starts": [3]}',
+     pytest.param(b"[" * 100_000, id="deep")],
+)
+def test_a_damaged_record(data_root, tmp_path, content):
+    claim(data_root, tmp_path)
+    (tmp_path / "run.json").write_bytes(content)
+    claim(data_root, tmp_path)  # no run yet: written anew
+    record.read(tmp_path)
+    (tmp_path / "run.json").write_bytes(content)
+    pretend_state(tmp_path, 3)
+    with pytest.raises(UserError) as error:
+        claim(data_root, tmp_path)
+    message = str(error.value)
+    assert f"{tmp_path}/run.json is damaged" in message and "\n" not in message
+    assert "remove it to go on" in message
+    (tmp_path / "run.json").unlink()
+    (line,) = claim(data_root, tmp_path)
+    assert line.startswith(f"WARNING: {tmp_path} holds states of a run and no run.json")
+    assert claim(data_root, tmp_path) == []
