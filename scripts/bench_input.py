@@ -29,8 +29,8 @@ from PIL import Image
 
 from snr_jax import cli
 from snr_jax.core.labels import CLASSES, palette
-from snr_jax.data.domains import DOMAINS, list_samples
-from snr_jax.data.samples import Listing
+from snr_jax.data.domains import DOMAINS, create_domain
+from snr_jax.data.samples import Listing, list_samples
 from twin.loader import LineageDataset
 
 if TYPE_CHECKING:  # it starts TensorFlow
@@ -78,7 +78,7 @@ def write_data(directory: Path, count: int) -> Listing:
                 part = path.with_suffix(".part")  # a file under its name is whole
                 drawn.save(part, format="png")
                 part.replace(path)
-    return list_samples("gta5", str(directory), "train")
+    return list_samples(create_domain("gta5", directory), "train")
 
 
 def prepare_data(folder: Path, workers: int) -> dict[str, "Prepared"]:
@@ -92,14 +92,14 @@ def prepare_data(folder: Path, workers: int) -> dict[str, "Prepared"]:
         out = folder / "prepared" / images
         start = time.perf_counter()
         writing.prepare(
-            DOMAINS["gta5"], str(folder), out, splits=["train"], size=SIZE, images=images,
-            workers=workers, identify=identity, log=lambda line: None,
+            create_domain("gta5", folder), out, splits=["train"], size=SIZE, images=images,
+            workers=workers, identify=identity,
         )
         seconds = time.perf_counter() - start
         size = sum(path.stat().st_size for path in out.rglob("*.array_record*")) / 1e6
         print(f"prepared {images}: {size:.0f} MB, {seconds:.0f} s", flush=True)
         found[f"prepared {images}"] = open_prepared(
-            out, DOMAINS["gta5"], str(folder), "train", size=SIZE, classes=19
+            out, create_domain("gta5", folder), "train", size=SIZE, classes=19
         )[2]
     return found
 

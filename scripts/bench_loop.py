@@ -45,7 +45,7 @@ flags.DEFINE_string("out", "", "File for the table; empty: printed alone.", flag
 
 
 def milliseconds(one: Callable[[], object], wait: Callable[[], object], steps: int) -> float:
-    """Of one call, in a row of `steps` that `wait` waits for."""
+    """Time of one call, in a row of `steps` that `wait` waits for."""
     for _ in range(WARM_UP):
         one()
     wait()
@@ -103,7 +103,7 @@ def own_loops(config: ConfigDict, splits: Mapping) -> dict[str, Callable]:
     parallel = create_parallel()
     model = experiment.create_model(config, parallel)
     tx, _ = experiment.create_optimizer(config)
-    variables = network.initialize(model, **arguments.initial_arguments(config), log=_silent)
+    variables = network.initialize(model, **arguments.initial_arguments(config))
     state = parallel.replicate(create_state(variables, tx))
     compiled = experiment.create_step(config, model, tx, parallel)
     metrics = None
@@ -142,10 +142,6 @@ def whole_run(config: ConfigDict, steps: int) -> float:
     return 1000 * (end - start) / (last - first)
 
 
-def _silent(line: str) -> None:
-    """A log that nobody reads."""
-
-
 def table(times: Mapping[str, Sequence[float]], batch_size: int) -> str:
     """Markdown. times: row → milliseconds a step, by round."""
     lines = ["| | ms a step | images/s | to PyTorch's loop |", "|---|---|---|---|"]
@@ -157,7 +153,6 @@ def table(times: Mapping[str, Sequence[float]], batch_size: int) -> str:
 
 
 def command(args: flags.FlagValues) -> None:
-    from snr_jax.data import domains
     from snr_jax.runs import experiment
 
     config = cli.require(args, "config", "--config configs/toy_dg.py")
@@ -166,11 +161,9 @@ def command(args: flags.FlagValues) -> None:
         raise UserError("the peer trains an SNR network on the source alone; expected a "
                         "configuration like configs/toy_dg.py")
     load = os.getloadavg()[0]
-    source = config.source
-    directory = domains.directory(source.domain, config.data.root, source.dir)
-    samples, _, _ = domains.list_samples(source.domain, directory, source.train_split)
-    loops = peer_loops(config, samples, args.workers)
-    loops |= own_loops(config, experiment.open_splits(config, _silent))
+    source, splits = config.source, experiment.open_splits(config)
+    samples = splits["source"].samples
+    loops = peer_loops(config, samples, args.workers) | own_loops(config, splits)
     times: dict[str, list[float]] = {name: [] for name in (*loops, WHOLE)}
     for number in range(1, args.rounds + 1):
         for name, (one, wait) in loops.items():

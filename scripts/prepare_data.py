@@ -40,16 +40,16 @@ def _size(words: Sequence[str]) -> tuple[int, int]:
 
 
 def command(args: flags.FlagValues) -> None:
-    from snr_jax.data.domains import directory, get_domain
-    from snr_jax.data.prepared.reading import writing  # TensorFlow: slow, not for --help
+    from snr_jax.data.domains import create_domain, is_own
+    from snr_jax.data.prepared import writing  # TensorFlow: slow, not for --help
     from snr_jax.data.prepared.spread import Beam
     from snr_jax.workdir import record
 
     name = cli.require(args, "domain", "--domain gta5")
-    domain = get_domain(name)
+    # One's own file says where its set lies.
+    place = None if is_own(name) else cli.require(args, "dir", "--dir datasets/GTA5")
+    domain = create_domain(name, place)
     out = cli.require(args, "out", "--out datasets/prepared")
-    own = domain.classes is not None  # its file says where it lies
-    place = "" if own else cli.require(args, "dir", "--dir datasets/GTA5")
     size = _size(args["size"].value) if args["size"].value else domain.train_size
     if args.beam_options and not args.beam_runner:
         raise UserError("--beam_options needs --beam_runner, as --beam_runner DirectRunner")
@@ -57,7 +57,7 @@ def command(args: flags.FlagValues) -> None:
     message = f"stopped; the same command goes on in {out}"
     with signals.on_signals() as stop:
         writing.prepare(
-            domain, directory(name, "", place), out,
+            domain, out,
             splits=list(dict.fromkeys(args["splits"].value)), size=size,
             images=args["images"].value, workers=args["workers"].value,
             beam=beam, identify=record.identity, progress=make_progress("images"),

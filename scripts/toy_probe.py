@@ -21,7 +21,8 @@ from PIL import Image
 from snr_jax import cli
 from snr_jax.core.augment import to_network_input
 from snr_jax.core.errors import UserError
-from snr_jax.data.domains import list_samples
+from snr_jax.data.domains import create_domain
+from snr_jax.data.samples import list_samples
 from snr_jax.runs import network
 from snr_jax.toy.content import GREEN
 
@@ -38,7 +39,7 @@ flags.DEFINE_string("checkpoint", None, "A run, or a checkpoint.", flag_values=F
 def load(directory: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     """The images, uint8 [N,*SIZE,3], and which of them lean to green."""
     images, green = [], []
-    for sample in list_samples("gta5", directory, split)[0]:
+    for sample in list_samples(create_domain("gta5", directory), split)[0]:
         image = Image.open(sample.image).convert("RGB")
         green.append((np.asarray(image, np.float32) @ GREEN).mean() > 0)
         images.append(np.asarray(image.resize(SIZE[::-1], Image.Resampling.BICUBIC)))
@@ -53,7 +54,7 @@ def describe(features: jax.Array) -> dict[str, jax.Array]:
 
 
 def accuracy(x: np.ndarray, green: np.ndarray, x_val: np.ndarray, green_val: np.ndarray) -> float:
-    """Of the probe that is fitted on x [N,K] and guesses from x_val [M,K]."""
+    """Accuracy of the probe that is fitted on x [N,K] and guesses from x_val [M,K]."""
     centre, scale = x.mean(0), x.std(0) + 1e-6
     x, x_val = (x - centre) / scale, (x_val - centre) / scale
     weights = np.linalg.solve(x.T @ x + DECAY * np.eye(x.shape[1]), x.T @ (2.0 * green - 1))

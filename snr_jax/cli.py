@@ -15,6 +15,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from snr_jax.core.errors import UserError
+from snr_jax.core.progress import log_on_terminal
 from snr_jax.process.signals import Stopped
 
 # What the system says of a disk or a path that the user chose, not of a fault in the program.
@@ -62,7 +63,8 @@ def run_command(command: Callable[[], int | None]) -> int:
     """The exit code of a command: its own, 2 after a user's mistake, 128 + N after signal N."""
     try:
         _quiet_libraries()
-        return command() or 0
+        with log_on_terminal():
+            return command() or 0
     except UserError as error:
         return _refuse(str(error))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Reads the data sets of an experiment, or one split, and reports what is there and what is broken.
+"""Reads the data sets of an experiment, or one split, and surveys what is there and what is broken.
 
     python -m snr_jax.doctor --config configs/gta5_dg.py [--sample 50] [--html found.html]
     python -m snr_jax.doctor --domain gta5 --dir datasets/GTA5 [--split train]
@@ -7,10 +7,11 @@ Exits 0 where training would run, 1 with faults, 2 where a split cannot be liste
 configuration cannot be meant.
 """
 
+import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,10 +26,10 @@ from snr_jax.config import arguments, checks
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes
 from snr_jax.core.progress import make_progress
-from snr_jax.data import decode, domains
-from snr_jax.data.domains import DOMAINS
-from snr_jax.data.faults.survey import Report, describe, statistics, survey, table
-from snr_jax.data.samples import Labels, Sample
+from snr_jax.data import decode
+from snr_jax.data.domains import DOMAINS, create_domain, is_own
+from snr_jax.data.faults.survey import Survey, describe, statistics, survey, table
+from snr_jax.data.samples import Domain, Labels, Sample
 from snr_jax.report import findings
 from snr_jax.report.pictures import colorize
 
@@ -61,19 +62,18 @@ MOST_PICTURES = 50  # findings of a split that are shown; the rest is text
 class Place(NamedTuple):
     """A split to read. target: of adaptation, whose labels nobody opens."""
 
-    domain: str
-    directory: str
+    domain: Domain
     split: str
     require_labels: bool = True
     target: bool = False
 
 
-def places(config: ConfigDict) -> dict[str, Place]:
+def places(config: ConfigDict, sides: Mapping[str, Domain]) -> dict[str, Place]:
     """Role → place: every split that training with this configuration opens."""
 
     def place(role: str) -> Place:
         of = arguments.split_arguments(config, role)
-        return Place(of["domain"], of["directory"], of["split"], of["require_labels"],
+        return Place(sides[role.partition("_")[0]], of["split"], of["require_labels"],
                      target=role == "target")
 
     roles = ["source", *(["target"] if config.loss.target else []), "source_val",
@@ -106,19 +106,19 @@ def _pictures(sample: Sample | None, labels: Labels) -> dict[str, np.ndarray]:
     return {path: picture for path, picture in found.items() if picture is not None}
 
 
-def section(title: str, report: Report) -> findings.Section:
+def section(title: str, found: Survey) -> findings.Section:
     """A split on the page: its text, its table, its findings and one good pair with pictures."""
-    found = [(f"FAULT {f.text}", f.sample) for f in report.faults]
-    found += [(f"WARNING {w.text}", w.sample) for w in report.warnings]
+    texts = [(f"FAULT {f.text}", f.sample) for f in found.faults]
+    texts += [(f"WARNING {w.text}", w.sample) for w in found.warnings]
     rows = [
-        (text, _pictures(sample, report.labels) if i < MOST_PICTURES else {})
-        for i, (text, sample) in enumerate(found)
+        (text, _pictures(sample, found.labels) if i < MOST_PICTURES else {})
+        for i, (text, sample) in enumerate(texts)
     ]
-    if report.good:
-        rows.append(("a good sample", _pictures(report.good, report.labels)))
-    lines = [f"found: {report.layout}", f"{report.num_read} of {report.num_samples} samples read",
-             f"{len(report.faults)} faults, {len(report.warnings)} warnings", *report.notes]
-    return findings.Section(title, lines, table(report), rows)
+    if found.good:
+        rows.append(("a good sample", _pictures(found.good, found.labels)))
+    lines = [f"found: {found.layout}", f"{found.num_read} of {found.num_samples} samples read",
+             f"{len(found.faults)} faults, {len(found.warnings)} warnings", *found.notes]
+    return findings.Section(title, lines, table(found), rows)
 
 
 def _write(path: str, text: str) -> None:
@@ -135,18 +135,20 @@ def _write(path: str, text: str) -> None:
 def _chosen(args: flags.FlagValues) -> tuple[str, dict[str, Place], int | Classes]:
     """The name of what is read, the places, and the classes that labels are read as."""
     if args["config"].value is None:
-        domain = cli.require(args, "domain", "--domain gta5")
-        own = domain.endswith((".yaml", ".yml"))
-        directory = domains.get_domain(domain).directory if own and not args.dir else None
-        directory = directory or cli.require(args, "dir", "--dir datasets/GTA5")
-        place = Place(domain, directory, args.split, not args.no_labels)
-        classes = domains.get_domain(domain).classes or int(args.num_classes)
-        return Path(domain).stem, {"split": place}, classes
+        spec = cli.require(args, "domain", "--domain gta5")
+        domain = create_domain(spec, args.dir)
+        if args.dir or not is_own(spec):  # which lies beside its file
+            place = cli.require(args, "dir", "--dir datasets/GTA5")
+            domain = dataclasses.replace(domain, directory=place)
+        place = Place(domain, args.split, not args.no_labels)
+        return domain.name, {"split": place}, domain.classes or int(args.num_classes)
     if args.domain or args.dir:
         raise UserError("--config and --domain exclude each other; give one of them")
     config = cli.require(args, "config", "--config configs/gta5_dg.py")
     checks.check(config)
-    return cli.config_name(args), places(config), arguments.create_classes(config)
+    sides = arguments.create_domains(config)
+    classes = arguments.create_classes(config.num_classes, sides["source"])
+    return cli.config_name(args), places(config, sides), classes
 
 
 def command(args: flags.FlagValues) -> int:
@@ -154,26 +156,26 @@ def command(args: flags.FlagValues) -> int:
         if args[flag].value and Path(args[flag].value).is_dir():
             raise UserError(f"--{flag} {args[flag].value} is a folder; expected a file")
     name, chosen, classes = _chosen(args)
-    reports = {}
+    surveys = {}
     for role, place in chosen.items():
-        title = f"{role}: {domains.get_domain(place.domain).name}/{place.split}"
-        reports[title] = survey(
-            place.domain, place.directory, place.split, classes=classes,
+        title = f"{role}: {place.domain.name}/{place.split}"
+        surveys[title] = survey(
+            place.domain, place.split, classes=classes,
             require_labels=place.require_labels, read_labels=not place.target,
             sample=args.sample, progress=make_progress("samples"),
         )
     if args.html:
         _write(args.html, findings.render(f"Data of {name}", [
-            section(title, report) for title, report in reports.items()
+            section(title, one) for title, one in surveys.items()
         ]))
-    kept = {title.partition(": ")[2]: statistics(r) for title, r in reports.items()
-            if r.pixels.any()}
+    kept = {title.partition(": ")[2]: statistics(one) for title, one in surveys.items()
+            if one.pixels.any()}
     if kept:
         stats = args.stats or os.path.join("runs", "class_stats", f"{name}.json")
         _write(stats, json.dumps(kept) + "\n")
-    for title, report in reports.items():
-        print(f"{title}\n{describe(report)}")
-    return 1 if any(report.faults for report in reports.values()) else 0
+    for title, one in surveys.items():
+        print(f"{title}\n{describe(one)}")
+    return 1 if any(one.faults for one in surveys.values()) else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,14 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes, class_names
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import create_parallel
-from snr_jax.data import splits
 from snr_jax.data.faults.look import look
-from snr_jax.data.splits import Log
+from snr_jax.data.samples import Domain
+from snr_jax.data.splits import open_split
 from snr_jax.inference.photos import write_png
 from snr_jax.report.pictures import panel
 from snr_jax.report.tables import class_table, domain_table, percent
 from snr_jax.runs import evaluation, network
-from snr_jax.runs.evaluation import PROTOCOLS, Rows, count, differences, pictures
+from snr_jax.runs.evaluation import PROTOCOLS, Rows, count, pictures, unlike_training
 from snr_jax.workdir import checkpoints
 from snr_jax.workdir.checkpoints import Checkpoint
 from snr_jax.workdir.metrics import write_text
@@ -86,17 +86,17 @@ def command(args: flags.FlagValues) -> None:
     _check_domains(args)
     out = Path(args.out or _default_out(checkpoint, "domains" if args.domains else args.domain))
     _refuse_unwritable(out)
-    model, variables, meta = _load(checkpoint, config)
-    classes = arguments.create_classes(config)
+    sides = arguments.create_domains(config)
+    classes = arguments.create_classes(config.num_classes, sides["source"])
+    model, variables, meta = network.load(checkpoint, **network.computation(config))
     _refuse_other_classes(checkpoint, meta, classes)
-    rows = _open_rows(
-        args, config, classes,
-        log=lambda line: print(f"{checkpoint.path} on {line}; results go to {out}", flush=True),
-    )
+    rows = _open_rows(args, config, sides, classes)
+    for split in rows.read.values():
+        print(f"{checkpoint.path} on {split.told}; results go to {out}", flush=True)
     for split in rows.read.values():
         for warning in look(split.samples, split.labels):
             print(f"WARNING {warning}", flush=True)
-    for note in differences(meta, config):
+    for note in unlike_training(meta, config):
         if not (args.domains and "target.size" in note):  # their sizes are their own
             print(f"note: {note}", flush=True)
     results = _score(args, config, model, variables, rows, checkpoint.step)
@@ -117,16 +117,6 @@ def command(args: flags.FlagValues) -> None:
         file = f"predictions_{name.replace('/', '_')}.png" if args.domains else "predictions.png"
         write_png(panel(pictures(model, variables, split.first(args.pictures))), out / file)
     print(f"written: {out}")
-
-
-def _load(checkpoint: Checkpoint, config: ConfigDict) -> tuple[DeepLab, dict, dict]:
-    """(network, variables, meta); UserError if the configuration describes another network."""
-    want = arguments.model_arguments(config, None)
-    model, variables, meta = network.load(
-        checkpoint, dtype=want["dtype"], atrous=want["atrous"]
-    )
-    network.refuse_mismatch(str(checkpoint.path), meta["model"], want)
-    return model, variables, meta
 
 
 def _refuse_other_classes(checkpoint: Checkpoint, meta: dict, classes: Classes) -> None:
@@ -181,18 +171,20 @@ def _check_domains(args: flags.FlagValues) -> None:
                         "as 512,1024")
 
 
-def _open_rows(args: flags.FlagValues, config: ConfigDict, classes: Classes, log: Log) -> Rows:
+def _open_rows(
+    args: flags.FlagValues, config: ConfigDict, sides: Mapping[str, Domain], classes: Classes
+) -> Rows:
     """What the flags choose: several domains, or the one of a side of the configuration."""
     if args.domains:
         return evaluation.open_rows(
-            config, args.domains, split=args.split or "val", classes=classes,
-            size=tuple(map(int, args.size)) or None, max_images=args.max_images, log=log,
+            args.domains, root=config.data.root, split=args.split or "val", classes=classes,
+            size=tuple(map(int, args.size)) or None, max_images=args.max_images,
         )
     data = arguments.split_arguments(config, f"{args.domain}_val")
     if not (args.split or data["split"]):
         raise UserError(f"{args.domain}.val_split is empty; choose one, as --split val")
     chosen = {"split": args.split or data["split"], "max_images": args.max_images}
-    split = splits.open_split(**data | chosen, classes=classes, log=log)
+    split = open_split(sides[args.domain], classes=classes, **data | chosen)
     return Rows({split.name: split}, {}, (split.name,))
 
 

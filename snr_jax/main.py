@@ -9,6 +9,7 @@ be set: --config.batch_size=2; configs/default.py lists every key. The recipe fo
 (configs/gta5_dg.py:release).
 """
 
+import logging
 import os
 import signal
 from collections.abc import Sequence
@@ -70,6 +71,8 @@ def command(args: flags.FlagValues) -> None:
     # JAX listens to SIGTERM itself, so that all processes stop at the same step.
     interrupt = signals.on_signals([signal.SIGINT], forward=signal.SIGTERM)
     with interrupt, several.joined(address, number, index, args.join_timeout):
+        if jax.process_index() > 0:  # the first one speaks for all
+            logging.getLogger("snr_jax").setLevel(logging.CRITICAL)
         train(config, workdir, profile_dir=args.profile_dir)
 
 

@@ -1,5 +1,8 @@
 """A tiny network and its command lines, for the tests that run whole commands."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,3 +58,23 @@ def once(runs, name, command, train_flags, tmp_path_factory, config, overrides) 
         assert result.code == 0, result
         runs[name] = Run(workdir, arguments, result.out, result.err)
     return runs[name]
+
+
+@contextmanager
+def said() -> Iterator[list[str]]:
+    """What the package's log gets within the block, as lines of the terminal."""
+    lines, log = [], logging.getLogger("snr_jax")
+
+    class Collect(logging.Handler):
+        def emit(self, record):
+            mark = "WARNING: " if record.levelno >= logging.WARNING else ""
+            lines.append(mark + record.getMessage())
+
+    handler, level = Collect(), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)

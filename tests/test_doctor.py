@@ -7,6 +7,7 @@ from PIL import Image
 
 from snr_jax import doctor
 from snr_jax.core.labels import IGNORE
+from snr_jax.data.domains import create_domain
 from snr_jax.data.faults.survey import survey
 from tests.data.tiny_sets import (
     TRAIN_IDS,
@@ -32,7 +33,8 @@ def call(*arguments) -> int:
 def test_counts_sizes_and_histogram(tmp_path):
     root = write_cityscapes(tmp_path, 3, "val")
     calls = []
-    report = survey("cityscapes", str(root), "val", progress=lambda *call: calls.append(call))
+    domain = create_domain("cityscapes", root)
+    report = survey(domain, "val", progress=lambda *call: calls.append(call))
     assert calls == [(1, 3), (2, 3), (3, 3)]
     assert (report.num_samples, report.faults, report.sizes) == (3, [], {(24, 48): 3})
     train_ids = [TRAIN_IDS[random_ids(i, 24, 48)] for i in range(3)]
@@ -96,7 +98,7 @@ def test_a_set_without_labels(tmp_path, capsys):
 def test_one_broken_file_does_not_stop_the_threads(tmp_path):
     root = write_gta5(tmp_path, range(1, 13))
     Path(root / "images" / "00001.png").write_bytes(b"")
-    report = survey("gta5", str(root), "train", num_threads=4)
+    report = survey(create_domain("gta5", root), "train", num_threads=4)
     assert len(report.faults) == 1 and report.sizes == {(24, 40): 11}
 
 

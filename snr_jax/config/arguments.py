@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 from functools import partial
 
 from ml_collections import ConfigDict
@@ -12,15 +13,30 @@ from snr_jax.core import augment, labels, losses, mixing
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes
 from snr_jax.data import domains
+from snr_jax.data.samples import Domain
+
+
+def create_domains(config: ConfigDict) -> dict[str, Domain]:
+    """The domains by side, source and target, with the places of their files.
+
+    Raises UserError for a domain that does not exist, or whose own file cannot be read.
+    """
+    return {
+        side: domains.create_domain(
+            config[side].domain, os.path.join(config.data.root, config[side].dir)
+        )
+        for side in ("source", "target")
+    }
 
 
 def split_arguments(config: ConfigDict, role: str) -> dict:
-    """Of `open_split`. role: source, target, source_val or target_val."""
+    """Arguments of `open_split`, but for the domain and its classes.
+
+    role: source, target, source_val or target_val.
+    """
     side, _, validation = role.partition("_")
     place = config[side]
     return {
-        "domain": place.domain,
-        "directory": domains.directory(place.domain, config.data.root, place.dir),
         "split": place.val_split if validation else place.train_split,
         "size": tuple(place.size),
         "require_labels": role != "target",
@@ -145,18 +161,21 @@ def has_teacher(config: ConfigDict) -> bool:
     return config.loss.target == "classmix"
 
 
-def create_classes(config: ConfigDict) -> Classes:
-    """The classes of the network: those of the source's own file, or of a protocol."""
-    own = domains.get_domain(config.source.domain).classes
+def create_classes(num_classes: int, source: Domain) -> Classes:
+    """The classes of the network: those of the source's own file, or of a protocol.
+
+    Raises UserError for a number that neither has.
+    """
+    own = source.classes
     if own is None:
         try:
-            return labels.classes(config.num_classes)
+            return labels.classes(num_classes)
         except ValueError as error:
             raise UserError(f"{error}, or those of a source domain's own file") from None
-    if len(own) != config.num_classes:
+    if len(own) != num_classes:
         raise UserError(
-            f"num_classes is {config.num_classes} and {config.source.domain} has {len(own)} "
-            f"classes; set --config.num_classes={len(own)}"
+            f"num_classes is {num_classes} and {source.spec} has {len(own)} classes; set "
+            f"--config.num_classes={len(own)}"
         )
     return own
 

@@ -10,7 +10,6 @@ from snr_jax.core.errors import UserError
 def check(config: ConfigDict) -> None:
     """Raises UserError for values that cannot be meant."""
     keys.check(config)
-    arguments.create_classes(config)
     if config.num_steps > config.optimizer.schedule_steps:
         raise UserError(
             f"num_steps is {config.num_steps}, after the end of the schedule. Set "

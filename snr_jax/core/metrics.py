@@ -74,7 +74,7 @@ def _mean(values: np.ndarray) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
-def report(confusion: np.ndarray, classes: Classes | None = None) -> dict:
+def named_scores(confusion: np.ndarray, classes: Classes | None = None) -> dict:
     """`scores` with the IoU named: {"miou": ..., "iou": {"road": ..., ...}, ...}.
 
     classes: those of the matrix; by default those of the protocol of that size.
@@ -85,7 +85,7 @@ def report(confusion: np.ndarray, classes: Classes | None = None) -> dict:
     """
     result = scores(confusion)
     names = class_names(classes or len(confusion))
-    report = {**result, "iou": dict(zip(names, result["iou"], strict=True))}
+    named = {**result, "iou": dict(zip(names, result["iou"], strict=True))}
     if names == class_names(16):
-        report["miou_13"] = _mean(np.array(result["iou"])[positions_13_in_16()])
-    return report
+        named["miou_13"] = _mean(np.array(result["iou"])[positions_13_in_16()])
+    return named

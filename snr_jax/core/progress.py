@@ -1,11 +1,36 @@
-"""Progress of long work as text: how much is done, how fast, how long it still takes."""
+"""Progress of long work as text: how much is done, how fast, how long it still takes.
 
+What the package has to say goes to the loggers below "snr_jax"; commands show it on the terminal.
+"""
+
+import contextlib
+import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 Show = Callable[[int, int], None]  # show(done, total)
+
+
+class _Terminal(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        mark = "WARNING: " if record.levelno >= logging.WARNING else ""
+        print(f"{mark}{record.getMessage()}", flush=True)
+
+
+@contextlib.contextmanager
+def log_on_terminal() -> Iterator[None]:
+    """Within the block the package's log is printed to stdout, a line per message."""
+    log = logging.getLogger("snr_jax")
+    before = log.level, log.propagate, log.handlers[:]
+    log.setLevel(logging.INFO)
+    log.propagate, log.handlers[:] = False, [_Terminal()]
+    try:
+        yield
+    finally:
+        log.setLevel(before[0])
+        log.propagate, log.handlers[:] = before[1:]
 
 
 def format_duration(seconds: float) -> str:
@@ -32,16 +57,16 @@ def progress_text(what: str, done: int, total: int, rate: float) -> str:
 
 def make_progress(
     what: str,
-    log: Callable[[str], None] | None = None,
+    logger: logging.Logger | None = None,
     every_seconds: float = 10.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Show:
     """A function that is called after every item and logs a line now and then, and at the end.
 
-    Without `log` the lines go to stderr; on a terminal each replaces the one before, twice a
+    Without a logger the lines go to stderr; on a terminal each replaces the one before, twice a
     second.
     """
-    terminal = log is None and sys.stderr.isatty()
+    terminal = logger is None and sys.stderr.isatty()
     pause = 0.5 if terminal else every_seconds
     start = last = clock()
 
@@ -52,8 +77,8 @@ def make_progress(
             return
         last = now
         line = progress_text(what, done, total, done / max(now - start, 1e-9))
-        if log is not None:
-            log(line)
+        if logger is not None:
+            logger.info(line)
         elif terminal:
             end = "\r" if done < total else "\n"
             print(f"{line:<70}", end=end, file=sys.stderr, flush=True)

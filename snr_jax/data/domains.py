@@ -4,6 +4,7 @@ Layouts: where files lie, {split} and * as in `layouts.py`. A new data set is a 
 files need no row but a YAML file (`own.py`).
 """
 
+import dataclasses
 import difflib
 import os
 from pathlib import Path
@@ -12,11 +13,9 @@ import numpy as np
 import scipy.io
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import Classes
 from snr_jax.data.layouts import Layout
 from snr_jax.data.own import load_own
-from snr_jax.data.samples import Domain, Listing
-from snr_jax.data.samples import list_samples as list_samples_of
+from snr_jax.data.samples import Domain
 
 # Frames of GTA5 that are entirely black.
 GTA5_BLANK = frozenset(
@@ -27,34 +26,34 @@ CITIES = ("rio", "rome", "tokyo", "taipei")
 CONDITIONS = ("fog", "night", "rain", "snow")
 
 
-def get_domain(name: str) -> Domain:
-    """The domain of that name, or of that YAML file. Raises UserError, listing the right ones."""
-    if str(name).endswith((".yaml", ".yml")):
-        return load_own(name)
-    if name not in DOMAINS:
-        near = difflib.get_close_matches(str(name).lower(), DOMAINS, n=1)
+def create_domain(spec: str, directory: str | os.PathLike | None = None) -> Domain:
+    """The domain of that name, or of that YAML file, with its files in `directory`.
+
+    One's own set lies beside its file, whatever the directory; without one the other domains lie
+    in their usual folder. Raises UserError, listing the right names, for one that does not exist.
+    """
+    if is_own(spec):
+        return load_own(spec)
+    if spec not in DOMAINS:
+        near = difflib.get_close_matches(str(spec).lower(), DOMAINS, n=1)
         guess = f" Did you mean {near[0]!r}?" if near else ""
         raise UserError(
-            f"no domain is called {name!r}; there are {', '.join(DOMAINS)}, and files as "
+            f"no domain is called {spec!r}; there are {', '.join(DOMAINS)}, and files as "
             f"my_domain.yaml.{guess}"
         )
-    return DOMAINS[name]
+    known = DOMAINS[spec]
+    place = known.folder if directory is None else os.fspath(directory)
+    return dataclasses.replace(known, directory=place, spec=spec)
 
 
-def directory(name: str, root: str, folder: str) -> str:
-    """Where a domain's files lie: below the root, or beside its own YAML file."""
-    own = str(name).endswith((".yaml", ".yml"))
-    return get_domain(name).directory if own else os.path.join(root, folder)
+def is_own(spec: str) -> bool:
+    """Whether it is the YAML file of one's own data set."""
+    return str(spec).endswith((".yaml", ".yml"))
 
 
-def list_samples(
-    domain: str, directory: str, split: str, *, classes: int | Classes = 19,
-    require_labels: bool = True,
-) -> Listing:
-    """`samples.list_samples` of the domain of that name."""
-    return list_samples_of(
-        get_domain(domain), directory, split, classes=classes, require_labels=require_labels
-    )
+def name_of(spec: str) -> str:
+    """`Domain.name`, without reading anything."""
+    return Path(spec).stem if is_own(spec) else spec
 
 
 # ---------------------------------------------------------------- what is particular to a set

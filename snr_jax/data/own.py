@@ -60,12 +60,14 @@ def load_own(path: str) -> Domain:
     ids = _ids(content, refuse, classes)
     return Domain(
         name=Path(path).stem,
-        directory=str(Path(path).parent),
+        folder=str(Path(path).parent),
         layouts=(Layout(tuple(images), labels, "own"),),
         splits=dict(pairs),
         train_size=(512, 1024),
         classes=classes if content.get("classes") else None,
         ids={"own": ids},
+        directory=str(Path(path).parent),
+        spec=str(path),
     )
 
 

@@ -7,7 +7,7 @@ stream), so a stream can be opened at any step and needs no saved state.
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -82,10 +82,10 @@ def train_batches(
     if prepared and not scale_range and prepared.size != tuple(size):
         raise ValueError(f"prepared data of {prepared.size}, where {size} is needed")
     rows = batch_size // shard_count
-    height, width = crop or size
+    draws = _Draws(size, seed, scale_range, crop, mirror, labels.lookup, rare is not None)
 
     def rows_of(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of every row the sample, the position in the stream and the class, -1 for none."""
+        """Sample, position in the stream and class of every row; -1 is no class."""
         positions = np.int64(step) * batch_size + shard_index * rows + np.arange(rows)
         if rare:
             drawn = [rare.draw(p, seed) for p in positions]
@@ -94,55 +94,82 @@ def train_batches(
         indices, classes = np.array(drawn, np.int64).T
         return indices, positions, classes
 
-    def draws_at(position: tf.Tensor) -> tf.Tensor:
-        """Uniform in [0, 1): mirroring, scale, top and left."""
-        return tf.random.stateless_uniform([4], tf.stack([seed, position]), dtype=tf.float64)
-
-    def scaled_by(draws: tf.Tensor) -> tf.Tensor:
-        low, high = scale_range or (1, 1)
-        factor = low + (high - low) * draws[1]
-        return tf.cast(tf.round(tf.constant(size, tf.float64) * factor), tf.int32)
-
-    def resize(sample: Arrays, position: tf.Tensor, wanted: tf.Tensor) -> Arrays:
-        draws = draws_at(position)
-        scaled = scaled_by(draws)
-        sample = {k: RESIZE[k](v, scaled, mirror & (draws[0] < 0.5)) for k, v in sample.items()}
-        return cut(sample, position, scaled, wanted)
-
-    def cut(sample: Arrays, position: tf.Tensor, scaled: tf.Tensor, wanted: tf.Tensor) -> Arrays:
-        if scale_range or crop:
-            places = draws_at(position)[None, 2:]
-            if rare:
-                seeds = tf.stack([seed, -1 - position])
-                places = tf.random.stateless_uniform([CROP_TRIES, 2], seeds, dtype=tf.float64)
-            places = _places(places, scaled, (height, width))
-            of_class = tf.cast(wanted, tf.uint8)
-            holds = rare and decode.to_train_ids(sample["label"], labels.lookup) == of_class
-            place = _first_place(places, holds, (height, width))
-            sample = _crop(sample, place, scaled, (height, width))
-        shapes = {"image": [height, width, 3], "label": [height, width]}
-        return {key: tf.ensure_shape(value, shapes[key]) for key, value in sample.items()}
-
-    def load_prepared(index: tf.Tensor, position: tf.Tensor, wanted: tf.Tensor) -> Arrays:
-        draws = draws_at(position)
-        scaled, sample = scaled_by(draws), read(index, mirror & (draws[0] < 0.5))
-        if scale_range:
-            sample = {k: RESIZE[k](v, scaled) for k, v in sample.items()}
-        sample = cut(sample, position, scaled, wanted)
-        if not with_labels:
-            return sample
-        return sample | {"label": decode.to_train_ids(sample["label"], labels.lookup)}
-
     if prepared:
-        read, load = prepared.reader(with_labels), load_prepared
+        load = _prepared_loader(prepared.reader(with_labels), draws, with_labels)
     else:
-        load = _loader(samples, labels, resize, with_labels)
+        load = _loader(samples, labels, draws.resized, with_labels)
     steps = tf.data.Dataset.counter(start_step)
     order = steps.map(lambda step: tf.numpy_function(rows_of, [step], [tf.int64] * 3))
     dataset = order.unbatch().map(load, tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(rows, drop_remainder=True).prefetch(2)
     of_step = ([samples[i] for i in rows_of(step)[0]] for step in itertools.count(start_step))
     return _to_numpy(dataset, of_step, labels, prepared)
+
+
+class _Draws(NamedTuple):
+    """What chance does to a sample of training: a function of the seed and its position alone.
+
+    rare: the crop shall hold the class that the sample was drawn for. lookup: as `Labels.lookup`.
+    """
+
+    size: tuple[int, int]
+    seed: int
+    scale_range: tuple[float, float] | None
+    crop: tuple[int, int] | None
+    mirror: bool
+    lookup: np.ndarray
+    rare: bool
+
+    def at(self, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Whether it is mirrored, its size before the crop, and the crop's place in [0, 1)."""
+        seeds = tf.stack([self.seed, position])
+        draws = tf.random.stateless_uniform([4], seeds, dtype=tf.float64)
+        low, high = self.scale_range or (1, 1)
+        factor = low + (high - low) * draws[1]
+        scaled = tf.cast(tf.round(tf.constant(self.size, tf.float64) * factor), tf.int32)
+        return self.mirror & (draws[0] < 0.5), scaled, draws[2:]
+
+    def resized(self, sample: Arrays, position: tf.Tensor, wanted: tf.Tensor) -> Arrays:
+        """A sample of the files, mirrored, resized and cropped."""
+        mirror, scaled, _ = self.at(position)
+        sample = {k: RESIZE[k](v, scaled, mirror) for k, v in sample.items()}
+        return self.cut(sample, position, wanted)
+
+    def cut(self, sample: Arrays, position: tf.Tensor, wanted: tf.Tensor) -> Arrays:
+        """The crop of a sample that was resized. wanted: the class to hold."""
+        height, width = self.crop or self.size
+        if self.scale_range or self.crop:
+            _, scaled, place = self.at(position)
+            places = place[None]
+            holds = None
+            if self.rare:
+                seeds = tf.stack([self.seed, -1 - position])
+                places = tf.random.stateless_uniform([CROP_TRIES, 2], seeds, dtype=tf.float64)
+                train_ids = decode.to_train_ids(sample["label"], self.lookup)
+                holds = train_ids == tf.cast(wanted, tf.uint8)
+            places = _places(places, scaled, (height, width))
+            place = _first_place(places, holds, (height, width))
+            sample = _crop(sample, place, scaled, (height, width))
+        shapes = {"image": [height, width, 3], "label": [height, width]}
+        return {key: tf.ensure_shape(value, shapes[key]) for key, value in sample.items()}
+
+
+def _prepared_loader(
+    read: Callable[[tf.Tensor, tf.Tensor], Arrays], draws: _Draws, with_labels: bool
+) -> Callable[..., Arrays]:
+    """As `_loader`, from prepared data, which are resized already unless the scale is random."""
+
+    def load(index: tf.Tensor, position: tf.Tensor, wanted: tf.Tensor) -> Arrays:
+        mirror, scaled, _ = draws.at(position)
+        sample = read(index, mirror)
+        if draws.scale_range:
+            sample = {k: RESIZE[k](v, scaled) for k, v in sample.items()}
+        sample = draws.cut(sample, position, wanted)
+        if not with_labels:
+            return sample
+        return sample | {"label": decode.to_train_ids(sample["label"], draws.lookup)}
+
+    return load
 
 
 def eval_batches(

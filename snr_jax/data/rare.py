@@ -5,8 +5,9 @@ exp((1 - f_c) / temperature): a class is drawn, then an image that holds it.
 """
 
 import hashlib
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from snr_jax.data.decode import tf
 from snr_jax.data.faults.inspection import inspect
 from snr_jax.data.samples import Labels, Sample
 
-Log = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 class RareClasses(NamedTuple):
@@ -63,7 +64,7 @@ def describe(rare: RareClasses, labels: Labels) -> str:
 
 
 def count_classes(
-    samples: Sequence[Sample], labels: Labels, directory: str, *, show: Show, log: Log
+    samples: Sequence[Sample], labels: Labels, directory: str, *, show: Show
 ) -> np.ndarray:
     """int64 [num_samples, C]: pixels of each class in each label, at the size of its file.
 
@@ -96,12 +97,12 @@ def count_classes(
             show(i + 1, len(samples))
     finally:  # also after Ctrl-C, which must not wait for the rest
         pool.shutdown(cancel_futures=True)
-    _keep(kept, counts, log)
+    _keep(kept, counts)
     return counts
 
 
 def _key(samples: Sequence[Sample], labels: Labels) -> str:
-    """Of the ids, the sizes of the label files, and the classes that they are read as."""
+    """Checksum of the ids, the sizes of the label files, and the classes that they are read as."""
     digest = hashlib.sha256(labels.lookup.tobytes())
     for sample in samples:
         try:
@@ -116,12 +117,12 @@ def _key(samples: Sequence[Sample], labels: Labels) -> str:
     return digest.hexdigest()[:12]
 
 
-def _keep(path: Path, counts: np.ndarray, log: Log) -> None:
+def _keep(path: Path, counts: np.ndarray) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         with part.open("wb") as file:
             np.save(file, counts)
         part.replace(path)
     except OSError as error:
-        log(f"the class counts cannot be kept in {path.parent} ({error.strerror}); the next start "
-            "makes them again")
+        logger.info("the class counts cannot be kept in %s (%s); the next start makes them again",
+                    path.parent, error.strerror)

@@ -30,6 +30,8 @@ class Sample:
 class Domain:
     """A data set: where its files lie and what its labels mean.
 
+    folder: its usual one below config.data.root. directory: where its files lie; "" until
+    `domains.create_domain` says. spec: what a configuration calls it, "gta5" or "my_domain.yaml".
     layouts: the forms in which it is handed around; the first that is there counts.
     splits: name → what {split} stands for in the layouts.
     select: which of the files a split has, where folders do not tell.
@@ -37,13 +39,15 @@ class Domain:
     """
 
     name: str
-    directory: str  # its folder below config.data.root, by default
+    folder: str
     layouts: tuple[Layout, ...]
     splits: Mapping[str, str]
     train_size: tuple[int, int]  # height, width
     select: Select | None = None
     classes: Classes | None = None
     ids: Mapping[str, IdTable] | None = None  # Layout.ids → table; ID_TABLES if None
+    directory: str = ""
+    spec: str = ""
 
     def __str__(self) -> str:
         return "; or ".join(map(str, self.layouts))
@@ -74,16 +78,16 @@ class Listing(NamedTuple):
     notes: list[str]
 
 
-def find(domain: Domain, directory: str, split: str) -> tuple[Layout, Pairs, list[str]]:
+def find(domain: Domain, split: str) -> tuple[Layout, Pairs, list[str]]:
     """The layout that is there, the split's images and labels, there or missing, and notes.
 
     Raises UserError for a missing directory and an unknown or empty split.
     """
-    root = Path(directory)
+    root = Path(domain.directory)
     if not root.is_dir():
         raise UserError(
-            f"{domain.name}: there is no directory {directory}. Expected there: {domain}. "
-            f"Set config.data.root to the folder that holds {domain.directory}/"
+            f"{domain.name}: there is no directory {domain.directory}. Expected there: {domain}. "
+            f"Set config.data.root to the folder that holds {domain.folder}/"
         )
     if split not in domain.splits:
         raise UserError(
@@ -98,15 +102,14 @@ def find(domain: Domain, directory: str, split: str) -> tuple[Layout, Pairs, lis
     if not found:
         there = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
         raise UserError(
-            f"{domain.name}: the split {split!r} in {directory} is empty. Expected: {domain}. "
-            f"There is: {there}"
+            f"{domain.name}: the split {split!r} in {domain.directory} is empty. Expected: "
+            f"{domain}. There is: {there}"
         )
     return layout, found, notes
 
 
 def list_samples(
-    domain: Domain, directory: str, split: str, *, classes: int | Classes = 19,
-    require_labels: bool = True,
+    domain: Domain, split: str, *, classes: int | Classes = 19, require_labels: bool = True,
 ) -> Listing:
     """The samples of a split, sorted by id. classes: those that labels are read as.
 
@@ -114,7 +117,7 @@ def list_samples(
     target set); else it is an error. Raises UserError for a missing directory, an unknown or
     empty split, and missing files.
     """
-    layout, found, notes = find(domain, directory, split)
+    layout, found, notes = find(domain, split)
     present = _files({path.parent for pair in found.values() for path in pair if path})
     missing = [image for image, _ in found.values() if image not in present]
     _refuse_missing(domain, "images", missing, len(found), layout)

@@ -1,27 +1,24 @@
 """A split of a domain: its samples, and all that is needed to read them."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from snr_jax.core.labels import Classes
-from snr_jax.data import domains
 from snr_jax.data.prepared import reading
 from snr_jax.data.prepared.reading import Prepared
-from snr_jax.data.samples import Labels, Sample
-
-Log = Callable[[str], None]
+from snr_jax.data.samples import Domain, Labels, Sample, list_samples
 
 
 class Split(NamedTuple):
     """The samples of one domain's split, with what the pipeline needs to read them."""
 
-    name: str  # of its scores: the domain, with the role where both domains are of one kind
-    domain: str
+    name: str  # of its scores: the domain, with the side where both domains are of one kind
+    domain: Domain
     split: str
     size: tuple[int, int]
     samples: list[Sample]
     labels: Labels
     prepared: Prepared | None = None  # where training reads the samples at `size`; None: the files
+    told: str = ""  # a line about what lies where, for people
 
     def first(self, count: int) -> "Split":
         """The first samples, in the order of the ids; all for 0."""
@@ -29,21 +26,27 @@ class Split(NamedTuple):
 
 
 def open_split(
-    *, domain: str, directory: str, split: str, size: tuple[int, int], classes: Classes,
-    require_labels: bool, max_images: int, log: Log, prepared_in: str = "",
+    domain: Domain, split: str, *, size: tuple[int, int], classes: Classes,
+    require_labels: bool = True, max_images: int = 0, prepared_in: str = "",
     scale_range: tuple[float, float] | None = None,
 ) -> Split:
-    """One split, named after its domain; log gets a line about it. prepared_in: a folder or ""."""
-    known = domains.get_domain(domain)
-    if prepared_in and (found := reading.open_prepared(
-        prepared_in, known, directory, split, size=size, classes=classes, scale_range=scale_range
-    )):
-        samples, labels, where = found
-        log(f"{labels.domain}/{split}: {len(samples)} images, prepared in {where.folder}")
-        return Split(labels.domain, domain, split, size, samples, labels, where).first(max_images)
-    samples, labels, notes = domains.list_samples(
-        domain, directory, split, classes=classes, require_labels=require_labels
+    """One split, named after its domain.
+
+    max_images: as `Split.first`. prepared_in: a folder of prepared data, or "". Raises UserError as
+    `list_samples` and `open_prepared`.
+    """
+    found = prepared_in and reading.open_prepared(
+        prepared_in, domain, split, size=size, classes=classes, scale_range=scale_range
     )
-    log(f"{labels.domain}/{split}: {len(samples)} images in {directory}"
-        + "".join(f"; {note}" for note in notes))
-    return Split(labels.domain, domain, split, size, samples, labels).first(max_images)
+    if found:
+        samples, labels, prepared = found
+        notes, where = [], f", prepared in {prepared.folder}"
+    else:
+        samples, labels, notes = list_samples(
+            domain, split, classes=classes, require_labels=require_labels
+        )
+        prepared, where = None, f" in {domain.directory}"
+    told = "; ".join([f"{domain.name}/{split}: {len(samples)} images{where}", *notes])
+    return Split(
+        domain.name, domain, split, size, samples, labels, prepared, told
+    ).first(max_images)

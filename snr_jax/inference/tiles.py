@@ -6,6 +6,7 @@ the tiles that reach into it. So two small programs and one network are compiled
 """
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import DeepLab, map_size
 from snr_jax.core.models.layers import interpolation
 
+logger = logging.getLogger(__name__)
+
 BLOCK = (256, 512)  # height, width in pixels
 _BEYOND = tuple(round(value) for value in MEAN_BGR[::-1])  # where a tile is larger than the image
 _CGROUP = Path("/sys/fs/cgroup")
@@ -30,9 +33,7 @@ Program = Callable[[np.ndarray], jax.Array]  # image uint8 RGB [h,w,3] → logit
 Network = Callable[[int, int], Program]  # of that height and width
 
 
-def create_network(
-    model: DeepLab, variables: dict, log: Callable[[str], None] = print
-) -> Network:
+def create_network(model: DeepLab, variables: dict) -> Network:
     """network(height, width) → the program for images of that size, compiled once.
 
     It says so where a size needs more than half of the free memory, and raises UserError where it
@@ -54,7 +55,7 @@ def create_network(
                     f"and {max(free, 0) / 2**30:.1f} GiB are free")
             if needed > free:
                 raise UserError(f"{text}; choose --size 512,1024 or --tile 512,1024")
-            log(f"note: {text}")
+            logger.info("note: %s", text)
         return functools.partial(program, variables)
 
     return network

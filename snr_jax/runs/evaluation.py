@@ -1,5 +1,7 @@
 """Scores of a network on a domain, and pictures of its predictions."""
 
+import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -18,10 +20,12 @@ from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.progress import progress_text
 from snr_jax.core.steps import make_eval_step, make_predict_step
-from snr_jax.data import domains, pipeline, prefetch
-from snr_jax.data.domains import CONDITIONS
-from snr_jax.data.splits import Log, Split, open_split
+from snr_jax.data import pipeline, prefetch
+from snr_jax.data.domains import CONDITIONS, create_domain, is_own
+from snr_jax.data.splits import Split, open_split
 from snr_jax.report.pictures import colorize
+
+logger = logging.getLogger(__name__)
 
 PROTOCOLS = ("network", "full")
 
@@ -35,15 +39,14 @@ def evaluate(
     batch_size: int = 1,
     protocol: str = "network",
     flip: bool = False,
-    log: Callable[[str], None] = print,
-    check: Callable[[], None] = lambda: None,
+    interrupt: Callable[[], None] = lambda: None,
 ) -> dict:
-    """`metrics.report` of what `count` counts, with its arguments."""
+    """`metrics.named_scores` of what `count` counts, with its arguments."""
     total = count(
         model, variables, split, parallel=parallel, batch_size=batch_size, protocol=protocol,
-        flip=flip, log=log, check=check,
+        flip=flip, interrupt=interrupt,
     )
-    return metrics.report(total, split.labels.classes)
+    return metrics.named_scores(total, split.labels.classes)
 
 
 def count(
@@ -55,15 +58,14 @@ def count(
     batch_size: int = 1,
     protocol: str = "network",
     flip: bool = False,
-    log: Callable[[str], None] = print,
-    check: Callable[[], None] = lambda: None,
+    interrupt: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Confusion matrix int64 [C,C] over the samples of the split, rows are labels.
 
     parallel: over the devices of this process (`own_devices`). Of several processes each reads and
     counts its part, in its own time, since nothing is exchanged before the sum at the end.
     variables: on the devices, from `parallel.replicate`. batch_size: images over all devices,
-    rounded up to a multiple of them. check: called between batches; it may raise.
+    rounded up to a multiple of them. interrupt: called between batches; it may raise.
     """
     step = _compiled_step(model, flip, parallel)
     processes = jax.process_count()
@@ -83,12 +85,13 @@ def count(
     last_line = start
     for number, arrays in prefetch.prefetch_to_device(batches, put):
         total += np.asarray(parallel.unreplicate(step(variables, arrays)))
-        check()
+        interrupt()
         done += number
         if time.monotonic() - last_line > 10:
             last_line = time.monotonic()
             rate = done / (last_line - start)
-            log(progress_text(f"{split.name}, {protocol}: images", done, len(samples), rate))
+            title = f"{split.name}, {protocol}: images"
+            logger.info(progress_text(title, done, len(samples), rate))
     return total if processes == 1 else _summed(total)
 
 
@@ -104,10 +107,10 @@ def own_devices(parallel: Parallel) -> Parallel:
     return parallel if jax.process_count() == 1 else create_parallel(jax.local_devices())
 
 
-def differences(meta: dict, config: ConfigDict) -> list[str]:
-    """In words, where a configuration is not that of the checkpoint's training.
+def unlike_training(meta: dict, config: ConfigDict) -> list[str]:
+    """Notes, in words, where a configuration is not that of the checkpoint's training.
 
-    The network fits all the same (`network.refuse_mismatch`), but the user may not mean it.
+    The network can be scored all the same, but the user may not mean it.
     """
     source = meta.get("source", {})
     pairs = {
@@ -175,10 +178,10 @@ class Rows(NamedTuple):
 
 
 def open_rows(
-    config: ConfigDict, entries: Sequence[str], *, split: str, size: tuple[int, int] | None,
-    max_images: int, classes: Classes, log: Log,
+    entries: Sequence[str], *, root: str, split: str, size: tuple[int, int] | None,
+    max_images: int, classes: Classes,
 ) -> Rows:
-    """A row for each entry: DOMAIN, or DOMAIN=DIR for another folder below data.root than its own.
+    """A row for each entry: DOMAIN, or DOMAIN=DIR for another folder below `root` than its own.
 
     ACDC has a row for each condition besides. size: None for each domain its own. Raises UserError
     as `open_split`, and for an entry that is named twice.
@@ -186,11 +189,11 @@ def open_rows(
 
     def opened(entry: str) -> Split:
         name, _, folder = entry.partition("=")
-        domain = domains.get_domain(name)
+        domain = create_domain(name)
+        if not is_own(name):
+            domain = create_domain(name, os.path.join(root, folder or domain.folder))
         found = open_split(
-            domain=name, split=split, size=size or domain.train_size, classes=classes,
-            directory=domains.directory(name, config.data.root, folder or domain.directory),
-            require_labels=True, max_images=max_images, log=log,
+            domain, split, size=size or domain.train_size, classes=classes, max_images=max_images
         )
         return found._replace(name=f"{found.name}={folder}" if folder else found.name)
 
@@ -202,7 +205,8 @@ def open_rows(
         if name == "acdc":
             found = [opened(f"acdc_{c}{equals}{folder}") for c in CONDITIONS]
             samples = [sample for part in found for sample in part.samples]
-            whole = found[0]._replace(name=entry, domain=name, samples=samples)
+            domain = create_domain(name, found[0].domain.directory)
+            whole = found[0]._replace(name=entry, domain=domain, samples=samples)
             parts[entry] = tuple(part.name for part in found)
             splits |= {part.name: part for part in found}
         else:
@@ -215,9 +219,9 @@ def open_rows(
 
 
 def with_sums(counts: Mapping[str, np.ndarray], rows: Rows) -> dict[str, dict]:
-    """`metrics.report` of every row. counts: confusion matrices of the rows without parts."""
+    """`metrics.named_scores` of every row. counts: confusion matrices of the rows without parts."""
     return {
-        name: metrics.report(
+        name: metrics.named_scores(
             np.sum([counts[part] for part in rows.parts.get(name, (name,))], axis=0),
             split.labels.classes,
         )
@@ -226,7 +230,7 @@ def with_sums(counts: Mapping[str, np.ndarray], rows: Rows) -> dict[str, dict]:
 
 
 def means(results: Mapping[str, Mapping[str, Mapping]], in_mean: Sequence[str]) -> dict[str, dict]:
-    """Of {row: {column: scores}} the mean of each mIoU over the domains, by column."""
+    """Means of each mIoU over the domains, by column, of {row: {column: scores}}."""
     columns = results[in_mean[0]]
     return {
         column: {

@@ -1,14 +1,14 @@
 """From a configuration to what a run consists of: data, network, optimiser, step, streams."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import optax
 from ml_collections import ConfigDict
 
 from snr_jax.config import arguments
-from snr_jax.config.arguments import create_classes
 from snr_jax.core import optim
 from snr_jax.core.models.create import create_model as create_network
 from snr_jax.core.models.deeplab import DeepLab
@@ -16,46 +16,74 @@ from snr_jax.core.parallel import Parallel
 from snr_jax.core.progress import make_progress
 from snr_jax.core.self_training import make_classmix_step
 from snr_jax.core.steps import make_adaptation_step, make_source_step
-from snr_jax.data import pipeline, rare
+from snr_jax.data import domains, pipeline, rare
 from snr_jax.data.faults import look as data_look
 from snr_jax.data.prepared import reading
 from snr_jax.data.rare import RareClasses
-from snr_jax.data.splits import Log, Split, open_split
+from snr_jax.data.splits import Split, open_split
+from snr_jax.workdir import states
+from snr_jax.workdir.metrics import Writer
 
-# ---------------------------------------------------------------- what a run consists of
+logger = logging.getLogger(__name__)
 
 
-def open_splits(config: ConfigDict, log: Log) -> dict[str, Split]:
-    """source, source_val and, if configured, target (for adaptation) and target_val."""
-    same_kind = config.source.domain == config.target.domain
-    classes = create_classes(config)
+class Tools(NamedTuple):
+    """What the loop of a run works with."""
+
+    model: DeepLab
+    parallel: Parallel
+    schedule: optax.Schedule
+    manager: states.Manager
+    writer: Writer
+
+
+def open_splits(config: ConfigDict) -> dict[str, Split]:
+    """source, source_val and, if configured, target (for adaptation) and target_val.
+
+    Raises UserError for domains, classes, folders and splits that cannot be read.
+    """
+    sides = arguments.create_domains(config)
+    classes = arguments.create_classes(config.num_classes, sides["source"])
 
     def opened(role: str) -> Split:
-        title = role.replace("_val", " validation")[:17]
+        side = role.partition("_")[0]
         split = open_split(
-            **arguments.split_arguments(config, role), classes=classes,
-            log=lambda line: log(f"{title:<17} {line}"),
+            sides[side], classes=classes, **arguments.split_arguments(config, role)
         )
-        return split._replace(name=f"{split.name}_{role.split('_')[0]}") if same_kind else split
+        return split._replace(name=split_name(config, side))
 
-    roles = ["source", *(["target"] if config.loss.target else []), "source_val"]
-    splits = {role: opened(role) for role in roles}
+    training = ["source", *(["target"] if config.loss.target else [])]
+    splits = {role: opened(role) for role in (*training, "source_val")}
     if config.data.prepared and not any(split.prepared for split in splits.values()):
-        training = [splits[role] for role in roles if not role.endswith("_val")]
-        reading.refuse(config.data.prepared, [(s.labels.domain, s.size) for s in training])
+        wanted = [(splits[role].domain.name, splits[role].size) for role in training]
+        reading.refuse(config.data.prepared, wanted)
     if config.target.val_split:
-        return splits | {"target_val": opened("target_val")}
-    log("target validation none: target.val_split is empty")
+        splits["target_val"] = opened("target_val")
     return splits
 
 
-def look(splits: dict[str, Split], log: Log) -> None:
+def split_name(config: ConfigDict, side: str) -> str:
+    """What the scores of a side are called: its domain, with the side where both are alike."""
+    name = domains.name_of(config[side].domain)
+    return f"{name}_{side}" if config.source.domain == config.target.domain else name
+
+
+def describe(splits: Mapping[str, Split]) -> list[str]:
+    """A line for every split, and one where none is scored on the target."""
+    titles = {role: role.replace("_val", " validation")[:17] for role in splits}
+    lines = [f"{titles[role]:<17} {split.told}" for role, split in splits.items()]
+    if "target_val" not in splits:
+        lines.append("target validation none: target.val_split is empty")
+    return lines
+
+
+def look(splits: Mapping[str, Split]) -> None:
     """A quick look at every split, before work begins; raises UserError for what it cannot use."""
     warnings = []
     for role, split in splits.items():
         if split.prepared:  # every file was read when it was made
             continue
-        show = make_progress(f"a look at {role}: images", log)
+        show = make_progress(f"a look at {role}: images", logger)
         warnings += data_look.look(
             split.samples, split.labels,
             with_labels=role != "target",  # training does not read a target's labels
@@ -63,7 +91,7 @@ def look(splits: dict[str, Split], log: Log) -> None:
         )
     warnings += data_look.shared({role: split.samples for role, split in splits.items()})
     for warning in warnings:
-        log(f"WARNING {warning}")
+        logger.warning(warning)
 
 
 def create_model(config: ConfigDict, parallel: Parallel) -> DeepLab:
@@ -97,21 +125,19 @@ def create_step(
     return parallel.compile(step, donate=0)
 
 
-def rare_classes(config: ConfigDict, splits: dict[str, Split], log: Log) -> RareClasses | None:
+def rare_classes(config: ConfigDict, source: Split) -> RareClasses | None:
     """How source images are drawn by their classes, where that is asked for."""
     if not config.source.rare_class_temperature:
         return None
-    source = splits["source"]
-    show = make_progress("counting the classes of source labels", log)
-    directory = arguments.split_arguments(config, "source")["directory"]
-    counts = rare.count_classes(source.samples, source.labels, directory, show=show, log=log)
+    show = make_progress("counting the classes of source labels", logger)
+    counts = rare.count_classes(source.samples, source.labels, source.domain.directory, show=show)
     found = rare.rare_classes(counts, **arguments.rare_arguments(config))
-    log(f"rare classes      drawn most, in %: {rare.describe(found, source.labels)}")
+    logger.info("rare classes      drawn most, in %%: %s", rare.describe(found, source.labels))
     return found
 
 
 def batches(
-    config: ConfigDict, splits: dict[str, Split], start_step: int,
+    config: ConfigDict, splits: Mapping[str, Split], start_step: int,
     rare_classes: RareClasses | None = None,
 ) -> Iterator[dict]:
     """The streams joined under the names of steps.py."""
@@ -125,13 +151,11 @@ def batches(
             **arguments.stream_arguments(config, role),
         )
 
-    source = stream("source")
+    def named(source: dict) -> dict:
+        return {"source_image": source["image"], "source_label": source["label"]}
+
     if "target" not in splits:
-        for batch in source:
-            yield {"source_image": batch["image"], "source_label": batch["label"]}
-    for batch, target in zip(source, stream("target"), strict=True):
-        yield {
-            "source_image": batch["image"],
-            "source_label": batch["label"],
-            "target_image": target["image"],
-        }
+        yield from map(named, stream("source"))
+        return
+    for source, target in zip(stream("source"), stream("target"), strict=True):
+        yield named(source) | {"target_image": target["image"]}

@@ -1,10 +1,13 @@
 """From a configuration or a checkpoint to a network with its variables."""
 
+import logging
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from snr_jax.config import arguments
 from snr_jax.core import labels
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes
@@ -15,6 +18,8 @@ from snr_jax.weights.torch_names import merge
 from snr_jax.workdir import checkpoints
 from snr_jax.workdir.checkpoints import Checkpoint
 
+logger = logging.getLogger(__name__)
+
 
 def load(checkpoint: Checkpoint | str, **options: Any) -> tuple[DeepLab, dict, dict]:
     """Model, variables (numpy) and meta of a checkpoint; options as of `create_model`."""
@@ -22,6 +27,19 @@ def load(checkpoint: Checkpoint | str, **options: Any) -> tuple[DeepLab, dict, d
     model = create_model(**{key: meta["model"][key] for key in ARCHITECTURE}, **options)
     params = {k: v for k, v in variables["params"].items() if not k.startswith("restitution")}
     return model, {**variables, "params": params}, meta
+
+
+def load_for(config: ConfigDict, checkpoint: Checkpoint) -> tuple[DeepLab, dict, dict]:
+    """As `load`, computing as the configuration says; UserError if that has another network."""
+    want = arguments.model_arguments(config, None)
+    model, variables, meta = load(checkpoint, **computation(config))
+    refuse_mismatch(str(checkpoint.path), meta["model"], want)
+    return model, variables, meta
+
+
+def computation(config: ConfigDict) -> dict[str, str]:
+    """The options of `create_model` that are no part of a network: how it is computed."""
+    return {"dtype": config.model.dtype, "atrous": config.model.atrous}
 
 
 def classes_of(meta: dict) -> Classes:
@@ -56,17 +74,15 @@ def refuse_mismatch(path: str, have: dict, want: dict, allowed: tuple[str, ...] 
         )
 
 
-def initialize(
-    model: DeepLab, seed: int, init_from: str, log: Callable[[str], None] = print
-) -> dict:
+def initialize(model: DeepLab, seed: int, init_from: str) -> dict:
     """Initial variables (numpy): random, or those of a checkpoint with an account of every tensor.
 
     A network without SNR may start one with it; the tensors that are new then are named.
     """
     initial = initial_variables(model, seed)
     if not init_from:
-        log("initial values    random. The published numbers start from ImageNet+COCO weights: "
-            "scripts/convert_torch_ckpt.py, then --config.init_from")
+        logger.info("initial values    random. The published numbers start from ImageNet+COCO "
+                    "weights: scripts/convert_torch_ckpt.py, then --config.init_from")
         return initial
     found = checkpoints.find(init_from)
     if found.name.startswith("latest/") and found.path != Path(init_from).absolute():
@@ -82,12 +98,12 @@ def initialize(
         allowed += ("norm_restitution",)
     refuse_mismatch(init_from, meta["model"], want, allowed)
     variables, account = merge(initial, loaded)
-    log(f"initial values from {found.path}\n{account}")
+    logger.info("initial values from %s\n%s", found.path, account)
     if account.missing:
-        log(f"new, at their initial values: {', '.join(account.missing)}")
+        logger.info("new, at their initial values: %s", ", ".join(account.missing))
     there, here = meta["model"]["head_branches"], model.head_branches
     if there != here and meta.get("source", {}).get("heads") != []:  # [] where they are initial
-        log(f"WARNING: the heads of {init_from} were trained as sums of {there} branches and are "
-            f"used here as sums of {here}. Set --config.model.head_branches={there} to keep what "
-            "they compute")
+        logger.warning("the heads of %s were trained as sums of %d branches and are used here as "
+                       "sums of %d. Set --config.model.head_branches=%d to keep what they compute",
+                       init_from, there, here, there)
     return variables

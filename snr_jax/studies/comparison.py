@@ -10,13 +10,12 @@ from ml_collections import ConfigDict
 
 from snr_jax.config import arguments
 from snr_jax.core.errors import UserError
-from snr_jax.data import domains
 from snr_jax.data.splits import Split
 from snr_jax.report.chart import Curve
 from snr_jax.report.published import NETWORK, Row, Setting
 from snr_jax.runs import network, validation
 from snr_jax.runs.evaluation import pictures
-from snr_jax.runs.experiment import open_splits
+from snr_jax.runs.experiment import open_splits, split_name
 from snr_jax.workdir import checkpoints, record
 from snr_jax.workdir.metrics import read_scalars
 
@@ -83,8 +82,9 @@ def rows(folders: Folders) -> list[Row]:
     for name, group in folders.items():
         there = record.read(group[0])
         config, role = ConfigDict(there["config"]), _scored_role(there)
-        data, size = there["data"][role], config[role.partition("_")[0]].size
-        for shown, split in _networks(name, group[0], _split_name(config, role)).items():
+        side = role.partition("_")[0]
+        data, size = there["data"][role], config[side].size
+        for shown, split in _networks(name, group[0], split_name(config, side)).items():
             scores = [_last_scores(folder, read_scalars(folder), split) for folder in group]
             steps = sorted({score["step"] for score in scores})
             unfinished = "" if steps == [config.num_steps] else (
@@ -110,7 +110,7 @@ def _networks(name: str, folder: Path, split: str) -> dict[str, str]:
 
 
 def setting(there: Mapping) -> Setting:
-    """Of a record. A city of CrossCity is a target of its own, by its folder."""
+    """The setting of a record. A city of CrossCity is a target of its own, by its folder."""
     config = ConfigDict(there["config"])
     target = config[_scored_role(there).partition("_")[0]]
     city = f"_{Path(target.dir).name.lower()}" if target.domain == "crosscity" else ""
@@ -120,13 +120,6 @@ def setting(there: Mapping) -> Setting:
 
 def _scored_role(there: Mapping) -> str:
     return "target_val" if "target_val" in there["data"] else "source_val"
-
-
-def _split_name(config: ConfigDict, role: str) -> str:
-    """As `experiment.open_splits` names it."""
-    side = role.partition("_")[0]
-    name = domains.get_domain(config[side].domain).name
-    return f"{name}_{side}" if config.source.domain == config.target.domain else name
 
 
 def _network(config: ConfigDict) -> str:
@@ -148,7 +141,7 @@ def compare(
     check: called before each run is read; it may raise.
     """
     config = ConfigDict(record.read(folders[list(folders)[-1]][0])["config"])
-    splits = open_splits(config, lambda line: None)
+    splits = open_splits(config)
     source, target = splits["source_val"], splits.get("target_val", splits["source_val"])
     roles = {"source": source.name} | ({"target": target.name} if target is not source else {})
     scalars = {name: [read_scalars(folder) for folder in group] for name, group in folders.items()}
@@ -190,7 +183,7 @@ def compare(
 
 
 def _last_scores(folder: Path, scalars: Mapping[str, Curve], split: str) -> dict:
-    """Of the last validation: {"step", "miou", "iou": {class: fraction or NaN}, "miou_13"}."""
+    """Scores of the last validation: {"step", "miou", "iou": {class: IoU or NaN}, "miou_13"}."""
     prefix = f"eval/{split}/network/"
     last = {
         name.removeprefix(prefix): float(values[-1])

@@ -6,6 +6,7 @@
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,9 +16,8 @@ from ml_collections import ConfigDict
 from snr_jax.config import arguments, checks
 from snr_jax.core.errors import UserError
 from snr_jax.core.parallel import create_parallel
-from snr_jax.data import splits
 from snr_jax.data.domains import CITIES
-from snr_jax.data.splits import Log
+from snr_jax.data.splits import Split, open_split
 from snr_jax.process import signals
 from snr_jax.process.signals import Stop, never
 from snr_jax.report.published import published
@@ -26,6 +26,8 @@ from snr_jax.runs import experiment, network, validation
 from snr_jax.runs.train import train
 from snr_jax.workdir import checkpoints
 from snr_jax.workdir.metrics import write_text
+
+logger = logging.getLogger(__name__)
 
 # Row of the table → its name in report/published.json, where the network has no SNR.
 PUBLISHED = {"source": "plain", "maxsquare": "MaxSquare", "iw_maxsquare": "MaxSquare + IW"}
@@ -48,8 +50,7 @@ def for_city(config: ConfigDict, city: str) -> ConfigDict:
 
 
 def crosscity(
-    config: ConfigDict, out: Path, cities: Sequence[str] = CITIES, *, stop: Stop = never,
-    log: Log = print,
+    config: ConfigDict, out: Path, cities: Sequence[str] = CITIES, *, stop: Stop = never
 ) -> str:
     """Scores the network of `init_from` on each city, adapts it to each; the table.
 
@@ -66,20 +67,12 @@ def crosscity(
     if not config.init_from:
         raise UserError("init_from is empty; expected the run of configs/city_dg13.py, as "
                         "--config.init_from=runs/city_dg13")
-    classes = arguments.create_classes(config)
-    splits = {
-        city: splits.open_split(
-            **arguments.split_arguments(one, "target_val"), classes=classes, log=log
-        )
-        for city, one in configs.items()
-    }
-    experiment.look({city.capitalize(): split for city, split in splits.items()}, log)
-    want = arguments.model_arguments(config, None)
+    splits = {city: _open_val(one) for city, one in configs.items()}
+    for split in splits.values():
+        logger.info(split.told)
+    experiment.look({city.capitalize(): split for city, split in splits.items()})
     checkpoint = checkpoints.find(config.init_from)
-    model, variables, meta = network.load(
-        checkpoint, **{key: want[key] for key in ("dtype", "atrous")}
-    )
-    network.refuse_mismatch(config.init_from, meta["model"], want)
+    model, variables, _ = network.load_for(config, checkpoint)
     parallel = create_parallel()
     on_devices = parallel.replicate(variables)
     loss = config.loss.target + (" + multi" if config.loss.lambda_seg else "")
@@ -88,16 +81,25 @@ def crosscity(
         signals.unless_asked(stop, f"stopped before {city}; the same command goes on")
         scores = validation.score(
             model, on_devices, {"target_val": splits[city]}, step=checkpoint.step,
-            parallel=parallel, log=log, **arguments.evaluation_arguments(config),
+            parallel=parallel, **arguments.evaluation_arguments(config),
         )["crosscity"]
         results[city] = {"source": scores}
-        log(f"{city.capitalize()}: mIoU {percent(scores['miou'])} before the adaptation")
+        logger.info("%s: mIoU %s before the adaptation", city.capitalize(),
+                    percent(scores["miou"]))
     for city in cities:
-        log(f"\n=== {city.capitalize()}")
+        logger.info("\n=== %s", city.capitalize())
         results[city]["adapted"] = train(configs[city], str(out / city), stop)["crosscity"]
         write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
         write_text(out / "table.md", table(results, loss) + "\n")
     return table(results, loss)
+
+
+def _open_val(config: ConfigDict) -> Split:
+    sides = arguments.create_domains(config)
+    classes = arguments.create_classes(config.num_classes, sides["source"])
+    return open_split(
+        sides["target"], classes=classes, **arguments.split_arguments(config, "target_val")
+    )
 
 
 def table(results: Mapping[str, Mapping[str, Mapping]], loss: str) -> str:

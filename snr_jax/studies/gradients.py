@@ -1,6 +1,7 @@
 """The size of the gradients of the losses at a network, to choose their weights by."""
 
 import itertools
+import logging
 from collections.abc import Callable
 
 import jax
@@ -8,13 +9,15 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from snr_jax.config import arguments
 from snr_jax.core import losses
 from snr_jax.core.augment import to_network_input
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import Output
 from snr_jax.core.steps import Batch, Terms, domain_gradients
 from snr_jax.runs import experiment, network
+from snr_jax.workdir import checkpoints
+
+logger = logging.getLogger(__name__)
 
 
 def gradient_norms(config: ConfigDict, checkpoint: str, batches: int) -> dict[str, float]:
@@ -26,12 +29,10 @@ def gradient_norms(config: ConfigDict, checkpoint: str, batches: int) -> dict[st
     if not config.loss.target:
         raise UserError("the configuration has no target loss, and so reads no target images. Take "
                         "one that adapts, as configs/toy_uda.py")
-    want = arguments.model_arguments(config, None)
-    model, variables, meta = network.load(
-        checkpoint, **{key: want[key] for key in ("dtype", "atrous")}
-    )
-    network.refuse_mismatch(checkpoint, meta["model"], want)
-    splits = experiment.open_splits(config, print)
+    model, variables, _ = network.load_for(config, checkpoints.find(checkpoint))
+    splits = experiment.open_splits(config)
+    for line in experiment.describe(splits):
+        logger.info(line)
 
     def norm(domain: str, terms: Callable[[Output, Batch], Terms]) -> Callable[[Batch], jax.Array]:
         def of_batch(batch: Batch) -> jax.Array:

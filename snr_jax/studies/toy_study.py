@@ -7,6 +7,7 @@
 """
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +20,6 @@ from ml_collections import ConfigDict
 from snr_jax.core.errors import UserError
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.progress import format_duration, make_progress
-from snr_jax.data.splits import Log
 from snr_jax.process import signals
 from snr_jax.process.signals import Stop, never
 from snr_jax.report.tables import percent
@@ -29,6 +29,8 @@ from snr_jax.runs.train import train
 from snr_jax.toy import writer
 from snr_jax.workdir import checkpoints, record
 from snr_jax.workdir.metrics import write_text
+
+logger = logging.getLogger(__name__)
 
 VARIANTS = {
     "plain": {"model.norm_restitution": "none"},
@@ -44,7 +46,7 @@ Results = dict[str, dict[str, dict[str, dict]]]
 
 def draw_data(
     root: Path, styles: Sequence[str], num_train: int, num_val: int, *,
-    content: str = "none", stop: Stop = never, log: Log = print,
+    content: str = "none", stop: Stop = never,
 ) -> None:
     """ROOT/GTA5 and ROOT/STYLE/Cityscapes for every style; what is there stays.
 
@@ -54,7 +56,7 @@ def draw_data(
               "height": 128, "width": 256, "workers": 2, "content": content}
 
     def draw(layout: str, directory: Path, style: str) -> None:
-        show = make_progress(f"drawing {directory}: image", log)
+        show = make_progress(f"drawing {directory}: image", logger)
         stopped = f"stopped while drawing {directory}; the same command draws it anew"
 
         def progress(done: int, total: int) -> None:
@@ -119,7 +121,6 @@ def study(
     variants: Sequence[str] = tuple(VARIANTS),
     classes: Sequence[str] = (),
     stop: Stop = never,
-    log: Log = print,
 ) -> str:
     """Makes every number that is missing, or was made with something else; the table.
 
@@ -146,14 +147,14 @@ def study(
         title = f"{number}/{len(jobs)}: {job.variant}, seed {job.seed}, {job.column}"
         signals.unless_asked(stop, f"stopped before {title}; the same command goes on")
         config = _configured(job, base, out / "data", source_config, adaptations)
-        here = record.fingerprint(config, experiment.open_splits(config, _silent))
+        here = record.fingerprint(config, experiment.open_splits(config))
         row = results.setdefault(job.variant, {}).setdefault(str(job.seed), {})
         if job.style is None and not _has_network(base) and not titles.keys() <= row.keys():
             row.pop(job.column, None)  # what is missing starts from its network
         if changes := _changes(row.get(job.column), here):
-            log(f"\n=== {title} ({changes}); "
-                f"{format_duration(time.monotonic() - start)} so far")
-            scores = _measure(job, base, config, here, stop, log)
+            logger.info("\n=== %s (%s); %s so far", title, changes,
+                        format_duration(time.monotonic() - start))
+            scores = _measure(job, base, config, here, stop)
             row[job.column] = {key: scores[key] for key in ("miou", "iou")} | {"made_with": here}
             write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
         write_text(out / "table.md", tables() + "\n")
@@ -164,10 +165,6 @@ def _title(place: tuple[str | None, str], adaptations: Mapping[str, ConfigDict])
     """The head of a column: what it is, with the steps of an adaptation."""
     job = Job("", 0, *place)
     return job.column + (f", {adaptations[job.adaptation].num_steps}" if job.adaptation else "")
-
-
-def _silent(line: str) -> None:
-    """A log that nobody reads."""
 
 
 def _read(path: Path) -> Results:
@@ -213,26 +210,26 @@ def _changes(entry: Mapping | None, here: Mapping) -> str:
 
 
 def _measure(
-    job: Job, base: Path, config: ConfigDict, here: Mapping, stop: Stop, log: Log
+    job: Job, base: Path, config: ConfigDict, here: Mapping, stop: Stop
 ) -> dict:
     if job.adaptation:
         workdir = Path(f"{base}_{job.style}_{job.adaptation.replace(' ', '')}")
-        _set_aside_another(workdir, here, log)
+        _set_aside_another(workdir, here)
         return train(config, str(workdir), stop)[config.target.domain]
     if job.style is None:
-        _set_aside_another(base, here, log)
+        _set_aside_another(base, here)
         return train(config, str(base), stop)[config.source.domain]
     return _score(config, base, stop)
 
 
-def _set_aside_another(workdir: Path, here: Mapping, log: Log) -> None:
+def _set_aside_another(workdir: Path, here: Mapping) -> None:
     """A run of other settings makes room for one of these."""
     if not (workdir / record.RUN_FILE).exists():
         return
     if record.differences(record.read(workdir), here):
         number = 1 + len(list(workdir.parent.glob(f"{workdir.name}.other-*")))
         other = workdir.rename(f"{workdir}.other-{number}")
-        log(f"{workdir} holds a run made with something else; it is {other} now")
+        logger.info("%s holds a run made with something else; it is %s now", workdir, other)
 
 
 def _has_network(workdir: Path) -> bool:
@@ -242,12 +239,12 @@ def _has_network(workdir: Path) -> bool:
 def _score(config: ConfigDict, workdir: Path, stop: Stop) -> dict:
     """Metrics of a trained network on the validation images of the target."""
     model, variables, _ = network.load(str(checkpoints.folder(workdir, "final")))
-    split = experiment.open_splits(config, _silent)["target_val"]
+    split = experiment.open_splits(config)["target_val"]
     parallel = create_parallel()
     return evaluate(
         model, parallel.replicate(variables), split, parallel=parallel,
         batch_size=config.eval.batch_size,
-        check=lambda: signals.unless_asked(stop, "stopped while scoring; start it again"),
+        interrupt=lambda: signals.unless_asked(stop, "stopped while scoring; start it again"),
     )
 
 

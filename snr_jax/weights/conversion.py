@@ -35,7 +35,7 @@ class Conversion(NamedTuple):
     found: dict
     class_names: tuple[str, ...]
     heads: tuple[str, ...]
-    report: torch_names.Report
+    account: torch_names.Account
     notes: tuple[str, ...]
 
 
@@ -75,9 +75,10 @@ def convert(
         unused += [name for name in state_dict if name.startswith(HEADS) and name not in unused]
         for head in HEADS:
             loaded["params"].pop(head, None)
-    variables, report = torch_names.merge(initial_variables(DeepLab(**model), seed), loaded, unused)
-    _require_complete(report, found["norm_restitution"], model["norm_restitution"])
-    _require_sound({name: state_dict[name] for name in report.matched})
+    initial = initial_variables(DeepLab(**model), seed)
+    variables, account = torch_names.merge(initial, loaded, unused)
+    _require_complete(account, found["norm_restitution"], model["norm_restitution"])
+    _require_sound({name: state_dict[name] for name in account.matched})
 
     if foreign := torch_names.foreign_head(state_dict):
         notes.append(f"layer5 ({state_dict[foreign[0]].shape[0]} classes) is the single head of "
@@ -97,13 +98,13 @@ def convert(
         notes.append(f"classes {', '.join(names)}: recorded. Prediction takes them; training and "
                      "evaluation need a source of the same classes, described by a file of its own "
                      "(docs/data.md)")
-    return Conversion(variables, model, found, names, heads, report, tuple(notes))
+    return Conversion(variables, model, found, names, heads, account, tuple(notes))
 
 
 def describe(conversion: Conversion) -> str:
     """The account of every tensor, the notes and the model, as lines."""
-    lines = [str(conversion.report)]
-    for label, group in conversion.report.by_group().items():
+    lines = [str(conversion.account)]
+    for label, group in conversion.account.by_group().items():
         if group["missing"]:
             lines.append(f"new, kept at initial values, {label}: {', '.join(group['missing'])}")
         if group["unused"]:
@@ -235,16 +236,16 @@ def _choose_names(num_classes: int, given: Sequence[str]) -> tuple[str, ...]:
     return ()
 
 
-def _require_complete(report: torch_names.Report, found: str, variant: str) -> None:
+def _require_complete(account: torch_names.Account, found: str, variant: str) -> None:
     """UserError unless the whole backbone, and of every other part all or nothing, was matched."""
-    groups = report.by_group()
+    groups = account.by_group()
     backbone = [groups.get(group, {"matched": [], "missing": []}) for group in torch_names.BACKBONE]
     matched = sum(len(group["matched"]) for group in backbone)
     missing = [name for group in backbone for name in group["missing"]]
     if matched < len(missing):
         raise UserError(
             f"only {matched} of the backbone's {matched + len(missing)} tensors are in the file: "
-            f"missing {_examples(missing)}; not recognised {_examples(report.unused)}. Likely "
+            f"missing {_examples(missing)}; not recognised {_examples(account.unused)}. Likely "
             "cause: another network, or other names for its tensors")
     for label, group in groups.items():
         # A file with the instance norm alone may start an SNR network: its gates are new.

@@ -40,7 +40,7 @@ _MODULES = (
 )
 _PREFIX = re.compile(r"^(?:module\.|Scale\.)+")
 _COUNTER = "num_batches_tracked"  # PyTorch's; no value of it changes a result
-_GROUPS = (  # what a report counts together: (label, pattern of names)
+_GROUPS = (  # what an account counts together: (label, pattern of names)
     ("stem", r"(conv1|bn1)\."),
     *((f"layer{n}", rf"layer{n}\.") for n in (1, 2, 3, 4)),
     ("snr", r"(IN|style_reid_laye)\d"),
@@ -201,7 +201,7 @@ def infer_architecture(state_dict: StateDict) -> dict:
 
 
 @dataclass(frozen=True)
-class Report:
+class Account:
     """What became of every tensor, by PyTorch name (by path where there is none)."""
 
     matched: tuple[str, ...]
@@ -229,7 +229,7 @@ class Report:
 
 
 def merge(initial: Variables, loaded: Variables, unused: Sequence[str] = ()
-          ) -> tuple[Variables, Report]:
+          ) -> tuple[Variables, Account]:
     """Initial variables with the loaded ones in their places, and an account of every tensor.
 
     The result has exactly the tensors of `initial`, loaded values with their own dtype. Missing
@@ -248,12 +248,12 @@ def merge(initial: Variables, loaded: Variables, unused: Sequence[str] = ()
         raise UserError(f"{len(wrong)} tensors do not fit: {'; '.join(wrong[:5])}{more}. Likely "
                         "cause: another number of classes, width or kind of network; set the "
                         "model to what the file holds")
-    report = Report(
+    account = Account(
         matched=tuple(label[path] for path in in_order if path in want and path in have),
         missing=tuple(label[path] for path in in_order if path not in have),
         unused=(*(label[path] for path in in_order if path not in want), *unused),
     )
-    return _variables({path: have.get(path, value) for path, value in want.items()}), report
+    return _variables({path: have.get(path, value) for path, value in want.items()}), account
 
 
 def _torch_shape(path: tuple[str, ...], value: np.ndarray) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ states of a run also hold `training` (step and optimiser). So whatever reads var
 
 import errno
 import itertools
+import logging
 import os
 import shutil
 import zlib
@@ -28,6 +29,8 @@ import orbax.checkpoint as ocp
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import ARCHITECTURE
 from snr_jax.process.several import raise_if_lost, root_of
+
+logger = logging.getLogger(__name__)
 
 NAMES = ("final", "teacher", "best_source", "oracle_target")
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder that orbax is still writing
@@ -254,15 +257,15 @@ def _survivor(path: Path) -> Path:
     return next((other for other in _beside(path) if _is_checkpoint(other)), path)
 
 
-def find_or_set_aside(path: Path, log: Callable[[str], None]) -> Checkpoint | None:
+def find_or_set_aside(path: Path) -> Checkpoint | None:
     """The checkpoint of a run in this folder, if there is one. A broken one is set aside."""
     if not _survivor(path).exists():
         return None
     try:
         return find(path)
     except UserError as error:
-        log(f"WARNING: {error}")
-        set_aside(_survivor(path), log)
+        logger.warning("%s", error)
+        set_aside(_survivor(path))
         return None
 
 
@@ -279,7 +282,7 @@ def _finish_swap(path: Path) -> None:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def set_aside(path: Path, log: Callable[[str], None]) -> None:
+def set_aside(path: Path) -> None:
     """Moves a checkpoint of a run that cannot be used to where nothing reads or deletes it."""
     shelf = folder(_place(path)[0], "set_aside")
     targets = (shelf / f"{path.name}-{number}" for number in itertools.count(1))
@@ -287,4 +290,4 @@ def set_aside(path: Path, log: Callable[[str], None]) -> None:
     if jax.process_index() == 0:
         shelf.mkdir(exist_ok=True)
         path.rename(target)
-    log(f"WARNING: {path} was set aside as {target}")
+    logger.warning("%s was set aside as %s", path, target)

@@ -4,11 +4,12 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from jax.experimental import multihost_utils
 
 from snr_jax.core.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 LOCK_FILE = ".lock"
 WORKDIR_SECONDS = 20.0  # a network file system may show a new file so late
 TOKEN_BYTES = 16
@@ -25,7 +28,7 @@ TOKEN_BYTES = 16
 
 @contextlib.contextmanager
 def locked(
-    workdir: str | os.PathLike, token: str = "", log: Callable[[str], None] = print
+    workdir: str | os.PathLike, token: str = ""
 ) -> Iterator[None]:
     """Holds WORKDIR/.lock, which is created with its folders. The lock dies with its process.
 
@@ -44,7 +47,8 @@ def locked(
                     f"{workdir} is in use by a run {_holder(path)}. Wait for it, stop it, or "
                     "choose another --workdir"
                 ) from None
-            log(f"WARNING: {path} cannot be locked ({error.strerror}); start no second run there")
+            logger.warning("%s cannot be locked (%s); start no second run there", path,
+                           error.strerror)
         holder = {"host": socket.gethostname(), "pid": os.getpid(),
                   "since": time.strftime("%Y-%m-%d %H:%M:%S %Z"), "token": token}
         file.truncate(0)
@@ -76,14 +80,14 @@ def _holder(path: Path) -> str:
 # ---------------------------------------------------------------- one folder for all processes
 
 @contextmanager
-def locked_workdir(workdir: str, log: Callable[[str], None]) -> Iterator[None]:
+def locked_workdir(workdir: str) -> Iterator[None]:
     """`lock.locked` by process 0, after which all processes have seen that it is the same folder.
 
     Raises UserError where the folder is in use, and in all processes where one does not see it.
     """
     first = jax.process_index() == 0
     token = secrets.token_bytes(TOKEN_BYTES) if first else bytes(TOKEN_BYTES)
-    with locked(workdir, token.hex(), log) if first else nullcontext():
+    with locked(workdir, token.hex()) if first else nullcontext():
         if jax.process_count() > 1:
             _agree(workdir, token)
         yield

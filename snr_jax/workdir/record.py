@@ -12,12 +12,13 @@ do that for whoever keeps a number beside what it was made with. The starts are 
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -32,6 +33,9 @@ from snr_jax.data.splits import Split
 from snr_jax.report import tables
 from snr_jax.workdir import checkpoints
 from snr_jax.workdir.metrics import read_scalars, write_text
+from snr_jax.workdir.run import Run
+
+logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 # Keys that do not change what a run computes. The data may move: they are compared themselves.
@@ -51,12 +55,12 @@ def fingerprint(config: ConfigDict, splits: Mapping[str, Split]) -> dict:
 
     To keep a number with what it was made with, and make it again where that has changed:
 
-        here = fingerprint(config, experiment.open_splits(config, log))
+        here = fingerprint(config, experiment.open_splits(config))
         if "made_with" not in entry or differences(entry["made_with"], here): ...make it again...
         entry["made_with"] = here
     """
     data = {
-        role: {"domain": split.domain, "split": split.split,
+        role: {"domain": split.domain.spec, "split": split.split,
                **_identity(split, labels=role != "target")}
         for role, split in splits.items()
     }
@@ -116,7 +120,7 @@ def identity(samples: Sequence[Sample], *, labels: bool = True) -> dict:
 def evaluation_settings(split: Split, *, protocol: str, flip: bool, dtype: str) -> dict:
     """What a score depends on besides the network. Scores of other settings are not compared."""
     return {
-        "domain": split.domain, "split": split.split, **identity(split.samples),
+        "domain": split.domain.spec, "split": split.split, **identity(split.samples),
         "size": list(split.size), "classes": len(split.labels.classes),
         "protocol": protocol, "flip": flip, "dtype": dtype,
     }
@@ -135,15 +139,14 @@ def _initial(init_from: str) -> str | None:
 # ---------------------------------------------------------------- the file
 
 
-def claim(
-    config: ConfigDict, splits: Mapping[str, Split], workdir: str, log: Callable[[str], None]
-) -> None:
+def claim(run: Run) -> None:
     """Records a run that begins, or compares one that goes on with its record and adds the start.
 
     A folder without a state holds no run yet: the start may have failed over a mistake. Raises
     UserError for a run of other settings or data, and for a damaged record.
     """
-    here, starts = fingerprint(config, splits), []
+    workdir = run.workdir
+    here, starts = fingerprint(run.config, run.splits), []
     step = checkpoints.newest_step(workdir)
     start = _start(step or 0)
     if step is not None and (Path(workdir) / RUN_FILE).exists():
@@ -152,10 +155,10 @@ def claim(
         here["initial"] = here["initial"] or there["initial"]
         starts = there["starts"]
         for line in _changes(starts[-1], start):
-            log(f"since the last start {line}")
+            logger.info("since the last start %s", line)
     elif step is not None:
-        log(f"WARNING: {workdir} holds states of a run and no {RUN_FILE}: whether they are of "
-            "this configuration and data is not known")
+        logger.warning("%s holds states of a run and no %s: whether they are of this configuration "
+                       "and data is not known", workdir, RUN_FILE)
     if jax.process_index() == 0:
         record = {**here, "starts": [*starts, start]}
         write_text(Path(workdir) / RUN_FILE, json.dumps(record, indent=1) + "\n")
@@ -181,28 +184,27 @@ def read(workdir: str | os.PathLike) -> dict:
     return record
 
 
-def finished(
-    config: ConfigDict, splits: Mapping[str, Split], workdir: str, log: Callable[[str], None]
-) -> dict | None:
+def finished(run: Run) -> dict | None:
     """The recorded scores of the last step, by split, if the run is complete. Only reads.
 
     They are told besides. Raises UserError if the run there is of other settings or data.
     """
+    workdir, num_steps = run.workdir, run.config.num_steps
     try:
         final = checkpoints.find(checkpoints.folder(workdir, "final"))
     except UserError:
         return None
-    complete = final.step == config.num_steps and validated(workdir, config.num_steps)
+    complete = final.step == num_steps and validated(workdir, num_steps)
     results = final.meta.get("scores")
     known = isinstance(results, dict) and results and (Path(workdir) / RUN_FILE).exists()
     if not complete or not known:
         return None
     there = read(workdir)
-    _refuse_differences(there, fingerprint(config, splits), workdir)
-    log(f"the run in {workdir} is complete since step {final.step}, begun "
-        f"{there['starts'][0]['time']}; nothing is written")
-    log(tables.class_table(results))
-    log(f"done: {final.path}")
+    _refuse_differences(there, fingerprint(run.config, run.splits), workdir)
+    logger.info("the run in %s is complete since step %d, begun %s; nothing is written", workdir,
+                final.step, there["starts"][0]["time"])
+    logger.info(tables.class_table(results))
+    logger.info("done: %s", final.path)
     return results
 
 

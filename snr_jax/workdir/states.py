@@ -1,5 +1,6 @@
 """The newest states of a run (orbax), to go on from: WORKDIR/checkpoints/latest/<step>/."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +17,12 @@ from snr_jax.core.state import TrainState
 from snr_jax.process.several import raise_if_lost
 from snr_jax.workdir.checkpoints import composite, folder, reason_of, saving, set_aside, verify
 
+logger = logging.getLogger(__name__)
+Manager = ocp.CheckpointManager  # of the newest states of a run
+
 
 @contextmanager
-def open_manager(workdir: str | os.PathLike, keep: int) -> Iterator[ocp.CheckpointManager]:
+def open_manager(workdir: str | os.PathLike, keep: int) -> Iterator[Manager]:
     """The newest `keep` states of a run, which are written while it goes on.
 
     The end of the block waits for the last. UserError there, too, if it cannot be written.
@@ -36,7 +40,7 @@ def open_manager(workdir: str | os.PathLike, keep: int) -> Iterator[ocp.Checkpoi
         manager.close()
 
 
-def save_state(manager: ocp.CheckpointManager, state: TrainState, meta: dict) -> None:
+def save_state(manager: Manager, state: TrainState, meta: dict) -> None:
     """Begins to write a state, of which a copy is taken; waits for the one before.
 
     state: numpy leaves, of one replica. A step that is there already is left as it is. UserError
@@ -50,12 +54,18 @@ def save_state(manager: ocp.CheckpointManager, state: TrainState, meta: dict) ->
     _saving(manager, step, lambda: manager.save(step, args=args, force=True))
 
 
-def wait(manager: ocp.CheckpointManager) -> None:
+def wait(manager: Manager) -> None:
     """Returns when the state that is being written, if any, is whole; UserError if it fails."""
     _saving(manager, manager.latest_step(), manager.wait_until_finished)
 
 
-def _saving(manager: ocp.CheckpointManager, step: int | None, save: Callable[[], Any]) -> None:
+def last_good(manager: Manager, before: int) -> str:
+    """The folder of the newest state of an earlier step, in words."""
+    steps = [step for step in manager.all_steps() if step < before]
+    return f"{manager.directory}/{max(steps)}" if steps else "none yet"
+
+
+def _saving(manager: Manager, step: int | None, save: Callable[[], Any]) -> None:
     there = [int(path.name) for path in manager.directory.iterdir() if path.name.isdecimal()]
     good = f"The last good checkpoint is that of step {max(there)}." if there else ""
     saving(f"the state of step {step}", save, good)
@@ -68,9 +78,7 @@ def _items(state: TrainState) -> dict:
     return {"variables": state.variables, "training": training, **teacher}
 
 
-def restore_state(
-    manager: ocp.CheckpointManager, like: TrainState, log: Callable[[str], None] = print
-) -> TrainState | None:
+def restore_state(manager: Manager, like: TrainState) -> TrainState | None:
     """The newest intact state, as numpy, or None if there is none at all.
 
     like: a state, or its shapes, whose structure the checkpoint must have. A checkpoint that
@@ -87,12 +95,12 @@ def restore_state(
             raise_if_lost(error)
             unusable.append(path)
             reason = reason or reason_of(error)
-            log(f"WARNING: {path} cannot be used: {reason_of(error)}")
+            logger.warning("%s cannot be used: %s", path, reason_of(error))
             continue
         if unusable:
-            log(f"WARNING: going on from the older checkpoint of step {step}")
+            logger.warning("going on from the older checkpoint of step %d", step)
             for broken in unusable:
-                set_aside(broken, log)
+                set_aside(broken)
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("set aside")
             manager.reload()
@@ -106,7 +114,7 @@ def restore_state(
     return None
 
 
-def _read_state(manager: ocp.CheckpointManager, path: Path, shapes: TrainState) -> TrainState:
+def _read_state(manager: Manager, path: Path, shapes: TrainState) -> TrainState:
     items = _items(shapes)
     trees = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
     args = ocp.args.Composite(**trees, meta=ocp.args.JsonRestore())

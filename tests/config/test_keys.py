@@ -11,7 +11,7 @@ import pytest
 from configs import default, gta2city_uda
 from snr_jax.config import arguments, keys
 from snr_jax.config.keys import KEYS
-from snr_jax.core import losses, mixing
+from snr_jax.core import labels, losses, mixing
 from snr_jax.core.parallel import create_parallel
 from snr_jax.data import splits
 from snr_jax.runs import experiment
@@ -47,6 +47,17 @@ READ_IN_TRAIN = {
     "recipe", "num_steps", "log_every_steps", "eval_every_steps", "checkpoint_every_steps",
     "keep_checkpoints", "eval.num_pictures",
 }  # fmt: skip
+
+
+def domains_of(config) -> dict:
+    """SIDE_domain and SIDE_directory of every side."""
+    return {
+        f"{side}_{name}": getattr(domain, attribute)
+        for side, domain in arguments.create_domains(config).items()
+        for name, attribute in (("domain", "spec"), ("directory", "directory"))
+    }
+
+
 PARTS = {
     "source_split": partial(arguments.split_arguments, role="source"),
     "target_split": partial(arguments.split_arguments, role="target"),
@@ -54,6 +65,7 @@ PARTS = {
     "target_val_split": partial(arguments.split_arguments, role="target_val"),
     "source_stream": partial(arguments.stream_arguments, role="source"),
     "target_stream": partial(arguments.stream_arguments, role="target"),
+    "domains": domains_of,
     "model": partial(arguments.model_arguments, axis_name="replica"),
     "initial": arguments.initial_arguments,
     "schedule": arguments.schedule_arguments,
@@ -137,7 +149,7 @@ def test_create_optimizer_passes_its_arguments_on(monkeypatch):
 @pytest.mark.parametrize("axis_name", [None, "replica"])
 def test_create_model_passes_its_arguments_on(axis_name, monkeypatch):
     config = changed_config(sync_batch_norm=True)
-    kept = recorder(monkeypatch, experiment.network, "create_model")
+    kept = recorder(monkeypatch, experiment, "create_network")
     experiment.create_model(config, create_parallel()._replace(axis_name=axis_name))
     assert kept == arguments.model_arguments(config, axis_name)
     assert kept["bn_axis_name"] == axis_name
@@ -168,16 +180,16 @@ def test_batches_pass_their_arguments_on(monkeypatch):
         experiment.pipeline, "train_batches",
         lambda *places, **named: kept.append((places, named)) or iter([batch]),
     )
-    splits = {
+    roles = {
         role: splits.Split(
             role, f"domain of {role}", "train", (33, 65), f"samples of {role}", f"labels of {role}"
         )
         for role in ("source", "target")
     }
-    assert list(experiment.batches(config, splits, 7, "rare classes")) == [
+    assert list(experiment.batches(config, roles, 7, "rare classes")) == [
         {"source_image": 1, "source_label": 2, "target_image": 1}
     ]
-    for (places, named), role in zip(kept, splits, strict=True):
+    for (places, named), role in zip(kept, roles, strict=True):
         assert places == (f"samples of {role}", f"labels of {role}")
         assert named == {
             **arguments.stream_arguments(config, role),
@@ -190,29 +202,30 @@ def test_batches_pass_their_arguments_on(monkeypatch):
 def test_open_splits_passes_its_arguments_on(monkeypatch):
     config, kept = changed_config(), {}
 
-    def list_samples(domain, directory, split, *, classes, require_labels):
-        kept[domain, directory, split] = require_labels
-        assert classes == arguments.create_classes(config)
+    def list_samples(domain, split, *, classes, require_labels):
+        kept[domain.spec, domain.directory, split] = require_labels
+        assert classes == labels.classes(config.num_classes)
         return list(range(20)), SimpleNamespace(domain=domain), []
 
     asked = []
 
     def open_prepared(folder, domain, *_, size, classes, scale_range):
-        asked.append((folder, domain.name, size, scale_range))
+        asked.append((folder, domain.spec, size, scale_range))
 
-    monkeypatch.setattr(experiment.domains, "list_samples", list_samples)
-    monkeypatch.setattr(experiment.prepared, "open_prepared", open_prepared)
-    monkeypatch.setattr(experiment.prepared, "refuse", lambda *_: None)
-    splits = experiment.open_splits(config, lambda line: None)
-    assert list(splits) == ["source", "target", "source_val", "target_val"]
-    for role, split in splits.items():
+    monkeypatch.setattr(splits, "list_samples", list_samples)
+    monkeypatch.setattr(splits.reading, "open_prepared", open_prepared)
+    monkeypatch.setattr(splits.reading, "refuse", lambda *_: None)
+    opened = experiment.open_splits(config)
+    assert list(opened) == ["source", "target", "source_val", "target_val"]
+    for role, split in opened.items():
+        side = config[role.partition("_")[0]]
         wanted = arguments.split_arguments(config, role)
-        found = split.domain, wanted["directory"], split.split
-        assert found == (wanted["domain"], wanted["directory"], wanted["split"])
+        found = split.domain.spec, split.domain.directory, split.split
+        assert found == (side.domain, f"{config.data.root}/{side.dir}", wanted["split"])
         assert kept[found] == wanted["require_labels"] and split.size == wanted["size"]
         assert len(split.samples) == (7 if "val" in role else 20)
     assert asked == [
-        ("elsewhere", splits[role].domain, splits[role].size, (0.5, 1.0))
+        ("elsewhere", opened[role].domain.spec, opened[role].size, (0.5, 1.0))
         for role in ("source", "target")
     ]
 
@@ -234,7 +247,7 @@ def test_arrives_unchanged():
     assert (found["initial.seed"], found["step.seed"]) == (1, 1)
     assert (found["source_stream.seed"], found["target_stream.seed"]) == (2, 3)
     assert found["initial.init_from"] == "elsewhere"
-    assert found["source_split.directory"] == "elsewhere/elsewhere"
+    assert found["domains.source_directory"] == "elsewhere/elsewhere"
     assert found["step.target_loss"][1] == {"ratio": 0.5}
     assert found["groups.multi_level"] and found["model.restitution_heads"]
     assert found["model.bn_axis_name"] is None and arrived({})["model.bn_axis_name"] == "replica"

@@ -86,17 +86,17 @@ def test_16_classes_are_scored_on_13_as_well():
     confusion[0, 0] = 3  # road, all hit
     confusion[12, 12], confusion[12, 3], confusion[3, 12] = 2, 1, 1  # car: one to wall, one from
     confusion[5, 5] = 4  # pole, all hit
-    found = metrics.report(confusion)
+    found = metrics.named_scores(confusion)
     # IoU: road 1, car 2 / (3 + 3 - 2) = 1/2, wall 0 / (1 + 1 - 0) = 0, pole 1.
     assert found["iou"]["car"] == 1 / 2 and found["iou"]["wall"] == 0
     assert found["miou"] == pytest.approx((1 + 1 / 2 + 0 + 1) / 4)
     assert found["miou_13"] == pytest.approx((1 + 1 / 2) / 2)
     confusion[0, 0] = confusion[12, 12] = confusion[12, 3] = confusion[3, 12] = 0
-    assert np.isnan(metrics.report(confusion)["miou_13"])  # nothing of the 13
+    assert np.isnan(metrics.named_scores(confusion)["miou_13"])  # nothing of the 13
     for num_classes in (13, 19):
-        assert "miou_13" not in metrics.report(np.eye(num_classes, dtype=np.int64))
+        assert "miou_13" not in metrics.named_scores(np.eye(num_classes, dtype=np.int64))
 
 
 def test_report_names_the_classes():
-    found = metrics.report(np.eye(13, dtype=np.int64))
+    found = metrics.named_scores(np.eye(13, dtype=np.int64))
     assert found["miou"] == 1 and found["iou"]["bicycle"] == 1 and len(found["iou"]) == 13

@@ -4,18 +4,19 @@ import scipy.io
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import ID_TABLES, IGNORE, UNKNOWN, to_train_id
-from snr_jax.data.domains import get_domain, list_samples
+from snr_jax.data.domains import create_domain
+from snr_jax.data.samples import list_samples
 from tests.data.tiny_sets import write_cityscapes, write_gta5
 
 
 def ids_of(domain, directory, split, **options):
-    samples, _, notes = list_samples(domain, str(directory), split, **options)
+    samples, _, notes = list_samples(create_domain(domain, directory), split, **options)
     return [sample.id for sample in samples], notes
 
 
 def test_gta5_without_lists_trains_on_all_files(tmp_path):
     root = write_gta5(tmp_path, [3, 1, 2])
-    samples, _, notes = list_samples("gta5", str(root), "train")
+    samples, _, notes = list_samples(create_domain("gta5", root), "train")
     assert [s.id for s in samples] == ["00001", "00002", "00003"]
     assert samples[0].image == str(root / "images" / "00001.png")
     assert samples[0].label == str(root / "labels" / "00001.png")
@@ -48,17 +49,17 @@ def test_gta5_text_lists(tmp_path):
     assert ids_of("gta5", root, "train") == (["00001", "00002"], ["split 'train' from train.txt"])
     assert ids_of("gta5", root, "val")[0] == ["00003"]
     with pytest.raises(UserError, match=r"'test' is not defined .*read_mapping.zip.*test.txt"):
-        list_samples("gta5", str(root), "test")
+        list_samples(create_domain("gta5", root), "test")
     (root / "val.txt").write_text("00003\nfoo\n")
     with pytest.raises(UserError, match=r"val.txt, line 2: 'foo'"):
-        list_samples("gta5", str(root), "val")
+        list_samples(create_domain("gta5", root), "val")
 
 
 def test_gta5_train_is_not_guessed_where_another_list_exists(tmp_path):
     root = write_gta5(tmp_path, [1, 2])
     (root / "val.txt").write_text("00002\n")
     with pytest.raises(UserError, match=r"'train' is not defined .*train.txt"):
-        list_samples("gta5", str(root), "train")
+        list_samples(create_domain("gta5", root), "train")
 
 
 def test_gta5_blank_frames_are_left_out_and_counted(tmp_path):
@@ -73,10 +74,10 @@ def test_gta5_broken_split_mat(tmp_path):
     root = write_gta5(tmp_path, [1])
     (root / "split.mat").write_bytes(b"MATLAB? no")
     with pytest.raises(UserError, match=r"split.mat cannot be read"):
-        list_samples("gta5", str(root), "train")
+        list_samples(create_domain("gta5", root), "train")
     scipy.io.savemat(root / "split.mat", {"other": np.arange(3)})
     with pytest.raises(UserError, match=r"split.mat has no key valIds"):
-        list_samples("gta5", str(root), "val")
+        list_samples(create_domain("gta5", root), "val")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_gta5_split_mat_without_numbers_of_frames(tmp_path, values):
     root = write_gta5(tmp_path, [1])
     scipy.io.savemat(root / "split.mat", {"trainIds": values})
     with pytest.raises(UserError, match=r"split.mat: trainIds holds .* expected the numbers of"):
-        list_samples("gta5", str(root), "train")
+        list_samples(create_domain("gta5", root), "train")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_gta5_lists_that_are_no_text(tmp_path, content):
     root = write_gta5(tmp_path, [1])
     (root / "train.txt").write_bytes(content)
     with pytest.raises(UserError, match=r"train.txt.*expected one") as caught:
-        list_samples("gta5", str(root), "train")
+        list_samples(create_domain("gta5", root), "train")
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
 
 
@@ -122,12 +123,12 @@ def test_gta5_names_that_are_no_numbers(tmp_path):
     root = write_gta5(tmp_path, [1])
     (root / "images" / "copy of 1.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"copy of 1.png"):
-        list_samples("gta5", str(root), "train")
+        list_samples(create_domain("gta5", root), "train")
 
 
 def test_cityscapes_pairs_across_cities(tmp_path):
     root = write_cityscapes(tmp_path, 3, "val")
-    samples, _, notes = list_samples("cityscapes", str(root), "val")
+    samples, _, notes = list_samples(create_domain("cityscapes", root), "val")
     assert [s.id for s in samples] == [
         "aachen_000000_000019",
         "aachen_000002_000019",
@@ -140,11 +141,12 @@ def test_cityscapes_pairs_across_cities(tmp_path):
 
 def test_unlabelled_targets_train_and_do_not_evaluate(tmp_path):
     root = write_cityscapes(tmp_path, 3, "train", labels=False)
-    samples, _, notes = list_samples("cityscapes", str(root), "train", require_labels=False)
+    domain = create_domain("cityscapes", root)
+    samples, _, notes = list_samples(domain, "train", require_labels=False)
     assert [s.label for s in samples] == [None] * 3
     assert notes == ["3 of 3 images have no label"]
     with pytest.raises(UserError, match=r"3 of 3 labels are missing: .*aachen_000000_000019"):
-        list_samples("cityscapes", str(root), "train")
+        list_samples(create_domain("cityscapes", root), "train")
 
 
 @pytest.mark.parametrize("kind", ["images", "labels"])
@@ -153,37 +155,37 @@ def test_a_missing_half_of_a_pair_is_named(tmp_path, kind):
     missing = root / kind / "00002.png"
     missing.unlink()
     with pytest.raises(UserError, match=f"1 of 3 {kind} are missing: {missing}"):
-        list_samples("gta5", str(root), "train")
+        list_samples(create_domain("gta5", root), "train")
 
 
 def test_a_listed_frame_that_is_missing_is_named(tmp_path):
     root = write_gta5(tmp_path, [1, 2])
     (root / "train.txt").write_text("\n".join(map(str, range(1, 8))))
     with pytest.raises(UserError, match=r"5 of 7 images are missing: .*00003.png, .*, \.\.\."):
-        list_samples("gta5", str(root), "train")
+        list_samples(create_domain("gta5", root), "train")
 
 
 def test_missing_directory_names_the_setting(tmp_path):
     with pytest.raises(UserError, match=r"no directory .*nowhere.*images/.*data.root.*GTA5/"):
-        list_samples("gta5", str(tmp_path / "nowhere"), "train")
+        list_samples(create_domain("gta5", tmp_path / "nowhere"), "train")
 
 
 def test_empty_split_shows_the_layout(tmp_path):
     root = write_cityscapes(tmp_path, 1, "train")
     with pytest.raises(UserError, match=r"'val' in .*Cityscapes is empty.*leftImg8bit/<split>"):
-        list_samples("cityscapes", str(root), "val")
+        list_samples(create_domain("cityscapes", root), "val")
     (root / "empty").mkdir()
     with pytest.raises(UserError, match=r"'train' in .*empty is empty"):
-        list_samples("gta5", str(root / "empty"), "train")
+        list_samples(create_domain("gta5", root / "empty"), "train")
 
 
 def test_wrong_names_list_the_right_ones(tmp_path):
     with pytest.raises(UserError, match=r"'city'.*gta5, synthia, cityscapes"):
-        get_domain("city")
+        create_domain("city")
     with pytest.raises(UserError, match=r"Did you mean 'gta5'"):
-        get_domain("GTA")
+        create_domain("GTA")
     with pytest.raises(UserError, match=r"no split 'validation'.*train, val, test"):
-        list_samples("cityscapes", str(tmp_path), "validation")
+        list_samples(create_domain("cityscapes", tmp_path), "validation")
 
 
 @pytest.mark.parametrize("ids", ID_TABLES)

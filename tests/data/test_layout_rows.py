@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from snr_jax.core.errors import UserError
-from snr_jax.data.domains import DOMAINS, list_samples
+from snr_jax.data.domains import DOMAINS, create_domain
+from snr_jax.data.samples import list_samples
 
 # domain, split → image, label, what the label file's numbers are
 FORMS = [
@@ -41,15 +42,15 @@ def touch(root: Path, *names: str) -> None:
 @pytest.mark.parametrize("domain, split, image, label, ids", FORMS)
 def test_forms(domain, split, image, label, ids, tmp_path):
     touch(tmp_path, image, label, image + ".txt", "notes.txt")
-    listing = list_samples(domain, str(tmp_path), split)
+    listing = list_samples(create_domain(domain, tmp_path), split)
     (sample,) = listing.samples
     assert (sample.image, sample.label) == (str(tmp_path / image), str(tmp_path / label))
     assert listing.labels.ids == ids
     assert listing.labels.kind == ("synthia" if domain == "synthia" else "indices")
     (tmp_path / label).unlink()
     with pytest.raises(UserError, match=r"1 of 1 labels are missing"):
-        list_samples(domain, str(tmp_path), split)
-    bare = list_samples(domain, str(tmp_path), split, require_labels=False)
+        list_samples(create_domain(domain, tmp_path), split)
+    bare = list_samples(create_domain(domain, tmp_path), split, require_labels=False)
     assert bare.samples[0].label is None
 
 
@@ -63,16 +64,16 @@ def test_acdc_by_condition(tmp_path):
         for frame in range(number + 1):
             stem = f"{condition}/train/G/{condition}{frame}"
             touch(tmp_path, f"rgb_anon/{stem}_rgb_anon.png", f"gt/{stem}_gt_labelTrainIds.png")
-    counts = [len(list_samples(f"acdc_{c}", str(tmp_path), "train").samples)
+    counts = [len(list_samples(create_domain(f"acdc_{c}", tmp_path), "train").samples)
               for c in ("fog", "night", "rain", "snow")]  # fmt: skip
     assert counts == [1, 2, 3, 4]
-    assert len(list_samples("acdc", str(tmp_path), "train").samples) == 10
+    assert len(list_samples(create_domain("acdc", tmp_path), "train").samples) == 10
 
 
 def test_synthia_is_split_by_number(tmp_path):
     for number in (0, 8999, 9000, 9399):
         touch(tmp_path, f"RGB/{number:07d}.png", f"GT/LABELS/{number:07d}.png")
-    ids = {split: [s.id for s in list_samples("synthia", str(tmp_path), split).samples]
+    ids = {split: [s.id for s in list_samples(create_domain("synthia", tmp_path), split).samples]
            for split in ("train", "val", "all")}  # fmt: skip
     assert ids["train"] == ["0000000", "0008999"] and ids["val"] == ["0009000", "0009399"]
     assert len(ids["all"]) == 4
@@ -81,7 +82,7 @@ def test_synthia_is_split_by_number(tmp_path):
 def test_an_empty_folder_says_what_was_looked_for_and_what_is_there(tmp_path):
     touch(tmp_path, "pictures/1.jpg", "README")
     with pytest.raises(UserError) as error:
-        list_samples("bdd100k", str(tmp_path), "val")
+        list_samples(create_domain("bdd100k", tmp_path), "val")
     for words in ("images/10k/<split>/*.jpg", "seg/labels/<split>/*_train_id.png",
                   "There is: README, pictures"):  # fmt: skip
         assert words in str(error.value)
@@ -90,4 +91,4 @@ def test_an_empty_folder_says_what_was_looked_for_and_what_is_there(tmp_path):
 def test_labels_are_preferred_to_their_absence(tmp_path):
     """BDD100K's detection images lie where the segmentation's do in an older archive."""
     touch(tmp_path, "images/10k/val/a.jpg", "seg/images/val/b.jpg", "seg/labels/val/b_train_id.png")
-    assert [s.id for s in list_samples("bdd100k", str(tmp_path), "val").samples] == ["b"]
+    assert [s.id for s in list_samples(create_domain("bdd100k", tmp_path), "val").samples] == ["b"]

@@ -4,7 +4,8 @@ import pytest
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import class_names, palette
-from snr_jax.data.domains import get_domain, list_samples
+from snr_jax.data.domains import create_domain
+from snr_jax.data.samples import list_samples
 from tests.data.test_layout_rows import touch
 
 FIVE = """
@@ -31,10 +32,10 @@ def write(tmp_path):
 def test_classes_ids_and_folders(write, tmp_path):
     path = write(FIVE)
     touch(tmp_path, "frames/a/1.jpg", "masks/a/1_mask.png", "frames/b/2.jpg", "masks/b/2_mask.png")
-    domain = get_domain(path)
+    domain = create_domain(path)
     assert domain.name == "lake" and class_names(domain.classes) == ("water", "boat", "sky")
     assert palette(domain.classes)[[0, 2]].tolist() == [[0, 90, 200], [1, 2, 3]]
-    listing = list_samples(path, domain.directory, "val", classes=domain.classes)
+    listing = list_samples(create_domain(path, domain.directory), "val", classes=domain.classes)
     assert [s.image for s in listing.samples] == [str(tmp_path / "frames/b/2.jpg")]
     assert listing.labels.lookup[[7, 8, 9, 1, 0, 255, 200]].tolist() == [0, 1, 1, 2, 255, 255, 255]
 
@@ -42,20 +43,20 @@ def test_classes_ids_and_folders(write, tmp_path):
 def test_train_ids_and_the_classes_of_cityscapes(write, tmp_path):
     path = write("images: '*.png'\nlabels: gt/*.png\nsplits: [all]")
     touch(tmp_path, "1.png", "gt/1.png")
-    listing = list_samples(path, str(tmp_path), "all")
-    assert get_domain(path).classes is None
+    listing = list_samples(create_domain(path, tmp_path), "all")
+    assert create_domain(path).classes is None
     assert listing.labels.lookup[[0, 18, 19, 255]].tolist() == [0, 18, 254, 255]
-    thirteen = list_samples(path, str(tmp_path), "all", classes=13)
+    thirteen = list_samples(create_domain(path, tmp_path), "all", classes=13)
     assert thirteen.labels.lookup[3] == 255  # a wall is no class among the 13
 
 
 def test_images_alone(write, tmp_path):
     path = write("images: [photos/*.jpg, photos/*.png]")
     touch(tmp_path, "photos/a.jpg", "photos/b.png")
-    bare = list_samples(path, str(tmp_path), "train", require_labels=False)
+    bare = list_samples(create_domain(path, tmp_path), "train", require_labels=False)
     assert [(s.id, s.label) for s in bare.samples] == [("a", None), ("b", None)]
     with pytest.raises(UserError, match=r"lake has no labels.*target of training alone"):
-        list_samples(path, str(tmp_path), "train")
+        list_samples(create_domain(path, tmp_path), "train")
 
 
 @pytest.mark.parametrize(
@@ -84,10 +85,10 @@ def test_images_alone(write, tmp_path):
 def test_mistakes_name_the_file_and_the_key(text, words, write):
     path = write(text)
     with pytest.raises(UserError) as error:
-        get_domain(path)
+        create_domain(path)
     assert path in str(error.value) and words in str(error.value)
 
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
-        get_domain(str(tmp_path / "none.yaml"))
+        create_domain(str(tmp_path / "none.yaml"))

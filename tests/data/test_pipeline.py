@@ -11,9 +11,9 @@ from PIL import Image, ImageOps
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE, class_names
-from snr_jax.data.domains import list_samples
+from snr_jax.data.domains import create_domain
 from snr_jax.data.pipeline import eval_batches, sample_at, train_batches
-from snr_jax.data.samples import Sample
+from snr_jax.data.samples import Sample, list_samples
 from tests.data.tiny_sets import (
     TRAIN_IDS,
     labels_of,
@@ -31,7 +31,7 @@ MEAN_COLOR = [123, 117, 104]
 
 @pytest.fixture
 def gta5(tmp_path) -> list[Sample]:
-    return list_samples("gta5", str(write_gta5(tmp_path)), "train")[0]
+    return list_samples(create_domain("gta5", write_gta5(tmp_path)), "train")[0]
 
 
 def take(samples, count, **options):
@@ -83,7 +83,8 @@ WIDTHS = [(2048, (8, 1024)), (2048, (8, 1280)), (1914, (7, 1280))]
 @pytest.mark.parametrize(("width", "size"), WIDTHS)
 def test_mirror_comes_before_the_resize(tmp_path, width, size):
     """At even ratios a mirrored label has other nearest pixels than the label mirrored later."""
-    samples, _, _ = list_samples("gta5", str(write_gta5(tmp_path, [1], 10, width)), "train")
+    root = write_gta5(tmp_path, [1], 10, width)
+    samples, _, _ = list_samples(create_domain("gta5", root), "train")
     batches = take(samples, 8, batch_size=1, size=size)
     found = [is_mirrored(samples[0], b["image"][0], b["label"][0], size) for b in batches]
     assert set(found) == {False, True}
@@ -138,8 +139,8 @@ def checksums(samples) -> list[int]:
 
 def test_another_process_gives_the_same_and_starts_quietly(gta5):
     code = (
-        "import sys; from tests.data.test_pipeline import checksums, list_samples;"
-        "print(*checksums(list_samples('gta5', sys.argv[1], 'train')[0]))"
+        "import sys; from tests.data.test_pipeline import *;"
+        "print(*checksums(list_samples(create_domain('gta5', sys.argv[1]), 'train')[0]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(Path(gta5[0].image).parents[1])],
@@ -176,7 +177,7 @@ def test_a_set_smaller_than_a_batch(gta5):
 
 def test_a_target_without_labels(tmp_path):
     root = write_cityscapes(tmp_path, 3, "train", labels=False)
-    samples, _, _ = list_samples("cityscapes", str(root), "train", require_labels=False)
+    samples, _, _ = list_samples(create_domain("cityscapes", root), "train", require_labels=False)
     (batch,) = take(samples, 1, labels=CITYSCAPES, with_labels=False)
     assert list(batch) == ["image"]
     match = r"3 of 3 images have no label, .*aachen_000000_000019_leftImg8bit.png"
@@ -241,7 +242,7 @@ def test_no_stream_has_a_tuning_thread_that_its_end_would_wait_for(gta5, monkeyp
 
 @pytest.mark.parametrize("label_size", ["network", "full"])
 def test_evaluation_pads_and_masks_the_last_batch(tmp_path, label_size):
-    samples, _, _ = list_samples("cityscapes", str(write_cityscapes(tmp_path)), "val")
+    samples, _, _ = list_samples(create_domain("cityscapes", write_cityscapes(tmp_path)), "val")
     options = {"labels": CITYSCAPES, "size": SIZE, "batch_size": 2, "label_size": label_size}
     batches = list(eval_batches(samples, **options))
     ids = [sample.id for sample in samples]

@@ -4,9 +4,10 @@ import time
 import pytest
 
 from snr_jax.core.errors import UserError
-from snr_jax.data.domains import list_samples
+from snr_jax.data.domains import create_domain
 from snr_jax.data.pipeline import train_batches
 from snr_jax.data.prefetch import prefetch_to_device
+from snr_jax.data.samples import list_samples
 from tests.data.tiny_sets import write_gta5
 
 
@@ -47,7 +48,7 @@ def test_prefetch_raises_errors_in_their_place():
 
 
 def test_prefetch_stops_with_its_consumer(tmp_path):
-    gta5, labels, _ = list_samples("gta5", str(write_gta5(tmp_path)), "train")
+    gta5, labels, _ = list_samples(create_domain("gta5", write_gta5(tmp_path)), "train")
     stream = prefetch_to_device(
         train_batches(gta5, labels, size=(12, 20), batch_size=2, seed=0), lambda item: item
     )

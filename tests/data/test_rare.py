@@ -8,8 +8,10 @@ import pytest
 
 from snr_jax.core.errors import UserError
 from snr_jax.data import rare
-from snr_jax.data.domains import list_samples
+from snr_jax.data.domains import create_domain
 from snr_jax.data.pipeline import train_batches
+from snr_jax.data.samples import list_samples
+from tests.commands import said
 from tests.data.tiny_sets import labels_of, save_palette, write_gta5
 
 GTA5 = labels_of("gta5")
@@ -26,14 +28,14 @@ def gta5(tmp_path):
         if path.stem == "00003":
             ids[-3:, -4:] = CAR_ID
         save_palette(ids, path)
-    return root, list_samples("gta5", str(root), "all")[0]
+    return root, list_samples(create_domain("gta5", root), "all")[0]
 
 
-def count(gta5, log=print):
+def count(gta5):
     root, samples = gta5
     shown = []
     counts = rare.count_classes(
-        samples, GTA5, str(root), show=lambda *progress: shown.append(progress), log=log)
+        samples, GTA5, str(root), show=lambda *progress: shown.append(progress))
     return counts, shown
 
 
@@ -99,9 +101,8 @@ def test_a_broken_cache_is_made_anew(gta5):
 
 def test_a_folder_that_cannot_be_written_is_said(gta5):
     _, samples = gta5
-    lines = []
-    counts = rare.count_classes(
-        samples, GTA5, "/proc/nowhere", show=lambda *_: None, log=lines.append)
+    with said() as lines:
+        counts = rare.count_classes(samples, GTA5, "/proc/nowhere", show=lambda *_: None)
     assert counts[:, CAR].tolist() == [0, 0, 12]
     assert "cannot be kept in /proc/nowhere" in lines[0]
 

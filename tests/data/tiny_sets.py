@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from snr_jax.core.labels import CLASSES, ID_TABLES, palette, to_train_id
-from snr_jax.data.domains import get_domain
+from snr_jax.data.domains import create_domain
 from snr_jax.data.samples import Labels
 
 TRAIN_IDS = to_train_id(ID_TABLES["label_ids"])  # of the files' label ids
@@ -14,7 +14,7 @@ LABEL_IDS = np.array([0, 4, *(c.label_id for c in CLASSES)], np.uint8)
 
 
 def labels_of(domain: str, classes: int = 19) -> Labels:
-    known = get_domain(domain)
+    known = create_domain(domain)
     return known.labels(known.layouts[0], classes)
 
 

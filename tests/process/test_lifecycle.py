@@ -161,7 +161,7 @@ def test_initial_values_of_an_unfinished_run(generalised, refused, train_flags, 
         assert f"{named} is a run that has not finished" in error
         assert f"--config.init_from={newest}" in error
     model, want, _ = network.load(str(newest))
-    found = network.initialize(model, 0, f"{newest}/", lambda line: None)
+    found = network.initialize(model, 0, f"{newest}/")
     assert (found["params"]["conv1"]["kernel"] == want["params"]["conv1"]["kernel"]).all()
 
 

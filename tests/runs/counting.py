@@ -4,6 +4,7 @@ import os
 import sys
 
 from snr_jax.data import splits
+from snr_jax.data.domains import create_domain
 
 if __name__ == "__main__":
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
@@ -19,8 +20,7 @@ from tests.core.tiny import network, variables
 
 def count(folder: str, protocol: str) -> np.ndarray:
     split = splits.open_split(
-        domain="gta5", directory=folder, split="all", size=(33, 49), classes=classes(19),
-        require_labels=True, max_images=0, log=lambda line: None,
+        create_domain("gta5", folder), "all", size=(33, 49), classes=classes(19)
     )
     model = network(num_classes=19)
     own = evaluation.own_devices(create_parallel())

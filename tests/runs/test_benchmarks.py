@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from ml_collections import ConfigDict
 from PIL import Image
 
 from scripts import crosscity
@@ -182,10 +181,8 @@ def test_domains_in_one_command(trained, sets, command, tmp_path):
 
 def test_sums_are_of_pixels_not_of_scores(sets):
     """Hand-made counts: the row of the sum is the score of all pixels."""
-    config = ConfigDict({"data": {"root": str(sets)}})
     rows = evaluation.open_rows(
-        config, ["acdc"], split="val", size=None, max_images=1, classes=labels.CLASSES,
-        log=print,
+        ["acdc"], root=str(sets), split="val", size=None, max_images=1, classes=labels.CLASSES
     )
     assert {split.size for split in rows.splits.values()} == {(540, 960)}  # its own
     assert [len(split.samples) for split in rows.splits.values()] == [1, 1, 1, 1, 4]
@@ -193,9 +190,9 @@ def test_sums_are_of_pixels_not_of_scores(sets):
     counts = {name: rng.integers(0, 9**number, (19, 19))
               for number, name in enumerate(rows.parts["acdc"], 1)}
     results = evaluation.with_sums(counts, rows)
-    assert results["acdc"]["miou"] == metrics.report(sum(counts.values()))["miou"]
+    assert results["acdc"]["miou"] == metrics.named_scores(sum(counts.values()))["miou"]
     parts = [results[name]["miou"] for name in counts]
-    assert parts == [metrics.report(count)["miou"] for count in counts.values()]
+    assert parts == [metrics.named_scores(count)["miou"] for count in counts.values()]
     assert results["acdc"]["miou"] != pytest.approx(np.mean(parts), abs=1e-4)
 
 

@@ -9,6 +9,7 @@ import pytest
 from configs import gta2city_uda
 from snr_jax.runs import experiment
 from snr_jax.workdir import checkpoints
+from tests.commands import said
 
 GENERALISE = "configs/gta5_dg.py"
 LAST = "leftImg8bit/val/aachen/aachen_000002_000019_leftImg8bit.png"
@@ -71,8 +72,8 @@ def test_warnings_are_said_once_at_the_start(own_root):
     config.target.train_split = "val"
     for label in (own_root / "Cityscapes/gtFine/val").glob("*/*.png"):
         label.write_bytes(b"")
-    splits = experiment.open_splits(config, lambda line: None)
+    splits = experiment.open_splits(config)
     del splits["target_val"]
-    lines = []
-    experiment.look(splits, lines.append)
-    assert len(lines) == 1 and "WARNING source and source_val share 6 images" in lines[0]
+    with said() as lines:
+        experiment.look(splits)
+    assert len(lines) == 1 and "WARNING: source and source_val share 6 images" in lines[0]

@@ -16,8 +16,9 @@ from PIL import Image
 from snr_jax.core.labels import class_names
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.state import initial_variables
-from snr_jax.data import domains
 from snr_jax.data.decode import resize_image
+from snr_jax.data.domains import create_domain
+from snr_jax.data.samples import list_samples
 from snr_jax.evaluate import _finite
 from snr_jax.runs import network
 from snr_jax.workdir import checkpoints
@@ -91,7 +92,7 @@ def scores_in_numpy(labels, predictions, num_classes=19):
 @pytest.mark.parametrize("name", RESULTS)
 def test_numbers_are_those_of_a_direct_count(name, evaluated, checkpoint, data_root):
     model, variables, _ = network.load(checkpoint)
-    samples, _, _ = domains.list_samples("cityscapes", str(data_root / "Cityscapes"), "val")
+    samples, _, _ = list_samples(create_domain("cityscapes", data_root / "Cityscapes"), "val")
     mean = np.array([104.00698793, 116.66876762, 122.67891434], np.float32)
 
     @partial(jax.jit, static_argnums=1)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from snr_jax.data.domains import DOMAINS
+from snr_jax.data.domains import create_domain
 from snr_jax.data.prepared import spread, writing
 from snr_jax.workdir import checkpoints, record
 
@@ -24,8 +24,8 @@ def prepared(data_root, tmp_path_factory):
         patch.setattr(spread, "ProcessPoolExecutor", executor)
         for name, folder in (("gta5", "GTA5"), ("cityscapes", "Cityscapes")):
             writing.prepare(
-                DOMAINS[name], str(data_root / folder), out, splits=["train"], size=(33, 65),
-                images="png", workers=1, identify=record.identity, log=lambda line: None,
+                create_domain(name, data_root / folder), out, splits=["train"], size=(33, 65),
+                images="png", workers=1, identify=record.identity,
             )
     return out
 

@@ -499,7 +499,7 @@ def test_two_domains_of_one_layout_have_scores_of_their_own(data_root):
     config = gta5_dg.get_config()
     config.data.root = str(data_root)
     config.source.update({"domain": "cityscapes", "dir": "Cityscapes", "train_split": "val"})
-    splits = experiment.open_splits(config, lambda line: None)
+    splits = experiment.open_splits(config)
     assert splits["source_val"].name == "cityscapes_source"
     assert splits["target_val"].name == "cityscapes_target"
 

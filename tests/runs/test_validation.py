@@ -7,9 +7,11 @@ import pytest
 
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.state import initial_variables
+from snr_jax.data.splits import Split
 from snr_jax.runs import validation
-from snr_jax.runs.experiment import Split
 from snr_jax.workdir import checkpoints
+from snr_jax.workdir.run import Run
+from tests.commands import said
 
 MODEL = DeepLab(stage_sizes=(1, 1, 1, 1), width=4)
 VARIABLES = initial_variables(MODEL, 0)
@@ -55,8 +57,8 @@ def test_each_domain_has_its_own_best():
 
 
 def keep(workdir: Path, new: dict, splits=SPLITS) -> list[str]:
-    lines = []
-    validation.keep_best(str(workdir), splits, VARIABLES, new, lines.append)
+    with said() as lines:
+        validation.keep_best(Run(None, str(workdir), splits), VARIABLES, new)
     return lines
 
 

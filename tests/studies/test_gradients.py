@@ -75,7 +75,7 @@ def test_norms(config, tmp_path, monkeypatch):
         return (norm(batch["source_image"], cross_entropy),
                 norm(batch["target_image"], max_square))  # fmt: skip
 
-    batches = experiment.batches(config, experiment.open_splits(config, print), 0)
+    batches = experiment.batches(config, experiment.open_splits(config), 0)
     wanted = np.mean([of_batch(next(batches)) for _ in range(2)], 0)
     np.testing.assert_allclose([found["cross_entropy"], found["maxsquare"]], wanted, rtol=1e-4)
 

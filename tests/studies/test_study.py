@@ -9,6 +9,7 @@ from configs import toy_classmix, toy_dg, toy_uda
 from snr_jax.core.errors import UserError
 from snr_jax.process.signals import Stopped
 from snr_jax.studies import toy_study
+from tests.commands import said
 
 COLUMNS = ["source", "dusk", "dusk + MaxSquare", "haze", "haze + MaxSquare"]
 TINY = {
@@ -30,9 +31,9 @@ def run(out, styles, stop=toy_study.never, **overrides):
     source, adaptation = toy_dg.get_config(), toy_uda.get_config()
     for config in (source, adaptation):
         config.update_from_flattened_dict(TINY | overrides)
-    lines = []
-    toy_study.study(out, source, {"MaxSquare": adaptation}, seeds=[0], styles=styles,
-                    variants=["IN"], stop=stop, log=lines.append)
+    with said() as lines:
+        toy_study.study(out, source, {"MaxSquare": adaptation}, seeds=[0], styles=styles,
+                        variants=["IN"], stop=stop)
     made = [line.split("seed 0, ")[1].split(" (")[0] for line in lines if "===" in line]
     return made, lines
 
@@ -121,7 +122,7 @@ def test_without_adaptation_and_with_the_classes_of_a_content(tmp_path, monkeypa
     config.update_from_flattened_dict(TINY)
     named = ("road", "sky")
     text = toy_study.study(tmp_path, config, {}, seeds=[0], styles=["dusk"], variants=["IN"],
-                       classes=named, log=lambda line: None)  # fmt: skip
+                           classes=named)
     row = json.loads((tmp_path / "results.json").read_text())["IN"]["0"]
     assert list(row) == ["source", "dusk"]  # nothing is adapted
     assert text + "\n" == (tmp_path / "table.md").read_text()
@@ -142,8 +143,7 @@ def test_every_way_to_adapt_has_a_column_and_a_run(out):
     for config in (source, *others):
         config.update_from_flattened_dict(TINY | {"data.crop": (0, 0)})
     adaptations = dict(zip(("MaxSquare", "class mixing"), others))
-    text = toy_study.study(out, source, adaptations, seeds=[0], styles=["dusk"], variants=["IN"],
-                       log=lambda line: None)  # fmt: skip
+    text = toy_study.study(out, source, adaptations, seeds=[0], styles=["dusk"], variants=["IN"])
     assert text.splitlines()[0] == (
         "| | source | dusk | dusk + MaxSquare, 2 | dusk + class mixing, 2 |")
     row = json.loads((out / "results.json").read_text())["IN"]["0"]

@@ -12,8 +12,9 @@ from snr_jax.core import labels
 from snr_jax.core.errors import UserError
 from snr_jax.data import decode, pipeline
 from snr_jax.data.decode import tf
-from snr_jax.data.domains import DOMAINS, list_samples
+from snr_jax.data.domains import DOMAINS, create_domain
 from snr_jax.data.faults.look import look
+from snr_jax.data.samples import list_samples
 from snr_jax.toy import layouts, writer
 from snr_jax.toy.layouts import FIRST_INDEX, LAYOUTS
 from snr_jax.toy.styles import draw_pair
@@ -72,7 +73,7 @@ def test_every_layout_and_domain_is_tried():
 def test_layout_is_read_as_it_was_drawn(name, domain, classes, part, splits, written):
     directory = str(written / LAYOUTS[name].folder / part)
     for split, number in splits.items():
-        listing = list_samples(domain, directory, split, classes=classes)
+        listing = list_samples(create_domain(domain, directory), split, classes=classes)
         samples = listing.samples
         assert len(samples) == number and listing.labels.ids == LAYOUTS[name].ids
         assert look(samples, listing.labels) == []
@@ -99,7 +100,7 @@ def test_layout_is_read_as_it_was_drawn(name, domain, classes, part, splits, wri
 
 def test_training_images_of_crosscity_have_no_labels(written):
     listings = [
-        list_samples("crosscity", str(written / "NTHU" / city), "train", classes=13,
+        list_samples(create_domain("crosscity", written / "NTHU" / city), "train", classes=13,
                      require_labels=False)
         for city in LAYOUTS["crosscity"].parts
     ]  # fmt: skip
@@ -108,7 +109,7 @@ def test_training_images_of_crosscity_have_no_labels(written):
     files = [s.image for listing in listings for s in listing.samples]
     assert len({Path(file).read_bytes() for file in files}) == 12  # each city has its streets
     with pytest.raises(UserError, match="labels are missing"):
-        list_samples("crosscity", str(written / "NTHU/Rome"), "train", classes=13)
+        list_samples(create_domain("crosscity", written / "NTHU/Rome"), "train", classes=13)
     assert not (written / "NTHU/Rome/Labels/Train").exists()
 
 
@@ -147,7 +148,7 @@ def test_instances_do_not_matter(written, tmp_path):
         (tmp_path / "GT/LABELS" / name).write_bytes(layouts.png_16(pixels))
 
     def read(root: Path) -> list[np.ndarray]:
-        listing = list_samples("synthia", str(root), "train", classes=16)
+        listing = list_samples(create_domain("synthia", root), "train", classes=16)
         batches = pipeline.eval_batches(
             listing.samples[:2], listing.labels, size=(HEIGHT, WIDTH), batch_size=2
         )

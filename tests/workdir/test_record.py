@@ -15,6 +15,8 @@ from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.state import initial_variables
 from snr_jax.runs import experiment
 from snr_jax.workdir import checkpoints, record
+from snr_jax.workdir.run import Run
+from tests.commands import said
 
 MODEL = DeepLab(stage_sizes=(1, 1, 1, 1), width=4)
 
@@ -27,7 +29,7 @@ def make_config(root: Path, **overrides):
 
 def fingerprint(root: Path, **overrides) -> dict:
     config = make_config(root, **overrides)
-    splits = experiment.open_splits(config, lambda line: None)
+    splits = experiment.open_splits(config)
     return json.loads(json.dumps(record.fingerprint(config, splits)))
 
 
@@ -145,10 +147,9 @@ def test_initial_values_are_compared_and_may_move(data_root, tmp_path):
 
 
 def claim(root: Path, workdir: Path, **overrides) -> list[str]:
-    lines = []
     config = make_config(root, **overrides)
-    splits = experiment.open_splits(config, lambda line: None)
-    record.claim(config, splits, str(workdir), lines.append)
+    with said() as lines:
+        record.claim(Run(config, str(workdir), experiment.open_splits(config)))
     return lines
 
 

@@ -1,0 +1,3 @@
+"""What is wrong with files. `inspect` reads one sample whole; `look` reads the headers of a whole
+split before work begins; `survey`, for the doctor, inspects every sample.
+"""

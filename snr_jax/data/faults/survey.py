@@ -1,8 +1,8 @@
-"""What a split on disk holds and what is broken in it: every finding names its files and a mend."""
+"""Every file of a split read whole: what it holds and what is broken, with the mend by name."""
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,10 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE, UNKNOWN, Classes, class_names
 from snr_jax.core.progress import Show
 from snr_jax.data.decode import IMAGE_FORMATS
-from snr_jax.data.domains import get_domain
 from snr_jax.data.faults.inspection import Finding, difference, inspect
 from snr_jax.data.faults.look import label_fault
 from snr_jax.data.layouts import Pairs
-from snr_jax.data.samples import Labels, Sample, find
+from snr_jax.data.samples import Domain, Labels, Sample, find
 
 # Words of a fault → what mends it.
 MENDS = {
@@ -38,7 +37,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Report:
+class Survey:
     layout: str  # the form of the data set that was found
     num_samples: int  # of the split
     num_read: int
@@ -60,8 +59,7 @@ class Report:
 
 
 def survey(
-    domain: str,
-    directory: str,
+    domain: Domain,
     split: str,
     *,
     classes: int | Classes = 19,
@@ -70,67 +68,73 @@ def survey(
     sample: int = 0,
     progress: Show = lambda done, total: None,
     num_threads: int | None = None,
-) -> Report:
+) -> Survey:
     """Decodes `sample` images and labels spread over the split, all for 0, past the broken ones.
 
     Without `read_labels` no label is opened. `progress` is called after each sample. Raises
     UserError for a missing directory, an unknown or empty split, and a set without labels that
     needs them.
     """
-    known = get_domain(domain)
-    layout, found, notes = find(known, directory, split)
+    layout, found, notes = find(domain, split)
     if require_labels and not layout.labels:
-        raise UserError(f"{known.name} has no labels; without them a set serves as the target of "
+        raise UserError(f"{domain.name} has no labels; without them a set serves as the target of "
                         "training alone. Add the key labels to its file")
-    labels = known.labels(layout, classes)
+    labels = domain.labels(layout, classes)
     faults, warnings = _missing(found, labels, require_labels), _extra(found)
-    there = {
-        id: (image, label if label and label.is_file() else None)
-        for id, (image, label) in found.items() if image.is_file()
-    }
-    unlabelled = sum(label is None for _, label in there.values())
+    samples, unlabelled = _there(found, read_labels)
     if unlabelled and not require_labels:
-        notes = [*notes, f"{unlabelled} of {len(there)} images have no label"]
-    samples = [
-        Sample(id, str(image), str(label) if label and read_labels else None)
-        for id, (image, label) in sorted(there.items())
-    ]
-    total = len(samples)
-    if 0 < sample < total:
-        spread = np.linspace(0, total - 1, sample).astype(int)
+        notes = [*notes, f"{unlabelled} of {len(samples)} images have no label"]
+    if 0 < sample < len(samples):
+        spread = np.linspace(0, len(samples) - 1, sample).astype(int)
         samples = [samples[i] for i in dict.fromkeys(spread.tolist())]
-    sizes: Counter = Counter()
-    by_id, by_label = np.zeros(256, np.int64), {}
-    number = len(labels.classes)
-    good = None
-    suspect: list[Fault] = []
-    findings = _inspect_all(samples, labels, num_threads or os.cpu_count() or 1)
-    for done, (one, finding) in enumerate(zip(samples, findings, strict=True), 1):
+    read: list[tuple[Sample, Finding]] = []
+    for finding in _inspect_all(samples, labels, num_threads or os.cpu_count() or 1):
+        read.append((samples[len(read)], finding))
+        progress(len(read), len(samples))
+    for one, finding in read:
         faults += [Fault(f"{text}. {_mend(text)}", one) for text in finding.faults]
         warnings += _odd(one, finding)
-        if finding.size:
-            sizes[finding.size] += 1
-        if finding.pixels is not None:
-            by_id += finding.pixels
-            by_label[one.id] = _by_class(finding.pixels, labels)[:number]
-            if reason := label_fault(finding.pixels, labels):
-                suspect.append(Fault(f"{one.label}: {reason}. {MENDS['is no label']}", one))
-        if good is None and not finding.faults and not finding.blank:
-            good = one
-        progress(done, len(samples))
+    labelled = [(one, finding) for one, finding in read if finding.pixels is not None]
+    by_id = sum((finding.pixels for _, finding in labelled), np.zeros(256, np.int64))
     fault = label_fault(by_id, labels) if by_id.any() else None
     if fault:
         text = f"{fault}. {MENDS['is no label']}; {samples[0].label} is the first"
         faults.append(Fault(text, samples[0]))
     else:
-        warnings += suspect
-    pixels = _by_class(by_id, labels)
-    return Report(
+        warnings += _suspect(labelled, labels)
+    pixels, number = _by_class(by_id, labels), len(labels.classes)
+    good = (one for one, finding in read if not finding.faults and not finding.blank)
+    return Survey(
         layout=str(layout), num_samples=len(found), num_read=len(samples), notes=notes,
-        warnings=warnings, faults=faults, sizes=dict(sizes.most_common()),
-        pixels=pixels[:number], by_label=by_label, ignored=int(pixels[IGNORE]),
-        unknown=int(pixels[UNKNOWN]), good=good, labels=labels,
+        warnings=warnings, faults=faults,
+        sizes=dict(Counter(f.size for _, f in read if f.size).most_common()),
+        pixels=pixels[:number],
+        by_label={one.id: _by_class(f.pixels, labels)[:number] for one, f in labelled},
+        ignored=int(pixels[IGNORE]), unknown=int(pixels[UNKNOWN]), good=next(good, None),
+        labels=labels,
     )
+
+
+def _there(found: Pairs, read_labels: bool) -> tuple[list[Sample], int]:
+    """The samples whose image is there, and how many of them have no label."""
+    there = {
+        id: (image, label if label and label.is_file() else None)
+        for id, (image, label) in found.items() if image.is_file()
+    }
+    samples = [
+        Sample(id, str(image), str(label) if label and read_labels else None)
+        for id, (image, label) in sorted(there.items())
+    ]
+    return samples, sum(label is None for _, label in there.values())
+
+
+def _suspect(labelled: Sequence[tuple[Sample, Finding]], labels: Labels) -> list[Fault]:
+    """Labels that cannot be meant, one by one."""
+    reasons = ((one, label_fault(finding.pixels, labels)) for one, finding in labelled)
+    return [
+        Fault(f"{one.label}: {reason}. {MENDS['is no label']}", one)
+        for one, reason in reasons if reason
+    ]
 
 
 def _by_class(pixels: np.ndarray, labels: Labels) -> np.ndarray:
@@ -206,53 +210,53 @@ def _inspect_all(samples: list[Sample], labels: Labels, num_threads: int) -> Ite
         pool.shutdown(cancel_futures=True)
 
 
-def table(report: Report) -> list[tuple[str, str, str]]:
+def table(found: Survey) -> list[tuple[str, str, str]]:
     """The class histogram: name, share of the pixels in percent, labels; empty without labels."""
-    total = int(report.pixels.sum()) + report.ignored + report.unknown
+    total = int(found.pixels.sum()) + found.ignored + found.unknown
     if not total:
         return []
-    names = class_names(report.labels.classes)
+    names = class_names(found.labels.classes)
     return [
         (name, f"{100 * count / total:.3f}", str(images))
-        for name, count, images in zip(names, report.pixels, report.images, strict=True)
+        for name, count, images in zip(names, found.pixels, found.images, strict=True)
     ] + [
         (name, f"{100 * count / total:.3f}", "")
-        for name, count in (("ignored", report.ignored), ("unknown ids", report.unknown))
+        for name, count in (("ignored", found.ignored), ("unknown ids", found.unknown))
         if count or name == "ignored"
     ]
 
 
-def describe(report: Report) -> str:
-    """The report as lines of text, faults last."""
-    lines = [f"found: {report.layout}", f"{report.num_samples} samples", *report.notes]
-    if report.num_read < report.num_samples:
-        lines.append(f"{report.num_read} of them were read")
-    lines += [f"{count} images of {w}x{h}" for (h, w), count in report.sizes.items()]
-    if rows := table(report):
+def describe(found: Survey) -> str:
+    """What was found as lines of text, faults last."""
+    lines = [f"found: {found.layout}", f"{found.num_samples} samples", *found.notes]
+    if found.num_read < found.num_samples:
+        lines.append(f"{found.num_read} of them were read")
+    lines += [f"{count} images of {w}x{h}" for (h, w), count in found.sizes.items()]
+    if rows := table(found):
         width = max(len("class"), *(len(name) for name, _, _ in rows))
         rows = [("class", "% of pixels", "in labels"), *rows]
         lines += [f"{a:<{width}} {b:>11} {c:>9}".rstrip() for a, b, c in rows]
-    lines += [f"WARNING {warning.text}" for warning in report.warnings]
-    lines += [f"FAULT {fault.text}" for fault in report.faults]
-    lines.append(f"{len(report.faults)} faults" if report.faults else "no faults")
+    lines += [f"WARNING {warning.text}" for warning in found.warnings]
+    lines += [f"FAULT {fault.text}" for fault in found.faults]
+    lines.append(f"{len(found.faults)} faults" if found.faults else "no faults")
     return "\n".join(lines)
 
 
-def statistics(report: Report) -> dict:
+def statistics(found: Survey) -> dict:
     """What is kept for those who need the classes' shares: counts of pixels and of labels.
 
     "by_label": sample id → the pixels of each class, in the order of "classes".
     """
-    names = class_names(report.labels.classes)
+    names = class_names(found.labels.classes)
     return {
-        "num_samples": report.num_samples,
-        "num_read": report.num_read,
+        "num_samples": found.num_samples,
+        "num_read": found.num_read,
         "classes": {
             name: {"pixels": int(pixels), "labels": int(images)}
-            for name, pixels, images in zip(names, report.pixels, report.images, strict=True)
+            for name, pixels, images in zip(names, found.pixels, found.images, strict=True)
         },
-        "ignored": report.ignored,
-        "unknown": report.unknown,
-        "num_faults": len(report.faults),
-        "by_label": {id: pixels.tolist() for id, pixels in report.by_label.items()},
+        "ignored": found.ignored,
+        "unknown": found.unknown,
+        "num_faults": len(found.faults),
+        "by_label": {id: pixels.tolist() for id, pixels in found.by_label.items()},
     }

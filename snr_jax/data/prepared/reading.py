@@ -1,6 +1,6 @@
 """Prepared data: a domain resized once to its training size, as a TFDS data set of array_record.
 
-FOLDER/<domain>_<height>x<width> is written by `preparing.py`; `open_prepared` reads it, by index. A
+FOLDER/<domain>_<height>x<width> is written by `writing.py`; `open_prepared` reads it, by index. A
 record holds what training reads from the files, bit for bit. Random scales are made from the stored
 size, which has to reach the largest of them.
 
@@ -98,13 +98,14 @@ class Prepared(NamedTuple):
 
 
 def open_prepared(
-    folder: str | os.PathLike, domain: Domain, directory: str, split: str,
-    *, size: Sequence[int], classes: int | Classes, scale_range: tuple[float, float] | None = None,
+    folder: str | os.PathLike, domain: Domain, split: str, *, size: Sequence[int],
+    classes: int | Classes, scale_range: tuple[float, float] | None = None,
 ) -> tuple[list[Sample], Labels, Prepared] | None:
     """The samples of a split as `list_samples` gives them; None if the domain is not there.
 
-    Their paths are those of the files below `directory`, which need not exist. Raises UserError
-    for a folder that is damaged or lacks the split, and for a `scale_range` beyond what is stored.
+    Their paths are those of the files in the domain's directory, which need not exist. Raises
+    UserError for a folder that is damaged or lacks the split, and for a `scale_range` beyond what
+    is stored.
     """
     path = _choose(folder, domain.name, size, scale_range)
     if path is None:
@@ -126,7 +127,7 @@ def open_prepared(
     stored = record["splits"][split]
     labels = stored["labels"] or [None] * len(stored["ids"])
     samples = [
-        Sample(id, os.path.join(directory, image), label and os.path.join(directory, label))
+        Sample(id, *(path and os.path.join(domain.directory, path) for path in (image, label)))
         for id, image, label in zip(stored["ids"], stored["images"], labels, strict=True)
     ]
     identities = stored["identities"]
@@ -183,7 +184,7 @@ def refuse(folder: str, wanted: Sequence[tuple[str, Sequence[int]]]) -> None:
 
 
 def features(size: tuple[int, int], images: str, labelled: bool) -> "tfds.features.FeaturesDict":
-    """Of a record. images: "raw" or "png"."""
+    """Features of a record. images: "raw" or "png"."""
     kinds, shape = tfds().features, (*size, 3)
     if images == "raw":
         image = kinds.Tensor(shape=shape, dtype=np.uint8, encoding=kinds.Encoding.BYTES)

@@ -1,4 +1,4 @@
-"""Writes prepared data (`prepared.py`) with TFDS's writer, in several processes or on Beam.
+"""Writes prepared data (`reading.py`) with TFDS's writer, in several processes or on Beam.
 
 Shards are made in OUT/<domain>_<h>x<w>.partial, each under a temporary name until it is whole; a
 start after a kill makes those that lack. The folder gets its name after every shard was read again
@@ -7,6 +7,7 @@ and agreed with its checksum.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,8 @@ from snr_jax.data.prepared.reading import (
 from snr_jax.data.prepared.spread import Beam
 from snr_jax.data.samples import Domain, Labels, Listing, Sample, list_samples
 
+logger = logging.getLogger(__name__)
+
 SHARD_IMAGES = 32  # that a kill can cost a process at most
 IMAGE_KINDS = ("raw", "png")
 
@@ -49,7 +52,6 @@ class _Shard(NamedTuple):
 
 def prepare(
     domain: Domain,
-    directory: str,
     folder: str | os.PathLike,
     *,
     splits: Sequence[str],
@@ -57,7 +59,6 @@ def prepare(
     images: str,
     workers: int,
     identify: Callable[..., dict],
-    log: Callable[[str], None] = print,
     progress: Callable[[int, int], None] = lambda done, total: None,
     check: Callable[[], None] = lambda: None,
     beam: Beam | None = None,
@@ -75,7 +76,7 @@ def prepare(
         raise UserError("no split is named; expected some of the domain's, as --splits train,val")
     classes = domain.classes or 19  # any: the files' own ids are kept
     listed = {
-        split: list_samples(domain, directory, split, classes=classes, require_labels=False)
+        split: list_samples(domain, split, classes=classes, require_labels=False)
         for split in splits
     }
     labelled = [all(x.label for x in listing.samples) for listing in listed.values()]
@@ -94,7 +95,7 @@ def prepare(
     record = {
         "domain": domain.name, "size": list(size), "images": images, "layout": layouts.pop(),
         "splits": {
-            split: _describe(listing.samples, directory, labelled[0], identify)
+            split: _describe(listing.samples, domain.directory, labelled[0], identify)
             | {"shards": [shard.path.name for shard in shards[split]]}
             for split, listing in listed.items()
         },
@@ -102,7 +103,7 @@ def prepare(
     if out.exists():
         _refuse_other(out, record)
         _verify({out / name: sums for name, sums in read_record(out)["shards"].items()})
-        log(f"{out}: there already, of the same files, and whole")
+        logger.info("%s: there already, of the same files, and whole", out)
         return out
     partial.mkdir(parents=True, exist_ok=True)
     if (partial / RECORD).exists():
@@ -111,7 +112,7 @@ def prepare(
     for unfinished in partial.glob("*.tmp"):
         unfinished.unlink()
     every = [shard for of_split in shards.values() for shard in of_split]
-    _write_shards(every, partial, workers, beam, log, progress, check)
+    _write_shards(every, partial, workers, beam, progress, check)
     sums = {shard.path: json.loads(shard.note.read_text()) for shard in every}
     try:
         _verify(sums)
@@ -125,8 +126,8 @@ def prepare(
     for shard in every:
         shard.note.unlink()
     partial.rename(out)
-    log(f"{out}: {sum(len(shard.samples) for shard in every)} images in {len(every)} shards, "
-        "read again, agree with their checksums")
+    logger.info("%s: %d images in %d shards, read again, agree with their checksums", out,
+                sum(len(shard.samples) for shard in every), len(every))
     return out
 
 
@@ -173,16 +174,16 @@ def _refuse_other(folder: Path, record: dict) -> None:
 
 def _write_shards(
     shards: Sequence[_Shard], folder: Path, workers: int, beam: Beam | None,
-    log: Callable[[str], None], progress: Callable[[int, int], None], check: Callable[[], None],
+    progress: Callable[[int, int], None], check: Callable[[], None],
 ) -> None:
     missing = [s for s in shards if not (s.note.exists() and s.path.exists())]
     needed = sum(len(shard.samples) for shard in missing)
     total = sum(len(shard.samples) for shard in shards)
     if needed < total:
-        log(f"{total - needed} of {total} images are there from an earlier start")
+        logger.info("%d of %d images are there from an earlier start", total - needed, total)
     if not missing:
         return
-    _check_space(missing, folder, log)
+    _check_space(missing, folder)
     for shard in missing:
         shard.note.unlink(missing_ok=True)  # of one that was removed
     shown = 0
@@ -243,7 +244,7 @@ def _write_json(path: Path, content: dict) -> None:
     temporary.replace(path)
 
 
-def _check_space(missing: Sequence[_Shard], folder: Path, log: Callable[[str], None]) -> None:
+def _check_space(missing: Sequence[_Shard], folder: Path) -> None:
     """Says what the shards will take, by the first image, and refuses what does not fit."""
     first = missing[0]
     declared = features(first.size, first.images, first.labelled)
@@ -252,7 +253,8 @@ def _check_space(missing: Sequence[_Shard], folder: Path, log: Callable[[str], N
     each = len(serializer.serialize_example(declared.encode_example(one)))
     needed = each * sum(len(shard.samples) for shard in missing)
     free = shutil.disk_usage(folder).free
-    log(f"{folder}: needs at most about {needed / 1e9:.2f} GB; {free / 1e9:.1f} GB are free")
+    logger.info("%s: needs at most about %.2f GB; %.1f GB are free", folder, needed / 1e9,
+                free / 1e9)
     if needed * 1.05 > free:
         raise UserError(
             f"{folder}: about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free. "

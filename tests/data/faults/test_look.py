@@ -10,10 +10,10 @@ from PIL import Image
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE
-from snr_jax.data.domains import list_samples
+from snr_jax.data.domains import create_domain
 from snr_jax.data.faults import look as look_module
 from snr_jax.data.faults.look import label_fault, look, shared
-from snr_jax.data.samples import Sample
+from snr_jax.data.samples import Sample, list_samples
 from tests.data.tiny_sets import (
     LABEL_IDS,
     TRAIN_IDS,
@@ -29,7 +29,7 @@ GTA5, CITYSCAPES = labels_of("gta5"), labels_of("cityscapes")
 
 @pytest.fixture
 def gta5(tmp_path) -> list[Sample]:
-    return list_samples("gta5", str(write_gta5(tmp_path, range(1, 31))), "train")[0]
+    return list_samples(create_domain("gta5", write_gta5(tmp_path, range(1, 31))), "train")[0]
 
 
 def png_of(height: int, width: int, depth: int = 8, color_type: int = 2, pixels=b"\0") -> bytes:
@@ -132,7 +132,7 @@ def test_sizes_that_differ_by_little_are_one_warning(tmp_path):
     root = write_gta5(tmp_path, range(1, 6), height=40, width=60)
     for number in (2, 5):
         save_palette(random_ids(0, 39, 60), root / "labels" / f"0000{number}.png")
-    samples = list_samples("gta5", str(root), "train").samples
+    samples = list_samples(create_domain("gta5", root), "train").samples
     (warning,) = look(samples, GTA5)
     assert "2 labels differ from their images in size" in warning
     assert f"{samples[1].label} is 60x39 and its image {samples[1].image} 60x40" in warning

@@ -15,10 +15,11 @@ import pytest
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE
-from snr_jax.data.domains import DOMAINS, list_samples
+from snr_jax.data.domains import DOMAINS, create_domain
 from snr_jax.data.pipeline import train_batches
 from snr_jax.data.prepared import spread, writing
 from snr_jax.data.prepared.reading import RECORD, open_prepared
+from snr_jax.data.samples import list_samples
 from snr_jax.workdir import record
 from tests.data.tiny_sets import write_cityscapes, write_gta5
 
@@ -43,8 +44,8 @@ def threads():
 
 def prepare(root, out, **options) -> Path:
     keywords = {"splits": ["train"], "size": SIZE, "images": "raw", "workers": 1,
-                "identify": record.identity, "log": lambda line: None} | options
-    return writing.prepare(GTA5, str(root), out, **keywords)
+                "identify": record.identity} | options
+    return writing.prepare(create_domain("gta5", root), out, **keywords)
 
 
 @pytest.fixture(scope="module", params=writing.IMAGE_KINDS)
@@ -58,7 +59,7 @@ def folder(threads, root, request, tmp_path_factory) -> Path:
 
 
 def opened(folder, root="elsewhere", split="train", size=SIZE):
-    return open_prepared(folder, GTA5, str(root), split, size=size, classes=19)
+    return open_prepared(folder, create_domain("gta5", root), split, size=size, classes=19)
 
 
 def batches(samples, labels, count=9, **options) -> list[dict]:
@@ -71,7 +72,7 @@ def batches(samples, labels, count=9, **options) -> list[dict]:
     {"shard_index": 1, "shard_count": 2},
 ], ids=str)  # fmt: skip
 def test_the_stream_is_that_of_the_files(folder, root, options):
-    files = list_samples("gta5", str(root), "train")
+    files = list_samples(create_domain("gta5", root), "train")
     samples, labels, prepared = opened(folder, root)
     assert samples == files.samples and labels.layout == files.labels.layout
     expected = batches(files.samples, files.labels, **options)
@@ -85,7 +86,7 @@ def test_the_stream_is_that_of_the_files(folder, root, options):
 
 def test_the_record_of_a_run_is_that_of_the_files(folder, root):
     _, _, prepared = opened(folder)
-    files = list_samples("gta5", str(root), "train").samples
+    files = list_samples(create_domain("gta5", root), "train").samples
     assert prepared.identities["pairs"] == record.identity(files)
     assert prepared.identities["images"] == record.identity(files, labels=False)
     assert prepared.identities["pairs"] != prepared.identities["images"]
@@ -95,7 +96,7 @@ def test_tfds_reads_it(folder, root):
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder / "gta5_12x20")
-    samples = list_samples("gta5", str(root), "train").samples
+    samples = list_samples(create_domain("gta5", root), "train").samples
     assert builder.info.splits["train"].num_examples == len(samples)
     found = builder.as_data_source("train")
     assert [example["id"].decode() for example in found] == [sample.id for sample in samples]
@@ -104,12 +105,12 @@ def test_tfds_reads_it(folder, root):
 
 def test_a_set_without_labels(tmp_path):
     root = write_cityscapes(tmp_path, 3, "train", labels=False)
-    city = DOMAINS["cityscapes"]
-    writing.prepare(city, str(root), tmp_path / "out", splits=["train"], size=SIZE, images="raw",
-                      workers=1, identify=record.identity, log=lambda line: None)
+    city = create_domain("cityscapes", root)
+    writing.prepare(city, tmp_path / "out", splits=["train"], size=SIZE, images="raw", workers=1,
+                    identify=record.identity)
     samples, labels, prepared = open_prepared(
-        tmp_path / "out", city, str(root), "train", size=SIZE, classes=19)
-    files = list_samples("cityscapes", str(root), "train", require_labels=False)
+        tmp_path / "out", city, "train", size=SIZE, classes=19)
+    files = list_samples(create_domain("cityscapes", root), "train", require_labels=False)
     assert samples == files.samples
     expected = batches(files.samples, files.labels, with_labels=False)
     found = batches(samples, labels, with_labels=False, prepared=prepared)
@@ -141,7 +142,7 @@ def whole_size(root, threads, tmp_path_factory) -> Path:
 
 def test_random_scales_are_those_of_the_files_where_these_are_stored_whole(whole_size, root):
     """Mirrored before the nearest resize, too: at even ratios the order shows."""
-    files = list_samples("gta5", str(root), "train")
+    files = list_samples(create_domain("gta5", root), "train")
     samples, labels, prepared = opened_scaled(whole_size, SCALES["scale_range"])
     assert prepared.size == (24, 40)
     found = batches(samples, labels, prepared=prepared, **SCALES)
@@ -151,7 +152,7 @@ def test_random_scales_are_those_of_the_files_where_these_are_stored_whole(whole
 
 def test_at_factor_one_nothing_is_resized_twice(folder, root):
     """A mirrored label is the one that was stored mirrored."""
-    files = list_samples("gta5", str(root), "train")
+    files = list_samples(create_domain("gta5", root), "train")
     samples, labels, prepared = opened_scaled(folder, (1.0, 1.0))
     found = batches(samples, labels, prepared=prepared, scale_range=(1.0, 1.0))
     for one, other in zip(found, batches(files.samples, files.labels), strict=True):
@@ -160,7 +161,7 @@ def test_at_factor_one_nothing_is_resized_twice(folder, root):
 
 def test_random_scales_of_a_smaller_size_are_near_those_of_the_files(whole_size, root):
     options = {"scale_range": (0.6, 1.0), "crop": (12, 20)}
-    files = list_samples("gta5", str(root), "train")
+    files = list_samples(create_domain("gta5", root), "train")
     samples, labels, prepared = opened_scaled(whole_size, options["scale_range"])
     assert prepared.size == SIZE  # the smallest that reaches the upper end
     found = batches(samples, labels, prepared=prepared, **options)
@@ -187,8 +188,8 @@ def test_scaled_pixels_are_other_data_for_the_record_of_a_run(whole_size, folder
 
 
 def opened_scaled(folder, scale_range):
-    return open_prepared(folder, GTA5, "elsewhere", "train", size=SIZE, classes=19,
-                         scale_range=scale_range)
+    return open_prepared(folder, create_domain("gta5", "elsewhere"), "train", size=SIZE,
+                         classes=19, scale_range=scale_range)
 
 
 def test_a_changed_shard_is_found(root, tmp_path):
@@ -300,9 +301,9 @@ def test_after_a_kill_the_rest_is_made(tmp_path, asked):
     assert {name: (final / name).stat().st_mtime_ns for name in whole} == whole
     assert not list(final.glob("*.tmp")) and not partial.exists()
     assert len(json.loads((final / RECORD).read_text())["shards"]) == 5
-    files = list_samples("gta5", str(root), "all")
+    files = list_samples(create_domain("gta5", root), "all")
     samples, labels, prepared = open_prepared(
-        out, GTA5, str(root), "all", size=(120, 200), classes=19)
+        out, create_domain("gta5", root), "all", size=(120, 200), classes=19)
     pairs = zip(batches(samples, labels, 80, size=(120, 200), prepared=prepared),
                 batches(files.samples, files.labels, 80, size=(120, 200)), strict=True)
     assert all(np.array_equal(one[key], other[key]) for one, other in pairs for key in one)
