@@ -177,7 +177,7 @@ def _check_domains(args: flags.FlagValues) -> None:
         raise UserError("--size is that of --domains; for --domain set --config.target.size")
     sides = [int(side) for side in args.size if side.strip().isdecimal()]
     if args.size and not (len(sides) == len(args.size) and SIDES.accepts(sides)):
-        raise UserError(f"--size is {','.join(args.size)!r}; expected {SIDES.kind}{SIDES.range}, "
+        raise UserError(f"--size is {','.join(args.size)!r}; expected {SIDES.words}, "
                         "as 512,1024")
 
 

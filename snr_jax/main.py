@@ -5,7 +5,7 @@
 
 Results go to --workdir, by default runs/gta5_dg and runs/gta2city_uda. The same command goes on
 with an interrupted run; SIGTERM and Ctrl-C save the state first. Any key of the configuration can
-be set: --config.batch_size=2; configs/default.py lists every key. The recipe follows a colon
+be set: --config.batch_size=2; --help_config lists every key. The recipe follows a colon
 (configs/gta5_dg.py:release).
 """
 
