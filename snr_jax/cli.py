@@ -42,6 +42,33 @@ def define_config(flag_values: flags.FlagValues) -> None:
     )
 
 
+def define_compilation_cache(flag_values: flags.FlagValues) -> None:
+    """The flag --compilation_cache DIR, of a command that calls `use_compilation_cache`."""
+    flags.DEFINE_string(
+        "compilation_cache", "~/.cache/snr_jax",
+        "Folder that keeps compiled programs for the next start; empty: none.",
+        flag_values=flag_values,
+    )
+
+
+def use_compilation_cache(args: flags.FlagValues) -> None:
+    """Has JAX keep its programs in --compilation_cache and take them from there.
+
+    Where JAX has been told a folder, by JAX_COMPILATION_CACHE_DIR, it counts before the default.
+    """
+    import jax  # not above: the demo listens to signals before seconds of imports
+
+    flag = args["compilation_cache"]
+    if not flag.present and jax.config.jax_compilation_cache_dir:
+        return
+    folder = Path(flag.value).expanduser().absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--compilation_cache {flag.value}: {there} is a file; expected a folder, "
+                        "or nothing for none")
+    jax.config.update("jax_compilation_cache_dir", str(folder) if flag.value else None)
+
+
 def run(
     argv: Sequence[str] | None,
     flag_values: flags.FlagValues,

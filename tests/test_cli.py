@@ -1,19 +1,24 @@
-"""Command lines: what --config.KEY=VALUE sets, and where a file may lie."""
+"""Command lines: what --config.KEY=VALUE sets, where a file may lie, the compilation cache."""
 
 import os
 import subprocess
 import sys
 
+import jax
 import pytest
 from absl import flags
 
 from snr_jax import cli
 from snr_jax.config import keys
-from tests.commands import ROOT
+from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.state import initial_variables
+from snr_jax.workdir import checkpoints
+from tests.commands import FAST, ROOT, TINY, config_flags
 
 DG = str(ROOT / "configs/gta5_dg.py")
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
+cli.define_compilation_cache(FLAGS)
 flags.DEFINE_integer("number", 7, "A number.", flag_values=FLAGS)
 
 
@@ -96,3 +101,82 @@ def test_help_config_into_a_pipe_that_closes():
     )
     assert process.stdout.count("\n") == 1 and process.stderr == ""
 
+
+# ---------------------------------------------------------------- the compilation cache
+
+
+@pytest.fixture
+def setting():
+    """The folder that JAX is told, as it is after the test; put back afterwards."""
+    before = jax.config.jax_compilation_cache_dir
+    yield lambda: jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_the_folder_of_the_cache(setting, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    jax.config.update("jax_compilation_cache_dir", None)
+    run(command=cli.use_compilation_cache)
+    assert setting() == str(tmp_path / ".cache/snr_jax")
+    run("--compilation_cache=~/mine", command=cli.use_compilation_cache)
+    assert setting() == str(tmp_path / "mine")
+    run(command=cli.use_compilation_cache)  # JAX knows one: it counts before the default
+    assert setting() == str(tmp_path / "mine")
+    run("--compilation_cache=", command=cli.use_compilation_cache)
+    assert setting() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("below", ["", "/a/b"])
+@pytest.mark.parametrize("module", ["main", "evaluate", "predict"])
+def test_a_cache_that_is_a_file(module, below, refused, setting, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "photo.png").touch()
+    flags = {
+        "main": ["--config", DG], "evaluate": ["--config", DG, "--checkpoint", tmp_path],
+        "predict": ["--checkpoint", tmp_path, "--images", tmp_path, "--out", tmp_path / "out"],
+    }[module]
+    error = refused(module, *flags, f"--compilation_cache={tmp_path}/file{below}")
+    assert error == (f"error: --compilation_cache {tmp_path}/file{below}: {tmp_path}/file is a "
+                     "file; expected a folder, or nothing for none")
+
+
+def test_importing_sets_no_cache():
+    doors = [path.stem for path in (ROOT / "snr_jax").glob("*.py") if path.stem != "__init__"]
+    program = "\n".join(f"import snr_jax.{door}" for door in doors)
+    program += "\nimport jax\nassert jax.config.jax_compilation_cache_dir is None"
+    without = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=without, check=True)
+
+
+@pytest.mark.parametrize("module", ["evaluate", "predict"])
+def test_a_second_process_takes_from_the_cache(module, data_root, tmp_path):
+    model = DeepLab(stage_sizes=(1, 1, 1, 1), width=4)
+    meta = {"model": architecture(model), "source": {}}
+    checkpoints.save_variables(tmp_path / "network", initial_variables(model, 0), meta)
+    flags = ["--checkpoint", str(tmp_path / "network"), "--out", str(tmp_path / "out"),
+             "--compilation_cache", str(tmp_path / "cache")]
+    flags += {
+        "evaluate": ["--config", DG, "--protocol=network", "--flip=no",
+                     *config_flags(TINY | {"data.root": data_root})],
+        "predict": ["--images", str(data_root / "GTA5/images"), "--size=33,65"],
+    }[module]
+
+    def hits() -> int:
+        """Programs that a process takes from the cache, by JAX's own log."""
+        environment = {**os.environ, **{k.upper(): str(v) for k, v in FAST.items()},
+                       "JAX_DEBUG_LOG_MODULES": "jax._src.compiler,jax._src.compilation_cache"}
+        process = subprocess.run(
+            [sys.executable, "-m", f"snr_jax.{module}", *flags], cwd=ROOT, text=True,
+            capture_output=True, env=environment | {"PYTHONPATH": str(ROOT)},
+        )
+        assert process.returncode == 0, process.stderr
+        return process.stderr.count("cache hit for")
+
+    def kept() -> set[str]:
+        return {path.name for path in (tmp_path / "cache").glob("*-cache")}
+
+    assert hits() == 0
+    programs = kept()
+    assert hits() >= len(programs) > 0
+    assert kept() == programs
