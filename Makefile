@@ -2,6 +2,7 @@
 # make demo    toy domains, four networks and a report, from nothing
 # make test    lint and tests, from nothing
 # make study   the demo's networks over 3 seeds, all variants, two styles
+# make docs    docs/configuration.md from the table of keys
 # make parity  the full-size comparison with PyTorch
 # make check-hlo   what the full-size steps become on an H200, compiled without one
 # make bench-step  a training step against PyTorch's, timed on this machine
@@ -14,7 +15,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # XLA uses half of AVX-512 unless told: a step of ResNet-101 took 2 to 8 % less.
 demo study bench-step: export XLA_FLAGS ?= --xla_cpu_prefer_vector_width=512
 
-.PHONY: demo install test lint study parity check-hlo bench-step clean
+.PHONY: demo install test lint study docs parity check-hlo bench-step clean
 
 demo: $(VENV)/.runs
 	$(RUN) scripts/demo.py --out runs/demo
@@ -29,6 +30,10 @@ lint: $(VENV)/.tests
 
 study: $(VENV)/.runs
 	$(RUN) scripts/toy_study.py --out runs/toy_study
+
+docs: $(VENV)/.runs
+	$(RUN) -c "from snr_jax.config import listing; print(listing.page(), end='')" \
+		> docs/configuration.md
 
 parity: $(VENV)/.tests
 	$(RUN) -m pytest -m full tests/parity

@@ -43,12 +43,12 @@ GOALS = {"files": 2, "prepared raw": 6, "prepared png": 6}  # times the peer's r
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_integer(
-    "images", 32, "Files, and images timed per round.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("rounds", 3, "Of all, in turns.", lower_bound=1, flag_values=FLAGS)
+    "images", 32, "Image files to draw, and to read in a round.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("rounds", 3, "Rounds of all, in turns.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer(
-    "workers", os.cpu_count(), "DataLoader processes.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_string("dir", "runs/bench_input", "Folder of the files.", flag_values=FLAGS)
-flags.DEFINE_string("out", "", "File for the table; empty: printed alone.", flag_values=FLAGS)
+    "workers", os.cpu_count(), "PyTorch's DataLoader processes.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("dir", "runs/bench_input", "Folder for the image files.", flag_values=FLAGS)
+flags.DEFINE_string("out", "", "File for the table, which is printed as well.", flag_values=FLAGS)
 
 
 def draw_frame(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:

@@ -55,12 +55,12 @@ CASES = {
 KINDS = ("source", "adaptation")
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_list("cases", [], f"Of {', '.join(CASES)}; default: demo and cpu, and gpu where there "
-                  "is one", flag_values=FLAGS)
-flags.DEFINE_list("kinds", list(KINDS), "Steps to time: source, adaptation", flag_values=FLAGS)
-flags.DEFINE_integer("rounds", 7, "Turns of each contestant", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_string("out", "", "JSON file for the results", flag_values=FLAGS)
-flags.DEFINE_string("worker", "", "(internal) CASE/KIND/CONTESTANT to run steps of",
+flags.DEFINE_list("cases", [], f"Workloads, of {', '.join(CASES)}; by default demo and cpu, "
+                  "and gpu where there is one.", flag_values=FLAGS)
+flags.DEFINE_list("kinds", list(KINDS), f"Steps to time, of {', '.join(KINDS)}.", flag_values=FLAGS)
+flags.DEFINE_integer("rounds", 7, "Turns of each contestant.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("out", "", "JSON file for the results.", flag_values=FLAGS)
+flags.DEFINE_string("worker", "", "(internal) CASE/KIND/CONTESTANT to run steps of.",
                     flag_values=FLAGS)
 
 

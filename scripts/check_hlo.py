@@ -45,18 +45,19 @@ LIMITS = {
 LARGEST_KERNEL = 13  # side of a window; the network's own are 7 at most
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_list("steps", list(KINDS), f"Of {', '.join(KINDS)}", flag_values=FLAGS)
-flags.DEFINE_string("target", "h200", "A file NAME.txtpb of scripts/targets", flag_values=FLAGS)
+flags.DEFINE_list("steps", list(KINDS), f"Steps, of {', '.join(KINDS)}.", flag_values=FLAGS)
+flags.DEFINE_string("target", "h200", "The device: a file NAME.txtpb of scripts/targets.",
+                    flag_values=FLAGS)
 flags.DEFINE_enum("atrous", "space_to_batch", ["native", "space_to_batch"],
-                  "Form of dilated convolutions", flag_values=FLAGS)
+                  "Form of the dilated convolutions.", flag_values=FLAGS)
 flags.DEFINE_enum("pointwise", "convolution", ["convolution", "product"],
-                  "Form of 1x1 convolutions", flag_values=FLAGS)
-flags.DEFINE_bool("remat", False, "Recompute blocks in the backward pass", flag_values=FLAGS)
-flags.DEFINE_integer("batch_size", 1, "Images per domain; the limits are for 1", lower_bound=1,
+                  "Form of the 1x1 convolutions.", flag_values=FLAGS)
+flags.DEFINE_bool("remat", False, "Recompute blocks in the backward pass.", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 1, "Images per domain; the limits are for 1.", lower_bound=1,
                      flag_values=FLAGS)
-flags.DEFINE_integer("accumulate_steps", 1, "Parts that a training batch runs as; batch_size is a "
-                     "multiple", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_string("save", "", "Folder for the compiled texts", flag_values=FLAGS)
+flags.DEFINE_integer("accumulate_steps", 1, "Parts that a training batch runs as; divides "
+                     "batch_size.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("save", "", "Folder for the texts of what was compiled.", flag_values=FLAGS)
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4,
           "u32": 4, "f64": 8, "s64": 8, "u64": 8}

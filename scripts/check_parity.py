@@ -56,16 +56,18 @@ SETTINGS = {  # flag: (key of the configuration, what the folder was made with)
 }
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("golden", None, "The folder.", flag_values=FLAGS)
+flags.DEFINE_string("golden", None, "Folder of the published code's numbers.", flag_values=FLAGS)
 flags.DEFINE_string(
-    "salt", None, "Of weights and inputs; what the folder's README.md calls its salt if none, "
+    "salt", None, "Salt of weights and inputs; by default what the folder's README.md calls so, "
     "else dev.", flag_values=FLAGS,
 )
-flags.DEFINE_list("only", list(FILES), f"Of {', '.join(FILES)}.", flag_values=FLAGS)
+flags.DEFINE_list("only", list(FILES), f"To compare, of {', '.join(FILES)}.", flag_values=FLAGS)
 flags.DEFINE_integer(
-    "num_classes", None, "Expected; that of the shapes if none.", flag_values=FLAGS, lower_bound=1)
+    "num_classes", None, "Classes to expect; by default those of the shapes.", lower_bound=1,
+    flag_values=FLAGS,
+)
 flags.DEFINE_list(
-    "size", None, "HEIGHT,WIDTH of the source images; that of forward.npz if none.",
+    "size", None, "HEIGHT,WIDTH of the source images; by default those of forward.npz.",
     flag_values=FLAGS,
 )
 flags.DEFINE_enum(

@@ -33,22 +33,22 @@ except ImportError as missing:
     sys.exit(2)
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_bool("export", False, "Checkpoint to PyTorch file.", flag_values=FLAGS)
+flags.DEFINE_bool("export", False, "Write a PyTorch file from a checkpoint.", flag_values=FLAGS)
 flags.DEFINE_integer(
-    "num_classes", None, "Of the network; the file's own if none, "
+    "num_classes", None, "Classes of the network; by default the file's own, "
     f"{conversion.FALLBACK_CLASSES} where it has no head.", lower_bound=1, flag_values=FLAGS,
 )
 flags.DEFINE_list(
-    "class_names", [], "In the order of their numbers; needed for other counts than 19, 16, 13.",
+    "class_names", [], "Names of the classes in order; needed for other counts than 19, 16, 13.",
     flag_values=FLAGS,
 )
 flags.DEFINE_enum(
     "variant", None, ["snr", "in", "none"], "The network to fill: with SNR, with its instance norm "
-    "alone, without; the file's own if none.", flag_values=FLAGS,
+    "alone, without; by default the file's own.", flag_values=FLAGS,
 )
 flags.DEFINE_enum(
     "head_branches", None, ["2", "4"], "Branches that a head sums, which no file says: 2 in "
-    "AdaptSegNet, MaxSquare and SNR, 4 in ADVENT. If none, 4 for a file without layer5 "
+    "AdaptSegNet, MaxSquare and SNR, 4 in ADVENT. By default 4 for a file without layer5 "
     "(ADVENT's single-level form), else 2.", flag_values=FLAGS,
 )
 flags.DEFINE_bool(
@@ -57,13 +57,13 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_bool(
     "torchvision", False, "The file is torchvision's ImageNet ResNet.", flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "Of the initial values.", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "Seed of the initial values.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_enum(
     "prefix", "", ["", "module."], "With --export: what every name begins with.",
     flag_values=FLAGS,
 )
 flags.DEFINE_bool(
-    "allow_four_branches", False, "With --export: also a network whose heads sum 4 branches, for "
+    "allow_four_branches", False, "With --export: also where the heads sum 4 branches, for "
     "ADVENT's code.", flag_values=FLAGS,
 )
 OF_EXPORT = ("prefix", "allow_four_branches")

@@ -8,12 +8,10 @@ configs/city2crosscity_uda.py:Rome,iw_maxsquare. The runs are OUT/rio to OUT/tai
 OUT/results.json and OUT/table.md. The same command goes on with an interrupted one.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from snr_jax import cli
@@ -24,12 +22,9 @@ from snr_jax.studies.crosscity import crosscity
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
-flags.DEFINE_string("out", "runs/crosscity", "Folder of runs and table.", flag_values=FLAGS)
-flags.DEFINE_list("cities", list(CITIES), "Some of them, as rome,tokyo.", flag_values=FLAGS)
-flags.DEFINE_string(
-    "compilation_cache", "~/.cache/snr_jax", "Compiled programs are kept here; empty: nowhere.",
-    flag_values=FLAGS,
-)
+flags.DEFINE_string("out", "runs/crosscity", "Folder for runs and table.", flag_values=FLAGS)
+flags.DEFINE_list("cities", list(CITIES), "Cities to adapt to, as rome,tokyo.", flag_values=FLAGS)
+cli.define_compilation_cache(FLAGS)
 
 
 def command(args: flags.FlagValues) -> None:
@@ -38,8 +33,7 @@ def command(args: flags.FlagValues) -> None:
     if not cities or not set(cities) <= set(CITIES):
         raise UserError(f"--cities is {','.join(args.cities)!r}; expected some of "
                         f"{','.join(CITIES)}")
-    if args.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(args.compilation_cache))
+    cli.use_compilation_cache(args)
     with signals.on_signals() as stop:
         print(f"\n{crosscity(config, Path(args.out), cities, stop=stop)}\nin {args.out}/table.md")
 

@@ -22,20 +22,22 @@ from snr_jax.process.signals import Stop
 from snr_jax.toy.styles import STYLES
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("out", "runs/demo", "Folder of data, runs and report.", flag_values=FLAGS)
+flags.DEFINE_string("out", "runs/demo", "Folder for data, runs and report.", flag_values=FLAGS)
 flags.DEFINE_enum(
-    "style", "dusk", [style for style in STYLES if style != "source"], "Of the target domain.",
+    "style", "dusk", [style for style in STYLES if style != "source"], "Style of the target.",
     flag_values=FLAGS,
 )
+cli.define_compilation_cache(FLAGS)
 
 
 def command(args: flags.FlagValues) -> None:
     with signals.on_signals() as stop:
+        # Seconds of imports: a signal meanwhile is answered after them.
+        cli.use_compilation_cache(args)
         _demo(Path(args.out), args.style, stop)
 
 
 def _demo(out: Path, style: str, stop: Stop) -> None:
-    # Seconds of imports: a signal meanwhile is answered after them.
     import jax
     from PIL import Image
 
@@ -53,7 +55,6 @@ def _demo(out: Path, style: str, stop: Stop) -> None:
     def check() -> None:
         signals.unless_asked(stop, "stopped before the report; the same command goes on")
 
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/snr_jax"))
     start = time.monotonic()
     root = out / "data"
     draw_data(root, [style], toy_dg.NUM_TRAIN, toy_dg.NUM_VAL, stop=stop)

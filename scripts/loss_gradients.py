@@ -7,7 +7,6 @@ training batches, and the weight at which the loss pulls as strongly as the cros
 of the target is read: this is how to choose loss.lambda_target without them.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -18,16 +17,15 @@ from snr_jax.config import checks
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
-flags.DEFINE_string("checkpoint", None, "A run, or a checkpoint.", flag_values=FLAGS)
-flags.DEFINE_integer("batches", 8, "Of each domain.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("checkpoint", None, "The network: a run, or a checkpoint.", flag_values=FLAGS)
+flags.DEFINE_integer("batches", 8, "Batches to average over.", lower_bound=1, flag_values=FLAGS)
+cli.define_compilation_cache(FLAGS)
 
 
 def command(args: flags.FlagValues) -> None:
-    import jax
-
     from snr_jax.studies.gradients import gradient_norms
 
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/snr_jax"))
+    cli.use_compilation_cache(args)
     config = cli.require(args, "config", "--config configs/toy_uda.py")
     checkpoint = cli.require(args, "checkpoint", "--checkpoint runs/toy_dg")
     checks.check(config)

@@ -21,19 +21,21 @@ from snr_jax.toy.layouts import LAYOUTS
 from snr_jax.toy.styles import STYLES
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("out", None, "Folder of the data sets.", flag_values=FLAGS)
-flags.DEFINE_list("layouts", ["gta5", "cityscapes"], f"Of {', '.join(LAYOUTS)}.",
+flags.DEFINE_string("out", None, "Folder for the data sets.", flag_values=FLAGS)
+flags.DEFINE_list("layouts", ["gta5", "cityscapes"], f"Data sets, of {', '.join(LAYOUTS)}.",
                   flag_values=FLAGS)  # fmt: skip
-flags.DEFINE_enum("style", "dusk", list(STYLES), "Of the targets.", flag_values=FLAGS)
+flags.DEFINE_enum("style", "dusk", list(STYLES), "Style of the targets.", flag_values=FLAGS)
 flags.DEFINE_enum("content", "none", CONTENTS, "What an image's mean colour says: nothing, or "
                   "(tint) which of two classes a drawing is.", flag_values=FLAGS)  # fmt: skip
-flags.DEFINE_enum("only", None, ["source", "target"], "Draw those alone.", flag_values=FLAGS)
+flags.DEFINE_enum("only", None, ["source", "target"], "Draw that side alone.", flag_values=FLAGS)
 for _name, _default, _least, _most, _help in (
     ("num_train", 240, 1, 10**6,
-     "Images per domain: per city of CrossCity, per condition of ACDC."),
-    ("num_val", 60, 1, 10**6, "As --num_train."), ("seed", 0, 0, 10**9, "Of the scenes."),
-    ("height", 128, 32, 8192, "Pixels."), ("width", 256, 32, 8192, "Pixels."),
-    ("workers", 2, 1, 1024, "Processes."),
+     "Training images per domain: per city of CrossCity, per condition of ACDC."),
+    ("num_val", 60, 1, 10**6, "Validation images, likewise."),
+    ("seed", 0, 0, 10**9, "Seed of the scenes."),
+    ("height", 128, 32, 8192, "Pixels of an image."),
+    ("width", 256, 32, 8192, "Pixels of an image."),
+    ("workers", 2, 1, 1024, "Processes that draw."),
 ):
     flags.DEFINE_integer(_name, _default, _help, _least, _most, flag_values=FLAGS)
 flags.DEFINE_bool("replace", False, "Overwrite another toy data set.", flag_values=FLAGS)

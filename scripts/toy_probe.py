@@ -32,8 +32,9 @@ KINDS = ("mean", "deviation", "shape")
 DECAY = 30.0  # of the ridge, on standardised numbers
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("data", None, "Folder with the source as GTA5.", flag_values=FLAGS)
-flags.DEFINE_string("checkpoint", None, "A run, or a checkpoint.", flag_values=FLAGS)
+flags.DEFINE_string("data", None, "Folder that holds the toy source as GTA5.", flag_values=FLAGS)
+flags.DEFINE_string("checkpoint", None, "The network: a run, or a checkpoint.", flag_values=FLAGS)
+cli.define_compilation_cache(FLAGS)
 
 
 def load(directory: str, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -64,6 +65,7 @@ def accuracy(x: np.ndarray, green: np.ndarray, x_val: np.ndarray, green_val: np.
 def command(args: flags.FlagValues) -> None:
     directory = os.path.join(cli.require(args, "data", "--data runs/toy_study_tint/data"), "GTA5")
     checkpoint = cli.require(args, "checkpoint", "--checkpoint runs/toy_study_tint/IN_0")
+    cli.use_compilation_cache(args)
     model, variables, _ = network.load(checkpoint)
     if model.norm_restitution == "none":
         raise UserError(f"{checkpoint} has no SNR blocks; expected a network of kind in or snr")

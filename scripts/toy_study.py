@@ -9,7 +9,6 @@ OUT/results.json that were made with the same configuration, initial values and 
 others are made again. OUT/table.md holds what there is so far.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,17 +53,18 @@ BUDGET = {"num_steps": 600, "optimizer.schedule_steps": 600, "optimizer.base_rat
           "data.crop": (96, 96)}
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("out", None, "Folder of data, runs, table; runs/toy_study unless given, and "
+flags.DEFINE_string("out", None, "Folder for data, runs, table; by default runs/toy_study, or "
                     "runs/toy_study_CONTENT for a content.", flag_values=FLAGS)  # fmt: skip
-flags.DEFINE_enum("content", "none", CONTENTS, "Of the toys, as make_toy_domains.py has it.",
+flags.DEFINE_enum("content", "none", CONTENTS, "Content of the toys, as of make_toy_domains.py.",
                   flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_list("adaptations", list(ADAPTATIONS), "Ways to adapt to each style; none if empty. "
                   f"There are {', '.join(WAYS)}.", flag_values=FLAGS)  # fmt: skip
-flags.DEFINE_list("variants", ["plain", "IN", "SNR", "SNR + restitution loss"], "Of the network.",
+flags.DEFINE_list("variants", ["plain", "IN", "SNR", "SNR + restitution loss"], "Networks.",
                   flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_bool("quick", False, "Images of 64x128, adapted to as a whole.", flag_values=FLAGS)
-flags.DEFINE_list("seeds", ["0", "1", "2"], "Numbers, joined by commas.", flag_values=FLAGS)
-flags.DEFINE_list("styles", ["dusk", "haze"], "Of the target, as dusk,haze.", flag_values=FLAGS)
+flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the runs.", flag_values=FLAGS)
+flags.DEFINE_list("styles", ["dusk", "haze"], "Styles of the target.", flag_values=FLAGS)
+cli.define_compilation_cache(FLAGS)
 
 
 def command(args: flags.FlagValues) -> None:
@@ -86,12 +86,10 @@ def command(args: flags.FlagValues) -> None:
 
 def _study(args: flags.FlagValues, seeds: Sequence[int], stop: Stop) -> None:
     # Seconds of imports: a signal meanwhile is answered after them.
-    import jax
-
     from configs import toy_classmix, toy_dg, toy_uda
     from snr_jax.studies.toy_study import draw_data, study
 
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/snr_jax"))
+    cli.use_compilation_cache(args)
     none = args.content == "none"
     out = Path(args.out or "runs/toy_study" + ("" if none else f"_{args.content}"))
     draw_data(out / "data", args.styles, toy_dg.NUM_TRAIN, toy_dg.NUM_VAL, content=args.content,

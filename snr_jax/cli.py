@@ -1,18 +1,16 @@
 """Command lines: parse the flags, run the command, report a user's mistake in one line."""
 
-import contextlib
+import copy
 import errno
-import io
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.progress import log_on_terminal
@@ -24,15 +22,52 @@ _OF_THE_SYSTEM = (
     errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP,
 )
 
-_ARGV: list[str] = []  # the command line that is being parsed: config_flags looks its keys up here
+
+class Experiment(NamedTuple):
+    """The value of --config. name: of the file, without folder and .py."""
+
+    name: str
+    config: ConfigDict
 
 
 def define_config(flag_values: flags.FlagValues) -> None:
-    """The flag --config FILE.py[:RECIPE] with --config.KEY=VALUE for every key of it."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Experiment file, as configs/gta5_dg.py or configs/gta5_dg.py:release",
-        flag_values=flag_values, lock_config=True, sys_argv=_ARGV,
+    """The flag --config FILE.py[:RECIPE], with --config.KEY=VALUE for every key of it."""
+    flags.DEFINE_string(
+        "config", None, "The experiment's file, as configs/gta5_dg.py or "
+        "configs/gta5_dg.py:release. --config.KEY=VALUE sets one of its keys.",
+        flag_values=flag_values,
     )
+    flags.DEFINE_bool(
+        "help_config", False, "List every key, with its value and meaning, and end.",
+        flag_values=flag_values,
+    )
+
+
+def define_compilation_cache(flag_values: flags.FlagValues) -> None:
+    """The flag --compilation_cache DIR, of a command that calls `use_compilation_cache`."""
+    flags.DEFINE_string(
+        "compilation_cache", "~/.cache/snr_jax",
+        "Folder that keeps compiled programs for the next start; empty: none.",
+        flag_values=flag_values,
+    )
+
+
+def use_compilation_cache(args: flags.FlagValues) -> None:
+    """Has JAX keep its programs in --compilation_cache and take them from there.
+
+    Where JAX has been told a folder, by JAX_COMPILATION_CACHE_DIR, it counts before the default.
+    """
+    import jax  # not above: the demo listens to signals before seconds of imports
+
+    flag = args["compilation_cache"]
+    if not flag.present and jax.config.jax_compilation_cache_dir:
+        return
+    folder = Path(flag.value).expanduser().absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--compilation_cache {flag.value}: {there} is a file; expected a folder, "
+                        "or nothing for none")
+    jax.config.update("jax_compilation_cache_dir", str(folder) if flag.value else None)
 
 
 def run(
@@ -52,11 +87,35 @@ def run(
 
     def parsed() -> int | None:
         if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
-            print(f"{description.strip()}\n\nflags:\n{flag_values.get_help()}")
+            print(f"{description.strip()}\n\nflags:\n{_listed(flag_values)}")
             return 0
-        return command(flag_values, *_parse(argv, flag_values, arguments))
+        args = copy.deepcopy(flag_values)  # so that no command line sees what an earlier one set
+        words = _parse(argv, args, arguments)
+        if "config" in args and args.help_config:
+            return _print_keys(args["config"].value)
+        return command(args, *words)
 
     return run_command(parsed)
+
+
+def _listed(flag_values: flags.FlagValues) -> str:
+    """The flags in the order of their definition, with help and default."""
+    lines = []
+    for flag in (flag_values[name] for name in flag_values):
+        text = f"--{'[no]' * flag.boolean}{flag.name}: {flag.help}"
+        if flag.default is not False and flag.default not in (None, "", []):
+            text += f" (default: {flag.default_as_str.strip(chr(39))})"
+        lines.append(flags.text_wrap(text, 88, indent="      ", firstline_indent="  "))
+    return "\n".join(lines)
+
+
+def _print_keys(experiment: Experiment | None) -> None:
+    from snr_jax.config import listing
+
+    try:
+        print(listing.for_terminal(experiment and experiment.config), flush=True)
+    except BrokenPipeError:  # who reads them, as `| head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_command(command: Callable[[], int | None]) -> int:
@@ -100,108 +159,59 @@ def _quiet_libraries() -> None:
 
 
 def _parse(
-    argv: list[str], flag_values: flags.FlagValues, arguments: Sequence[str]
+    argv: Sequence[str], args: flags.FlagValues, arguments: Sequence[str]
 ) -> list[str]:
     """Sets the flags; what stands without one, a value for each name of `arguments`."""
-    _reset(flag_values)
-    argv = _last_of_each_key(argv)
-    _ARGV[:] = argv
+    argv, texts = _without_keys(argv) if "config" in args else (argv, {})
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its tracebacks
-            rest = flag_values(argv)
-    except (AttributeError, KeyError) as error:
-        if getattr(error, "name", None) == "get_config":
-            raise UserError("--config: the file has no function get_config; configs/gta5_dg.py is "
-                            "an example") from None
-        if "does not support indexing" in str(error):
-            raise UserError("--config: the file's get_config returns no ConfigDict") from None
-        text = str(error).replace("\\n", " ").replace("\\", "")
-        missing = re.findall(r"\w+", text)[0]
-        guess = re.search(r'Did you mean "(\w+)"', text)
-        hint = f"Did you mean {guess[1]!r}? " if guess else ""
-        raise UserError(
-            f"the configuration has no key {missing!r}. {hint}configs/default.py lists every key"
-        ) from None
-    except OSError as error:
-        raise UserError(f"--config cannot be read: {str(error).splitlines()[-1].strip()}") from None
-    except (flags.Error, TypeError, ValueError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        head = lines[0].removesuffix(": Error whilst parsing config file:")
-        raise UserError(f"{head}: {lines[-1].strip()}" if len(lines) > 1 else head) from None
-    except Exception as error:  # whatever the code of a configuration raises
-        reason = f"{type(error).__name__}: {error}"
-        if not isinstance(error, SyntaxError):  # which names its place itself
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            reason += f" ({place.filename}, line {place.lineno})"
-        raise UserError(f"--config cannot be read: {reason}") from None
-    if not arguments and len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --, see --help")
+        words = args(argv)[1:]
+    except (flags.Error, ValueError) as error:
+        raise UserError(str(error)) from None
+    if "config" in args and args.config:
+        from snr_jax.config import reading  # imports JAX, which the demo's signals come before
+
+        name = Path(args.config.partition(":")[0]).stem
+        args["config"].value = Experiment(name, reading.read(args.config, texts))
+    elif texts:
+        raise UserError(f"--config.{next(iter(texts))} is a key of no configuration; name its "
+                        "file, as --config configs/gta5_dg.py")
+    if not arguments and words:
+        raise UserError(f"unexpected argument {words[0]!r}; flags begin with --, see --help")
     more = bool(arguments) and arguments[-1].endswith("...")
-    if len(rest) - 1 < len(arguments) or (len(rest) - 1 > len(arguments) and not more):
-        raise UserError(f"expected {' '.join(arguments)}, got {' '.join(rest[1:]) or 'nothing'}; "
+    if len(words) < len(arguments) or (len(words) > len(arguments) and not more):
+        raise UserError(f"expected {' '.join(arguments)}, got {' '.join(words) or 'nothing'}; "
                         "see --help")
-    return rest[1:]
+    return words
 
 
-def _last_of_each_key(argv: Sequence[str]) -> list[str]:
-    """Of a configuration key that is set twice the last counts; two tuples would be joined."""
-    joined: list[str] = []
-    for argument in argv:  # --config.KEY VALUE becomes one argument
-        bare = joined and re.fullmatch(r"--?config\.[\w.]+", joined[-1])
-        if bare and re.match(r"[^-]|-[\d.]", argument):
-            joined[-1] += f"={argument}"
+def _without_keys(argv: Sequence[str]) -> tuple[list[str], dict[str, str | None]]:
+    """The command line without --config.KEY=VALUE and --config.KEY VALUE, and KEY → VALUE.
+
+    VALUE is None for a key that stands alone, and "false" for --noconfig.KEY. The last counts.
+    """
+    rest: list[str] = []
+    texts: dict[str, str | None] = {}
+    key = None
+    for word in argv:
+        if found := re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL):
+            key = found[2]
+            texts[key] = "false" if found[1] else found[3]
+        elif key and texts[key] is None and not re.match(r"-[^\d.]", word):
+            texts[key] = word
         else:
-            joined.append(argument)
-    names = [argument.partition("=")[0].lstrip("-") for argument in joined]
-    last = {name: i for i, name in enumerate(names)}
-    return [
-        argument for i, (name, argument) in enumerate(zip(names, joined, strict=True))
-        if last[name] == i or not name.startswith("config.")
-    ]
+            rest.append(word)
+            key = None
+    return rest, texts
 
 
-def _reset(flag_values: flags.FlagValues) -> None:
-    """Forgets what an earlier command line of this process set."""
-    sys.modules.pop("config_config", None)  # a file is read into the module of the last one
-    for name in list(flag_values):
-        if "." in name:  # an override of an earlier configuration
-            delattr(flag_values, name)
-        else:
-            flag_values[name].unparse()
-
-
-def require(flag_values: flags.FlagValues, name: str, example: str) -> Any:
-    """The value of a flag that must be given."""
-    value = flag_values[name].value
-    given = any(re.match(rf"--?{name}(=|$)", argument) for argument in _ARGV)
-    if not value and not (name == "config" and given):  # its function may have returned None
+def require(args: flags.FlagValues, name: str, example: str) -> Any:
+    """The value of a flag that must be given; of --config the configuration."""
+    value = args[name].value
+    if not value:
         raise UserError(f"--{name} is missing; for instance {example}")
-    if name == "config" and not isinstance(value, ConfigDict):
-        path = config_flags.get_config_filename(flag_values[name]).partition(":")[0]
-        if not os.path.exists(path):
-            raise UserError(f"--config: there is no file {path}; for instance {example}")
-        try:
-            hasattr(value, "keys")  # an error of reading the file waits for the first look
-            reason = f"its get_config returns {type(value).__name__}, expected ConfigDict"
-        except OSError as error:
-            reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"--config: {path} gives no configuration: {reason}")
-    if name == "config":
-        _refuse_recipe(flag_values[name])
-    return value
+    return value.config if name == "config" else value
 
 
-def _refuse_recipe(flag: flags.Flag) -> None:
-    """The recipe sets switches when the configuration is made; as a key it would set none."""
-    recipe = config_flags.get_override_values(flag).get("recipe")
-    if recipe is not None:
-        path = config_flags.get_config_filename(flag).partition(":")[0]
-        raise UserError(
-            f"--config.recipe={recipe} changes no switch; choose the recipe as --config "
-            f"{path}:{recipe}"
-        )
-
-
-def config_name(flag_values: flags.FlagValues) -> str:
+def config_name(args: flags.FlagValues) -> str:
     """The name of the configuration file, without folder and .py."""
-    return Path(config_flags.get_config_filename(flag_values["config"])).stem
+    return args["config"].value.name

@@ -27,8 +27,8 @@ from snr_jax.workdir import record
 from snr_jax.workdir.metrics import write_text
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("out", "report.html", "The page.", flag_values=FLAGS)
-flags.DEFINE_string("title", "", "Of the page; the setting if none.", flag_values=FLAGS)
+flags.DEFINE_string("out", "report.html", "File for the page.", flag_values=FLAGS)
+flags.DEFINE_string("title", "", "Its title; by default source and target.", flag_values=FLAGS)
 flags.DEFINE_integer(
     "pictures", 6, "Images whose predictions are shown; 0: none.", lower_bound=0, flag_values=FLAGS
 )

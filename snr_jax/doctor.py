@@ -36,22 +36,23 @@ from snr_jax.report.pictures import colorize
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
 flags.DEFINE_string(
-    "domain", None, f"One of {', '.join(DOMAINS)}, or my_domain.yaml.", flag_values=FLAGS
-)
-flags.DEFINE_string("dir", None, "The data set's own folder.", flag_values=FLAGS)
-flags.DEFINE_string("split", "train", "Split to read, of --domain.", flag_values=FLAGS)
-flags.DEFINE_enum(
-    "num_classes", "19", ["19", "16", "13"], "Classes of the labels, of --domain.",
+    "domain", None, f"Read this, not --config: {', '.join(DOMAINS)}, or my_domain.yaml.",
     flag_values=FLAGS,
 )
-flags.DEFINE_bool("no_labels", False, "Labels may be missing, of --domain.", flag_values=FLAGS)
+flags.DEFINE_string("dir", None, "The folder of --domain.", flag_values=FLAGS)
+flags.DEFINE_string("split", "train", "The split of --domain.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "num_classes", "19", ["19", "16", "13"], "How many classes its labels are read as.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool("no_labels", False, "Its labels may be missing.", flag_values=FLAGS)
 flags.DEFINE_integer(
     "sample", 0, "Samples to read, spread over each split; 0: all.", lower_bound=0,
     flag_values=FLAGS,
 )
-flags.DEFINE_string("html", None, "File for a page with pictures.", flag_values=FLAGS)
+flags.DEFINE_string("html", None, "File for a page with pictures of the faults.", flag_values=FLAGS)
 flags.DEFINE_string(
-    "stats", None, "File for the class statistics; runs/class_stats/NAME.json by default.",
+    "stats", None, "File for the class statistics; by default runs/class_stats/NAME.json.",
     flag_values=FLAGS,
 )
 

@@ -48,30 +48,39 @@ from snr_jax.workdir.record import evaluation_settings
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
-flags.DEFINE_string("checkpoint", None, "A run's folder, or a checkpoint.", flag_values=FLAGS)
+cli.define_compilation_cache(FLAGS)
+flags.DEFINE_string("checkpoint", None, "The network: a run, or a checkpoint.", flag_values=FLAGS)
 flags.DEFINE_string(
-    "out", None, "Folder of the results; RUN/evaluation if none.",
+    "out", None, "Folder for the results; by default RUN/evaluation/CHECKPOINT/DOMAIN.",
     flag_values=FLAGS,
 )
-flags.DEFINE_enum("domain", "target", ["target", "source"], "Whose images.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "domain", "target", ["target", "source"], "Which domain of the configuration is scored.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_list(
-    "domains", [], "Instead of --domain: names, as cityscapes,bdd100k,crosscity=NTHU/Rome.",
+    "domains", [], "Score these instead of --domain, as cityscapes,bdd100k,crosscity=NTHU/Rome.",
     flag_values=FLAGS,
 )
-flags.DEFINE_list("size", [], "HEIGHT,WIDTH of all --domains, as 512,1024.", flag_values=FLAGS)
+flags.DEFINE_list(
+    "size", [], "HEIGHT,WIDTH at which --domains are seen, as 512,1024; by default each one's own.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string(
-    "split", None, "The configured val_split if none; val of --domains.", flag_values=FLAGS
-)
-flags.DEFINE_enum(
-    "protocol", "both", [*PROTOCOLS, "both"], "Size of the scoring.",
+    "split", None, "Split to score; by default the configured val_split, or val with --domains.",
     flag_values=FLAGS,
 )
 flags.DEFINE_enum(
-    "flip", "both", ["no", "yes", "both"], "Average with the mirror.",
+    "protocol", "both", [*PROTOCOLS, "both"],
+    "At which size predictions are scored: the network's, or the labels' (full).",
+    flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+    "flip", "both", ["no", "yes", "both"], "Whether to average with the mirrored image.",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
-    "max_images", 0, "Of each domain, by id; 0: all.", lower_bound=0, flag_values=FLAGS
+    "max_images", 0, "Images to score of each domain; 0: all.", lower_bound=0, flag_values=FLAGS
 )
 flags.DEFINE_integer(
     "pictures", 4, "Predictions to draw; 0: none.", lower_bound=0, flag_values=FLAGS
@@ -82,6 +91,7 @@ def command(args: flags.FlagValues) -> None:
     config = cli.require(args, "config", "--config configs/gta5_dg.py")
     where = cli.require(args, "checkpoint", "--checkpoint runs/gta5_dg")
     checks.check(config)
+    cli.use_compilation_cache(args)
     checkpoint = checkpoints.find(where)
     _check_domains(args)
     out = Path(args.out or _default_out(checkpoint, "domains" if args.domains else args.domain))
@@ -167,7 +177,7 @@ def _check_domains(args: flags.FlagValues) -> None:
         raise UserError("--size is that of --domains; for --domain set --config.target.size")
     sides = [int(side) for side in args.size if side.strip().isdecimal()]
     if args.size and not (len(sides) == len(args.size) and SIDES.accepts(sides)):
-        raise UserError(f"--size is {','.join(args.size)!r}; expected {SIDES.kind}{SIDES.range}, "
+        raise UserError(f"--size is {','.join(args.size)!r}; expected {SIDES.words}, "
                         "as 512,1024")
 
 

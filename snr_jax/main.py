@@ -5,12 +5,11 @@
 
 Results go to --workdir, by default runs/gta5_dg and runs/gta2city_uda. The same command goes on
 with an interrupted run; SIGTERM and Ctrl-C save the state first. Any key of the configuration can
-be set: --config.batch_size=2; configs/default.py lists every key. The recipe follows a colon
+be set: --config.batch_size=2; --help_config lists every key. The recipe follows a colon
 (configs/gta5_dg.py:release).
 """
 
 import logging
-import os
 import signal
 from collections.abc import Sequence
 
@@ -28,29 +27,26 @@ from snr_jax.runs.train import train
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
 flags.DEFINE_string(
-    "workdir", None, "Folder of the run; runs/NAME for configs/NAME.py if none.",
+    "workdir", None, "Folder of the run; by default runs/NAME for configs/NAME.py.",
     flag_values=FLAGS,
 )
+cli.define_compilation_cache(FLAGS)
 flags.DEFINE_string(
-    "compilation_cache", "~/.cache/snr_jax", "Compiled programs are kept here; empty: nowhere.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_string(
-    "profile_dir", "", "A trace of steps 10 to 15, for TensorBoard's profiler; empty: none.",
+    "profile_dir", "", "Folder for a trace of steps 10 to 15, for TensorBoard's profiler.",
     flag_values=FLAGS,
 )
 flags.DEFINE_bool(
-    "distributed", False, "One process of several that SLURM, Open MPI or Kubernetes has started.",
+    "distributed", False, "Join the other processes that SLURM, Open MPI or Kubernetes started.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, in a run of several processes.",
+    "coordinator", None, "HOST:PORT of process 0, for several processes that you start yourself.",
     flag_values=FLAGS,
 )
-flags.DEFINE_integer("num_processes", None, "Of a run of several processes.", flag_values=FLAGS)
-flags.DEFINE_integer("process_id", None, "This process, from 0.", flag_values=FLAGS)
+flags.DEFINE_integer("num_processes", None, "How many they are.", flag_values=FLAGS)
+flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", flag_values=FLAGS)
 flags.DEFINE_integer(
-    "join_timeout", 120, "Seconds to wait at the start for the other processes.", lower_bound=1,
+    "join_timeout", 120, "Seconds to wait for the other processes.", lower_bound=1,
     flag_values=FLAGS,
 )
 
@@ -60,8 +56,7 @@ def command(args: flags.FlagValues) -> None:
     number, index = args.num_processes, args.process_id
     address = several.check(args.coordinator, number, index)
     workdir = args.workdir or f"runs/{cli.config_name(args)}"
-    if args.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(args.compilation_cache))
+    cli.use_compilation_cache(args)
     if address is None and not args.distributed:
         with signals.on_signals() as stop:
             train(config, workdir, stop, args.profile_dir)

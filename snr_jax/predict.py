@@ -32,12 +32,13 @@ SQUEEZE = 1.6  # from 4:3 to 2:1, as a photo to the size of Cityscapes, it is 1.
 LEAST = 33  # pixels a side that the network sees
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("checkpoint", None, "A run's folder, or a checkpoint.", flag_values=FLAGS)
-flags.DEFINE_string("images", None, "Folder with images of any size.", flag_values=FLAGS)
-flags.DEFINE_string("out", None, "Folder of the results.", flag_values=FLAGS)
+cli.define_compilation_cache(FLAGS)
+flags.DEFINE_string("checkpoint", None, "The network: a run, or a checkpoint.", flag_values=FLAGS)
+flags.DEFINE_string("images", None, "Folder of the images, of any size.", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "Folder for the results.", flag_values=FLAGS)
 flags.DEFINE_list(
     "size", None,
-    "HEIGHT,WIDTH at which the network sees each image (or tile), or own. If none: own with "
+    "HEIGHT,WIDTH at which the network sees each image (or tile), or own. By default own with "
     "--tile, else the target size of its training, or 512,1024 where none is recorded.",
     flag_values=FLAGS,
 )
@@ -48,14 +49,14 @@ flags.DEFINE_list(
 )
 flags.DEFINE_integer(
     "overlap", None,
-    "Pixels that neighbouring tiles share at least; an eighth of the tile's shorter side if none.",
+    "Pixels that neighbouring tiles share at least; by default an eighth of their shorter side.",
     flag_values=FLAGS,
 )
-flags.DEFINE_bool("flip", False, "Average with the mirrored image.", flag_values=FLAGS)
-flags.DEFINE_bool("confidence", False, "Also write confidence maps.", flag_values=FLAGS)
+flags.DEFINE_bool("flip", False, "Average with the mirrored image's prediction.", flag_values=FLAGS)
+flags.DEFINE_bool("confidence", False, "Write confidence maps as well.", flag_values=FLAGS)
 flags.DEFINE_enum(
     "dtype", "auto", ["auto", "float32", "bfloat16"],
-    "Of the computation; auto: float32 on a CPU, bfloat16 elsewhere.",
+    "Precision of the computation; auto: float32 on a CPU, bfloat16 elsewhere.",
     flag_values=FLAGS,
 )
 
@@ -69,6 +70,7 @@ def command(args: flags.FlagValues) -> int:
     size = _pixels("size", args.size) if args.size not in (None, ["own"]) else None
     if out.resolve() == Path(images).resolve():
         raise UserError(f"--out {out} is the folder of the images; choose another for the results")
+    cli.use_compilation_cache(args)
     checkpoint = checkpoints.find(where)
     model, variables, meta = network.load(checkpoint, dtype=args.dtype)
     why = ""

@@ -84,7 +84,8 @@ def process(cache):
     started = []
 
     def start(module: str, *arguments: str, **options) -> subprocess.Popen:
-        names = {"PYTHONPATH": str(ROOT)} | {k.upper(): str(v) for k, v in FAST.items()}
+        names = {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": cache}
+        names |= {k.upper(): str(v) for k, v in FAST.items()}
         started.append(
             subprocess.Popen(
                 [sys.executable, "-m", f"snr_jax.{module}", *map(str, arguments)],

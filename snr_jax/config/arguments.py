@@ -1,6 +1,6 @@
 """The configuration as plain keyword arguments: one pure function per part of a run.
 
-`keys.KEYS` says where each key arrives.
+tests/config/test_keys.py says where each key arrives.
 """
 
 import json
@@ -47,7 +47,7 @@ def split_arguments(config: ConfigDict, role: str) -> dict:
 
 
 def stream_arguments(config: ConfigDict, role: str) -> dict:
-    """Of `pipeline.train_batches`. Each domain's order has its own seed."""
+    """Arguments of `pipeline.train_batches`. Each domain's order has its own seed."""
     return {
         "batch_size": config.batch_size,
         "seed": 2 * config.seed + ("source", "target").index(role),
@@ -59,13 +59,13 @@ def stream_arguments(config: ConfigDict, role: str) -> dict:
 
 
 def scale_range(config: ConfigDict) -> tuple[float, float] | None:
-    """None where every image has the training size."""
+    """The range, None where every image has the training size."""
     found = tuple(config.data.scale_range)
     return found if found != (1, 1) else None
 
 
 def rare_arguments(config: ConfigDict) -> dict:
-    """Of `rare.rare_classes`."""
+    """Arguments of `rare.rare_classes`."""
     return {
         "temperature": config.source.rare_class_temperature,
         "min_pixels": config.source.rare_class_pixels,
@@ -73,7 +73,7 @@ def rare_arguments(config: ConfigDict) -> dict:
 
 
 def model_arguments(config: ConfigDict, axis_name: str | None) -> dict:
-    """Of `create_model`. axis_name: of the devices, None for one."""
+    """Arguments of `create_model`. axis_name: of the devices, None for one."""
     return {
         **config.model,
         "num_classes": config.num_classes,
@@ -83,18 +83,18 @@ def model_arguments(config: ConfigDict, axis_name: str | None) -> dict:
 
 
 def initial_arguments(config: ConfigDict) -> dict:
-    """Of `network.initialize`."""
+    """Arguments of `network.initialize`."""
     return {"seed": config.seed, "init_from": config.init_from}
 
 
 def schedule_arguments(config: ConfigDict) -> dict:
-    """Of `optim.poly_schedule`."""
+    """Arguments of `optim.poly_schedule`."""
     optimizer = config.optimizer
     return {"base_rate": optimizer.base_rate, "num_steps": optimizer.schedule_steps}
 
 
 def groups_arguments(config: ConfigDict) -> dict:
-    """Of `optim.param_groups`."""
+    """Arguments of `optim.param_groups`."""
     return {
         "repeated_updates": config.optimizer.repeated_updates,
         "train_snr": config.optimizer.train_snr,
@@ -106,14 +106,14 @@ def groups_arguments(config: ConfigDict) -> dict:
 
 
 def sgd_arguments(config: ConfigDict) -> dict:
-    """Of `optim.sgd`."""
+    """Arguments of `optim.sgd`."""
     return {
         "momentum": config.optimizer.momentum, "weight_decay": config.optimizer.weight_decay,
     }  # fmt: skip
 
 
 def step_arguments(config: ConfigDict) -> dict:
-    """Of the factory of `step_factory`."""
+    """Arguments of the factory that `step_factory` chooses."""
     arguments = {
         "seed": config.seed,
         "restitution_weight": restitution_weight(config),
@@ -147,12 +147,12 @@ def step_arguments(config: ConfigDict) -> dict:
 
 
 def evaluation_arguments(config: ConfigDict) -> dict:
-    """Of `evaluate`, in a validation."""
+    """Arguments of `evaluate`, in a validation."""
     return {"batch_size": config.eval.batch_size, "flip": config.eval.flip}
 
 
 def restitution_weight(config: ConfigDict) -> float:
-    """The loss compares the parts of the restitution; without one there is nothing to compare."""
+    """The weight, 0 where there is no restitution whose parts the loss could compare."""
     return config.loss.restitution_weight if config.model.norm_restitution == "snr" else 0.0
 
 

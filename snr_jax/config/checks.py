@@ -1,4 +1,4 @@
-"""What no configuration may ask for, beyond the range of each key."""
+"""Refusals of what no configuration may ask for, beyond the values of each key."""
 
 import jax
 from ml_collections import ConfigDict

@@ -1,194 +1,218 @@
-"""Every key of a configuration: what it may hold, and where its value goes."""
+"""Every key of a configuration: its value, what else it may be, and one sentence about it.
+
+The values are those of GTA5 → Cityscapes, generalisation, as published. `make docs` writes the
+table into docs/configuration.md.
+"""
 
 import difflib
-import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from snr_jax.config.legal import DOMAIN, SWITCH, Legal, number, one_of, several, text, whole
 from snr_jax.core.errors import UserError
 from snr_jax.core.losses import TARGET_LOSSES
 from snr_jax.core.models.create import ATROUS, DTYPES
 from snr_jax.core.models.deeplab import NORM_RESTITUTIONS
 from snr_jax.core.self_training import STATISTICS, TEACHER_MODES, WEIGHTS
-from snr_jax.data.domains import DOMAINS
-
-
-class Legal(NamedTuple):
-    """The values that a key may hold: in words, as messages and comments have them, and a test."""
-
-    kind: str  # with the space before the range
-    range: str
-    accepts: Callable[[Any], bool]
-    example: str = ""
 
 
 class Key(NamedTuple):
-    """arrives: "PART.ARGUMENT" for every argument of `arguments.PART_arguments` that it changes.
-
-    Empty for the keys that train.py reads itself.
-    """
-
+    default: Any
     legal: Legal
-    arrives: tuple[str, ...] = ()
+    sentence: str
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _range(least: float, most: float) -> str:
-    return f"at least {least}" if most == math.inf else f"{least} to {most}"
-
-
-def whole(least: int, most: float = math.inf) -> Legal:
-    def accepts(value: Any) -> bool:
-        return _is_whole(value) and least <= value <= most
-
-    return Legal("a whole number, ", _range(least, most), accepts)
-
-
-def number(least: float, most: float, *, without: float | None = None) -> Legal:
-    """without: the one of the bounds that is itself no legal value."""
-
-    def accepts(value: Any) -> bool:
-        return _is_number(value) and least <= value <= most and value != without
-
-    words = _range(least, most) + (f", but not {without}" if without is not None else "")
-    return Legal("a number, ", words, accepts)
-
-
-def several(count: int, of: Legal, *, rising: bool = False, also: tuple | None = None) -> Legal:
-    """`count` numbers, each within the range of `of`. also: a further value that is legal."""
-
-    def accepts(value: Any) -> bool:
-        if not isinstance(value, tuple | list) or len(value) != count:
-            return False
-        ordered = not rising or list(value) == sorted(value)
-        return tuple(value) == also or (ordered and all(map(of.accepts, value)))
-
-    kind = of.kind.removeprefix("a ").replace(", ", "s, ")
-    kind = f"{count} {kind}" + ("the smaller first, " if rising else "")
-    words = of.range + (f", or {also} for none" if also else "")
-    least = of.range.removeprefix("at least ").split(" ")[0]
-    return Legal(kind, words, accepts, f"({','.join([least] * count)})")
-
-
-def one_of(*values: Any) -> Legal:
-    def accepts(value: Any) -> bool:
-        return any(type(value) is type(v) and value == v for v in values)
-
-    return Legal("one of ", ", ".join(str(v) or '""' for v in values), accepts)
-
-
-def text(*, empty: bool) -> Legal:
-    def accepts(value: Any) -> bool:
-        return isinstance(value, str) and (empty or bool(value.strip()))
-
-    return Legal("a text" if empty else "a text that is not empty", "", accepts)
-
-
-def _is_domain(value: Any) -> bool:
-    return value in DOMAINS or (isinstance(value, str) and value.endswith((".yaml", ".yml")))
-
-
-DOMAIN = Legal("one of ", f"{', '.join(DOMAINS)}, or a file as my_domain.yaml", _is_domain)
-SWITCH = Legal("True or False", "", lambda value: isinstance(value, bool))
 SIDES = several(2, whole(33, 8192))
 STEPS = whole(1, 1_000_000_000)
-STREAMS = "source_stream", "target_stream"
-SPLITS = "source_split", "target_split", "source_val_split", "target_val_split"
+WEIGHT = number(0, 1000)
+SHARE = number(0, 1)
 
-
-def _in(parts: tuple[str, ...], argument: str) -> tuple[str, ...]:
-    return tuple(f"{part}.{argument}" for part in parts)
-
-
-KEYS = {
-    "recipe": Key(text(empty=False)),
-    "seed": Key(
-        whole(0, 1_000_000_000), ("initial.seed", "step.seed", *_in(STREAMS, "seed"))),
-    "num_classes": Key(
-        whole(2, 254), ("model.num_classes",)),
-    "init_from": Key(text(empty=True), ("initial.init_from",)),
-    "model.norm_restitution": Key(
-        one_of(*NORM_RESTITUTIONS),
-        ("model.norm_restitution", "model.restitution_heads", "step.restitution_weight")),
-    "model.stage_sizes": Key(several(4, whole(1, 100)), ("model.stage_sizes",)),
-    "model.width": Key(whole(4, 1024), ("model.width",)),
-    "model.head_branches": Key(
-        one_of(2, 4), ("model.head_branches", "groups.head_branches")),
-    "model.stride_in": Key(one_of("conv1", "conv2"), ("model.stride_in",)),
-    "model.dtype": Key(one_of("auto", *DTYPES), ("model.dtype",)),
-    "model.atrous": Key(one_of("auto", *ATROUS), ("model.atrous",)),
-    "model.remat": Key(SWITCH, ("model.remat",)),
-    "data.root": Key(text(empty=False), ("domains.source_directory", "domains.target_directory")),
-    "data.prepared": Key(text(empty=True), _in(SPLITS[:2], "prepared_in")),
-    "data.scale_range": Key(
-        several(2, number(0.1, 10), rising=True),
-        _in((*SPLITS[:2], *STREAMS), "scale_range")),
-    "data.crop": Key(several(2, whole(33, 8192), also=(0, 0)), _in(STREAMS, "crop")),
-    "data.mirror": Key(SWITCH, _in(STREAMS, "mirror")),
-    "data.blur": Key(SWITCH, ("step.prepare",)),
-    "source.domain": Key(DOMAIN, ("domains.source_domain",)),
-    "source.dir": Key(
-        text(empty=True), ("domains.source_directory",)),
-    "source.train_split": Key(text(empty=False), ("source_split.split",)),
-    "source.val_split": Key(text(empty=False), ("source_val_split.split",)),
-    "source.rare_class_temperature": Key(number(0, 100), ("rare.temperature",)),
-    "source.rare_class_pixels": Key(whole(1), ("rare.min_pixels",)),
-    "source.size": Key(SIDES, ("source_split.size", "source_val_split.size")),
-    "target.domain": Key(DOMAIN, ("domains.target_domain",)),
-    "target.dir": Key(
-        text(empty=True), ("domains.target_directory",)),
-    "target.train_split": Key(text(empty=False), ("target_split.split",)),
-    "target.val_split": Key(text(empty=True), ("target_val_split.split",)),
-    "target.size": Key(SIDES, ("target_split.size", "target_val_split.size")),
-    "batch_size": Key(whole(1, 4096), _in(STREAMS, "batch_size")),
-    "accumulate_steps": Key(whole(1, 4096), ("step.accumulate_steps",)),
-    "sync_batch_norm": Key(SWITCH, ("model.bn_axis_name",)),
-    "freeze_bn": Key(SWITCH, ("step.freeze_bn",)),
-    "optimizer.base_rate": Key(number(0, 10, without=0), ("schedule.base_rate",)),
-    "optimizer.schedule_steps": Key(STEPS, ("schedule.num_steps",)),
-    "optimizer.momentum": Key(number(0, 1, without=1), ("sgd.momentum",)),
-    "optimizer.weight_decay": Key(number(0, 1), ("sgd.weight_decay",)),
-    "optimizer.head_rate": Key(number(0, 1000), ("groups.head_rate",)),
-    "optimizer.snr_rate": Key(number(0, 1000), ("groups.snr_rate",)),
-    "optimizer.train_snr": Key(SWITCH, ("groups.train_snr",)),
-    "optimizer.repeated_updates": Key(SWITCH, ("groups.repeated_updates",)),
-    "loss.restitution_weight": Key(
-        number(0, 1000), ("model.restitution_heads", "step.restitution_weight")),
-    "loss.lambda_seg": Key(number(0, 1000), ("step.lambda_seg", "groups.multi_level")),
-    "loss.target": Key(one_of("", *TARGET_LOSSES, "classmix"), ("step.target_loss",)),
-    "loss.lambda_target": Key(number(0, 1000), ("step.lambda_target",)),
-    "loss.threshold": Key(number(0, 1), ("step.guidance_threshold", "step.target_loss")),
-    "loss.iw_ratio": Key(number(0, 1), ("step.target_loss",)),
-    "mix.teacher_momentum": Key(number(0, 1), ("step.teacher_momentum",)),
-    "mix.teacher_mode": Key(one_of(*TEACHER_MODES), ("step.teacher_mode",)),
-    "mix.threshold": Key(number(0, 1), ("step.threshold",)),
-    "mix.weight": Key(one_of(*WEIGHTS), ("step.weight",)),
-    "mix.class_share": Key(number(0, 1), ("step.class_share",)),
-    "mix.rows_left_out": Key(several(2, whole(0, 8192)), ("step.rows_left_out",)),
-    "mix.statistics": Key(one_of(*STATISTICS), ("step.statistics",)),
-    "mix.jitter": Key(SWITCH, ("step.strengthen",)),
-    "mix.blur": Key(SWITCH, ("step.strengthen",)),
-    "num_steps": Key(STEPS),
-    "log_every_steps": Key(whole(1)),
-    "eval_every_steps": Key(whole(1)),
-    "checkpoint_every_steps": Key(whole(1)),
-    "keep_checkpoints": Key(whole(1)),
-    "eval.batch_size": Key(whole(1, 4096), ("evaluation.batch_size",)),
-    "eval.flip": Key(SWITCH, ("evaluation.flip",)),
-    "eval.max_images": Key(
-        whole(0), ("source_val_split.max_images", "target_val_split.max_images")),
-    "eval.num_pictures": Key(whole(0)),
+SECTIONS = {
+    "The experiment": {
+        "recipe": Key(
+            "paper", text(empty=False),
+            "The recipe of the configuration, chosen as --config FILE.py:release; the other keys "
+            "are what counts."),
+        "seed": Key(
+            0, whole(0, 1_000_000_000),
+            "Seed of the initial values, the order of the images and their augmentation."),
+        "num_classes": Key(
+            19, whole(2, 254),
+            "Classes of the network: 19, 16 or 13 for the benchmarks, or those of a source "
+            "domain's own file."),
+        "init_from": Key(
+            "", text(empty=True),
+            "A run, or a checkpoint, whose weights training starts from; empty: random values."),
+    },
+    "The network": {
+        "model.norm_restitution": Key(
+            "snr", one_of(*NORM_RESTITUTIONS),
+            "What follows each of the first three layers: SNR, its instance norm alone (in), or "
+            "nothing."),
+        "model.stage_sizes": Key(
+            (3, 4, 23, 3), several(4, whole(1, 100)),
+            "Bottleneck blocks of the four layers; the default is ResNet-101."),
+        "model.width": Key(
+            64, whole(4, 1024), "Channels of the stem, which the other widths are multiples of."),
+        "model.head_branches": Key(
+            2, one_of(2, 4),
+            "Dilated convolutions that a head sums: 2 as published, 4 as in DeepLab-v2."),
+        "model.stride_in": Key(
+            "conv1", one_of("conv1", "conv2"),
+            "The convolution of a bottleneck that has the stride; conv2 for torchvision's "
+            "weights."),
+        "model.dtype": Key(
+            "auto", one_of("auto", *DTYPES),
+            "Precision of the computation; auto: float32 on a CPU, bfloat16 elsewhere."),
+        "model.atrous": Key(
+            "auto", one_of("auto", *ATROUS),
+            "Which of two equal forms dilated convolutions have; auto: native on a CPU, "
+            "space_to_batch elsewhere."),
+        "model.remat": Key(
+            False, SWITCH,
+            "Compute the blocks once more in the backward pass: less memory, a third slower."),
+    },
+    "The images": {
+        "data.root": Key("datasets", text(empty=False), "The folder of the data sets' folders."),
+        "data.prepared": Key(
+            "", text(empty=True),
+            "A folder of scripts/prepare_data.py to train from; empty: from the data sets' files."),
+        "data.scale_range": Key(
+            (1.0, 1.0), several(2, number(0.1, 10), rising=True),
+            "Random scale of a training image, times its size."),
+        "data.crop": Key(
+            (0, 0), several(2, whole(33, 8192), also=(0, 0)),
+            "Height and width of a random crop of each training image."),
+        "data.mirror": Key(True, SWITCH, "Mirror half of the training images."),
+        "data.blur": Key(True, SWITCH, "Blur half of the training images, by less than a pixel."),
+    },
+    "The source": {
+        "source.domain": Key("gta5", DOMAIN, "The domain whose labels are trained on."),
+        "source.dir": Key("GTA5", text(empty=True), "Its folder, below data.root."),
+        "source.train_split": Key(
+            "train", text(empty=False), "Its split that is trained on: train, val, test or all."),
+        "source.val_split": Key(
+            "val", text(empty=False),
+            "Its split that validations score; chooses the checkpoint best_source."),
+        "source.rare_class_temperature": Key(
+            0.0, number(0, 100),
+            "How evenly classes are drawn, and with each an image that holds it: 0.01 in DAFormer, "
+            "more is more even; 0: images are drawn equally often."),
+        "source.rare_class_pixels": Key(
+            3_000, whole(1), "Pixels from which on a label counts as holding a class."),
+        "source.size": Key(
+            (720, 1280), SIDES, "Height and width at which the network sees its images."),
+    },
+    "The target": {
+        "target.domain": Key(
+            "cityscapes", DOMAIN, "The domain whose labels are read for scores alone."),
+        "target.dir": Key("Cityscapes", text(empty=True), "Its folder, below data.root."),
+        "target.train_split": Key(
+            "train", text(empty=False), "Its split that is adapted to, without labels."),
+        "target.val_split": Key(
+            "val", text(empty=True),
+            "Its split that validations score; chooses the checkpoint oracle_target. Empty: no "
+            "labels."),
+        "target.size": Key(
+            (512, 1024), SIDES, "Height and width at which the network sees its images."),
+    },
+    "The batch": {
+        "batch_size": Key(
+            1, whole(1, 4096), "Images of each domain in a step, over all devices."),
+        "accumulate_steps": Key(
+            1, whole(1, 4096),
+            "Parts of a batch that are computed one after another: less memory, one update."),
+        "sync_batch_norm": Key(
+            True, SWITCH, "Take batch norm's statistics over all devices; False: over each alone."),
+        "freeze_bn": Key(
+            False, SWITCH,
+            "Train the whole network in evaluation mode: its running statistics do not move."),
+    },
+    "The optimiser": {
+        "optimizer.base_rate": Key(
+            2.5e-4, number(0, 10, without=0), "Learning rate of the backbone at step 0."),
+        "optimizer.schedule_steps": Key(
+            200_000, STEPS, "Steps in which the rate falls to 0, by a polynomial of power 0.9."),
+        "optimizer.momentum": Key(
+            0.9, number(0, 1, without=1), "Share of the velocity that a step keeps."),
+        "optimizer.weight_decay": Key(
+            5e-4, SHARE, "Share of each parameter that is added to its gradient."),
+        "optimizer.head_rate": Key(
+            10.0, WEIGHT, "Learning rate of the heads, times base_rate."),
+        "optimizer.snr_rate": Key(
+            1.0, WEIGHT, "Learning rate of SNR and its classifiers, times base_rate."),
+        "optimizer.train_snr": Key(
+            True, SWITCH, "Train SNR; False: it stays at its initial values, as in the release."),
+        "optimizer.repeated_updates": Key(
+            True, SWITCH,
+            "Update parts of the backbone 3 or 4 times in a step, as the release does."),
+    },
+    "The losses": {
+        "loss.restitution_weight": Key(
+            0.01, WEIGHT, "Weight of the restitution loss of each SNR block."),
+        "loss.lambda_seg": Key(
+            0.0, WEIGHT,
+            "Weight of the auxiliary head and of its guidance on the target; published 0.1."),
+        "loss.target": Key(
+            "", one_of("", *TARGET_LOSSES, "classmix"),
+            "The loss on the target; empty: none, training sees the source alone."),
+        "loss.lambda_target": Key(0.1, WEIGHT, "Weight of the loss on the target."),
+        "loss.threshold": Key(
+            0.95, SHARE,
+            "Probability above which a prediction is sure, for hard and for the guidance."),
+        "loss.iw_ratio": Key(
+            0.2, SHARE,
+            "How strongly iw_maxsquare and iw_entropy favour the rare classes of an image."),
+    },
+    "Class mixing, for loss.target=classmix alone": {
+        "mix.teacher_momentum": Key(
+            0.99, SHARE, "Share of itself that the teacher keeps in a step, at most."),
+        "mix.teacher_mode": Key(
+            "train", one_of(*TEACHER_MODES),
+            "The teacher's batch norm: by the target batch's statistics (train) or its running "
+            "ones (eval)."),
+        "mix.threshold": Key(0.968, SHARE, "Probability above which a pseudo label is sure."),
+        "mix.weight": Key(
+            "share", one_of(*WEIGHTS),
+            "What a pseudo label counts: the share of sure pixels in the batch (share), or 1 where "
+            "it is sure and 0 elsewhere (pixel)."),
+        "mix.class_share": Key(
+            0.5, SHARE, "Share of the classes of a source label that are pasted."),
+        "mix.rows_left_out": Key(
+            (0, 0), several(2, whole(0, 8192)),
+            "Rows at the top and at the bottom of the target that get no pseudo label."),
+        "mix.statistics": Key(
+            "own", one_of(*STATISTICS),
+            "Whose running statistics the student is left with: its own or the teacher's."),
+        "mix.jitter": Key(True, SWITCH, "Change the colours of the mixed image."),
+        "mix.blur": Key(True, SWITCH, "Blur the mixed image."),
+    },
+    "The run": {
+        "num_steps": Key(80_000, STEPS, "Steps, after which the run ends."),
+        "log_every_steps": Key(50, whole(1), "Steps between lines of progress and metrics.jsonl."),
+        "eval_every_steps": Key(
+            5_000, whole(1), "Steps between validations; one more follows the last step."),
+        "checkpoint_every_steps": Key(
+            1_000, whole(1), "Steps between saved states: what a power cut can cost."),
+        "keep_checkpoints": Key(2, whole(1), "Newest states to keep, besides final and best."),
+    },
+    "The evaluation": {
+        "eval.batch_size": Key(1, whole(1, 4096), "Images scored at a time, over all devices."),
+        "eval.flip": Key(False, SWITCH, "Average with the prediction of the mirrored image."),
+        "eval.max_images": Key(
+            500, whole(0), "Images of each domain that a validation scores, by id; 0: all."),
+        "eval.num_pictures": Key(4, whole(0), "Predictions that a validation draws."),
+    },
 }  # fmt: skip
+KEYS = {key: row for rows in SECTIONS.values() for key, row in rows.items()}
+
+
+def create() -> ConfigDict:
+    """A configuration in which every key has its default."""
+    defaults = {key: row.default for key, row in KEYS.items()}
+    return ConfigDict(unflatten_dict(defaults, sep="."))
 
 
 def values(config: ConfigDict) -> dict[str, Any]:
@@ -201,12 +225,16 @@ def check(config: ConfigDict) -> None:
     found = values(config)
     for key in sorted(KEYS.keys() ^ found.keys()):
         what = "lacks the key" if key in KEYS else "has a key that nothing reads:"
-        raise UserError(f"the configuration {what} {key}. configs/default.py lists every key")
-    for key, (legal, _) in KEYS.items():
-        if not legal.accepts(found[key]):
-            example = f", as '--config.{key}={legal.example}'" if legal.example else ""
-            near = difflib.get_close_matches(str(found[key]).lower(), legal.range.split(", "), n=1)
-            guess = f". Did you mean {near[0]!r}?" if near else ""
-            raise UserError(
-                f"{key} is {found[key]!r}; expected {legal.kind}{legal.range}{example}{guess}"
-            )
+        raise UserError(f"the configuration {what} {key}. docs/configuration.md lists every key")
+    for key, row in KEYS.items():
+        if not row.legal.accepts(found[key]):
+            raise UserError(refusal(key, found[key]))
+
+
+def refusal(key: str, value: Any) -> str:
+    """The message that the key cannot be of this value: what it may be, and the nearest name."""
+    legal = KEYS[key].legal
+    example = f", as '--config.{key}={legal.example}'" if legal.example else ""
+    near = difflib.get_close_matches(str(value).lower(), legal.names, n=1)
+    guess = f". Did you mean {near[0]!r}?" if near else ""
+    return f"{key} is {value!r}; expected {legal.words}{example}{guess}"

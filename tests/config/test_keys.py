@@ -1,22 +1,22 @@
-"""Every key of the configuration: its range, and that it arrives where the table says."""
+"""Every key of the configuration: its row, its range, and that it arrives where it should."""
 
-import inspect
-import io
-import tokenize
+import re
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from configs import default, gta2city_uda
-from snr_jax.config import arguments, keys
+from snr_jax.config import arguments, keys, listing
 from snr_jax.config.keys import KEYS
 from snr_jax.core import labels, losses, mixing
 from snr_jax.core.parallel import create_parallel
 from snr_jax.data import splits
 from snr_jax.runs import experiment
 
-# Another legal value of every key that the table sends somewhere, on top of BASE.
+ROOT = Path(__file__).resolve().parents[2]
+# Another legal value of every key that `arguments` sends somewhere, on top of BASE.
 BASE = {"loss.target": "iw_maxsquare", "data.crop": (65, 65), "data.scale_range": (0.5, 2.0)}
 OTHER = {
     "seed": 1, "num_classes": 16, "init_from": "elsewhere",
@@ -42,6 +42,73 @@ OTHER = {
     "mix.statistics": "teacher", "mix.jitter": False, "mix.blur": False,
     "eval.batch_size": 3, "eval.flip": True, "eval.max_images": 7,
 }  # fmt: skip
+# Key → PART.ARGUMENT of every argument of `arguments.PART_arguments` that it changes.
+ARRIVES = {
+    "seed": "initial.seed step.seed source_stream.seed target_stream.seed",
+    "num_classes": "model.num_classes",
+    "init_from": "initial.init_from",
+    "model.norm_restitution":
+        "model.norm_restitution model.restitution_heads "
+        "step.restitution_weight",
+    "model.stage_sizes": "model.stage_sizes",
+    "model.width": "model.width",
+    "model.head_branches": "model.head_branches groups.head_branches",
+    "model.stride_in": "model.stride_in",
+    "model.dtype": "model.dtype",
+    "model.atrous": "model.atrous",
+    "model.remat": "model.remat",
+    "data.root": "domains.source_directory domains.target_directory",
+    "data.prepared": "source_split.prepared_in target_split.prepared_in",
+    "data.scale_range":
+        "source_split.scale_range target_split.scale_range "
+        "source_stream.scale_range target_stream.scale_range",
+    "data.crop": "source_stream.crop target_stream.crop",
+    "data.mirror": "source_stream.mirror target_stream.mirror",
+    "data.blur": "step.prepare",
+    "source.domain": "domains.source_domain",
+    "source.dir": "domains.source_directory",
+    "source.train_split": "source_split.split",
+    "source.val_split": "source_val_split.split",
+    "source.rare_class_temperature": "rare.temperature",
+    "source.rare_class_pixels": "rare.min_pixels",
+    "source.size": "source_split.size source_val_split.size",
+    "target.domain": "domains.target_domain",
+    "target.dir": "domains.target_directory",
+    "target.train_split": "target_split.split",
+    "target.val_split": "target_val_split.split",
+    "target.size": "target_split.size target_val_split.size",
+    "batch_size": "source_stream.batch_size target_stream.batch_size",
+    "accumulate_steps": "step.accumulate_steps",
+    "sync_batch_norm": "model.bn_axis_name",
+    "freeze_bn": "step.freeze_bn",
+    "optimizer.base_rate": "schedule.base_rate",
+    "optimizer.schedule_steps": "schedule.num_steps",
+    "optimizer.momentum": "sgd.momentum",
+    "optimizer.weight_decay": "sgd.weight_decay",
+    "optimizer.head_rate": "groups.head_rate",
+    "optimizer.snr_rate": "groups.snr_rate",
+    "optimizer.train_snr": "groups.train_snr",
+    "optimizer.repeated_updates": "groups.repeated_updates",
+    "loss.restitution_weight": "model.restitution_heads step.restitution_weight",
+    "loss.lambda_seg": "step.lambda_seg groups.multi_level",
+    "loss.target": "step.target_loss",
+    "loss.lambda_target": "step.lambda_target",
+    "loss.threshold": "step.guidance_threshold step.target_loss",
+    "loss.iw_ratio": "step.target_loss",
+    "mix.teacher_momentum": "step.teacher_momentum",
+    "mix.teacher_mode": "step.teacher_mode",
+    "mix.threshold": "step.threshold",
+    "mix.weight": "step.weight",
+    "mix.class_share": "step.class_share",
+    "mix.rows_left_out": "step.rows_left_out",
+    "mix.statistics": "step.statistics",
+    "mix.jitter": "step.strengthen",
+    "mix.blur": "step.strengthen",
+    "eval.batch_size": "evaluation.batch_size",
+    "eval.flip": "evaluation.flip",
+    "eval.max_images": "source_val_split.max_images target_val_split.max_images",
+}
+ARRIVES = {key: tuple(names.split()) for key, names in ARRIVES.items()}
 # What train.py reads: the recipe for the record, the length and the cadence of the run.
 READ_IN_TRAIN = {
     "recipe", "num_steps", "log_every_steps", "eval_every_steps", "checkpoint_every_steps",
@@ -95,8 +162,7 @@ def arrived(overrides: dict) -> dict:
 
 def test_every_key_of_the_default_is_in_the_table():
     assert keys.values(default.get_config()).keys() == KEYS.keys()
-    assert {key for key, (_, arrives) in KEYS.items() if not arrives} == READ_IN_TRAIN
-    assert OTHER.keys() | READ_IN_TRAIN == KEYS.keys()
+    assert OTHER.keys() == ARRIVES.keys() == KEYS.keys() - READ_IN_TRAIN
 
 
 @pytest.mark.parametrize("key", OTHER)
@@ -107,7 +173,7 @@ def test_arrives(key):
     base = {"loss.target": "classmix"} if key.startswith("mix.") else base
     before, after = arrived(base), arrived({**base, key: OTHER[key]})
     changed = {name for name in before.keys() | after.keys() if before[name] != after[name]}
-    assert changed == set(KEYS[key].arrives)
+    assert changed == set(ARRIVES[key])
 
 
 @pytest.mark.parametrize("name", ["iw_maxsquare", "iw_entropy"])
@@ -240,9 +306,9 @@ def test_arrives_unchanged():
                "loss.target", "loss.iw_ratio", "data.blur"}
     derived |= {key for key in OTHER if key.startswith("mix.")}
     for key in OTHER.keys() - derived:
-        target = KEYS[key].arrives[-1] if key != "loss.threshold" else "step.guidance_threshold"
+        target = ARRIVES[key][-1] if key != "loss.threshold" else "step.guidance_threshold"
         if key in ("model.norm_restitution", "loss.lambda_seg"):
-            target = KEYS[key].arrives[0]
+            target = ARRIVES[key][0]
         assert found[target] == values[key], key
     assert (found["initial.seed"], found["step.seed"]) == (1, 1)
     assert (found["source_stream.seed"], found["target_stream.seed"]) == (2, 3)
@@ -283,18 +349,53 @@ def test_only_the_target_of_training_may_lack_labels():
     assert found["source_stream.with_labels"] and not found["target_stream.with_labels"]
 
 
-def comments() -> dict[str, str]:
-    """Key → the comment on its line in configs/default.py."""
-    source = inspect.getsource(default.get_config)
-    lines = source.splitlines()
-    return {
-        lines[token.start[0] - 1].split("=")[0].strip().removeprefix("config."): token.string
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
+@pytest.mark.parametrize("key", KEYS)
+def test_a_row_explains_its_key(key):
+    """In a sentence, and the default is a value that the key may have."""
+    default, legal, sentence = KEYS[key]
+    assert legal.accepts(default)
+    assert sentence[0].isupper() and sentence.endswith(".") and len(sentence) > 15
+    assert not {"|", "\n"} & {*sentence, *legal.words}  # it is a row of a table
 
 
-@pytest.mark.parametrize("key", [key for key, (legal, _) in KEYS.items() if legal.range])
-def test_comment_tells_the_range(key):
-    if not key.endswith(".domain"):  # a new domain is a new row of data/domains.py alone
-        assert KEYS[key].legal.range in comments()[key]
+def test_the_defaults_are_those_of_the_default():
+    """The page says so; four of them are switches of the recipe."""
+    assert keys.values(default.get_config()) == {key: row.default for key, row in KEYS.items()}
+
+
+def test_the_page_is_what_the_table_gives():
+    """After a change of the table: make docs."""
+    assert (ROOT / "docs/configuration.md").read_text() == listing.page()
+    rows = [line for line in listing.page().splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == list(KEYS)
+
+
+def test_help_config_lists_every_key(command):
+    result = command("main", "--help_config")
+    assert result.code == 0
+    found = dict(re.findall(r"^  --config\.(\S+?)=(.*)$", result.out, re.MULTILINE))
+    assert list(found) == list(KEYS)
+    assert found["batch_size"] == "1" and found["init_from"] == '""'
+    about = " ".join(result.out.split())
+    for row in KEYS.values():
+        assert row.sentence in about and row.legal.words[1:] in about
+
+
+def test_help_config_has_the_values_of_the_experiment(command):
+    result = command("main", "--help_config", "--config", "configs/gta2city_uda.py:hard",
+                     "--config.target.size=(40,50)")
+    assert "  --config.loss.target=hard\n" in result.out
+    assert "  --config.target.size=(40,50)\n" in result.out
+
+
+@pytest.mark.parametrize(
+    "key, value, guess",
+    [
+        ("data.root", "", None), ("model.atrous", "", None), ("model.width", 3, None),
+        ("model.head_branches", 3, None), ("model.dtype", "float23", "float32"),
+        ("source.domain", "cityscape", "cityscapes"), ("loss.target", "MAXSQUARES", "maxsquare"),
+    ],
+)
+def test_a_guess_only_where_a_name_is_near(key, value, guess):
+    found = keys.refusal(key, value).partition("Did you mean ")[2]
+    assert found == (f"{guess!r}?" if guess else "")

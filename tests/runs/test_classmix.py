@@ -104,7 +104,7 @@ def test_the_report_shows_the_teacher_beside_its_student(generalised, mixed, com
     assert [(row.method, row.score) for row in rows(folders)][1:] == [
         ("mix", percent(student)), ("mix, teacher", percent(teacher))]
     page = tmp_path / "report.html"
-    result = command("report.__main__", generalised.workdir, workdir, "--out", page,
+    result = command("compare", generalised.workdir, workdir, "--out", page,
                      "--pictures", 0)
     assert result.code == 0 and "mix, teacher" in result.out, result
     assert page.read_text().count("mix, teacher") > 3

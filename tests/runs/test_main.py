@@ -18,14 +18,27 @@ DG, UDA = "configs/gta5_dg.py", "configs/gta2city_uda.py"
     [
         ((), "--config is missing; for instance --config configs/gta5_dg.py"),
         (("--config", "configs/none.py"), "there is no file configs/none.py"),
-        (("--config", "configs/none.py", "--config.seed=1"), "'configs/none.py'"),
+        (("--config", "configs/none.py", "--config.seed=1"), "there is no file configs/none.py"),
+        (("--config", "configs"), "there is no file configs"),
+        (("--config.seed=1",), "--config.seed is a key of no configuration"),
         (("--config", f"{DG}:papre"), "'papre'; there are paper, release, standard"),
-        (("--config", DG, "--config.optimizer.base_rat=1"), "Did you mean 'base_rate'?"),
+        (("--config", DG, "--config.optimizer.base_rat=1"), "Did you mean 'optimizer.base_rate'?"),
         (("--config", DG, "--config.nun_steps=1"), "Did you mean 'num_steps'?"),
-        (("--config", DG, "--config.model.widht=1"), "no key 'widht'"),
-        (("--config", DG, "--config.batch_size=two"), "batch_size"),
+        (("--config", DG, "--config.model.widht=1"), "no key 'model.widht'. Did you mean"),
+        (("--config", DG, "--config.data.scale-range="), "Did you mean 'data.scale_range'?"),
+        (("--config", DG, "--config.base_rate=1"), "Did you mean 'optimizer.base_rate'?"),
+        (("--config", DG, "--config.model=x"), "no key 'model'"),
+        (("--config", DG, "--config.batch_size=two"),
+         "batch_size is 'two'; expected a whole number, 1 to 4096"),
+        (("--config", DG, "--config.batch_size"), "batch_size has no value; expected a whole"),
+        (("--config", DG, "--config.batch_size", "--config.seed=1"), "batch_size has no value"),
+        (("--config", DG, "--config.optimizer.base_rate=fast"), "base_rate is 'fast'; expected a"),
+        (("--config", DG, "--config.data.crop=(8,"), "data.crop is '(8,'; expected 2 whole"),
+        (("--config", DG, "--config.data.crop=x.y"), "data.crop is 'x.y'; expected 2 whole"),
+        (("--config", DG, "--config.data.root="), "data.root is ''; expected a text that is not e"),
         (("--config", DG, "--workdir=W", "--config.source.size=720"), "source.size is (720,)"),
-        (("--config", DG, "--config.freeze_bn=perhaps"), "freeze_bn"),
+        (("--config", DG, "--config.freeze_bn=perhaps"),
+         "freeze_bn is 'perhaps'; expected True or False"),
         (("--config", DG, "--workdri=x"), "workdri"),
         (("--config", DG, "runs/x"), "unexpected argument 'runs/x'"),
         (("--config", DG, "--workdir=W", "--config.loss.target=maxsquar"), "iw_maxsquare, "),
@@ -35,7 +48,7 @@ DG, UDA = "configs/gta5_dg.py", "configs/gta2city_uda.py"
         (("--config", f"{DG}:paper", "--config.recipe", "release"), f"--config {DG}:release"),
         (("--config", DG, "--config.optimizer.base_rate=nan"), "optimizer.base_rate is nan"),
         (("--config", DG, "--config.optimizer.weight_decay=nan"), "optimizer.weight_decay is nan"),
-        (("--config", DG, "--config.batch_size=2.5"), "batch_size"),
+        (("--config", DG, "--config.batch_size=2.5"), "batch_size is '2.5'"),
         (("--config", DG, "--config.seed=-1"), "seed is -1"),
         (("--config", DG, "--config.seed", "-1"), "seed is -1"),
         (("--config", DG, "--config.data.crop=(8,8)"), "data.crop is (8, 8)"),
@@ -56,12 +69,12 @@ def test_mistaken_flags(arguments, words, refused, tmp_path):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("x = 1\n", "the file has no function get_config"),
+        ("x = 1\n", "has no function get_config that returns a ConfigDict"),
         ("def get_config(:\n", "SyntaxError: "),
         ("import nothing_of_that_name\n", "No module named 'nothing_of_that_name'"),
         ("def get_config():\n    return 1 / 0\n", "ZeroDivisionError: division by zero ("),
         ("def get_config():\n    return open('/none')\n", "No such file or directory: '/none'"),
-        ("def get_config():\n    pass\n", "returns NoneType, expected ConfigDict"),
+        ("def get_config():\n    pass\n", "has no function get_config that returns a ConfigDict"),
     ],
 )
 def test_file_that_is_no_configuration(text, words, refused, tmp_path):
@@ -69,7 +82,7 @@ def test_file_that_is_no_configuration(text, words, refused, tmp_path):
     path.write_text(text)
     for more in ((), ("--config.seed=1",)):
         error = refused("main", "--config", path, "--workdir", tmp_path / "w", *more)
-        assert error.startswith("error: --config") and (words in error or "ConfigDict" in words)
+        assert error.startswith("error: --config") and words in error
 
 
 def test_missing_data(refused, train_flags, tmp_path):

@@ -133,7 +133,7 @@ def test_the_command_writes_the_page(generalised, adapted, command, tmp_path):
     out = tmp_path / "page" / "report.html"
     two = copy(generalised, tmp_path / "two", seed=7)
     runs = [generalised.workdir, two, adapted.workdir]
-    result = command("report.__main__", *runs, "--out", out, "--pictures", 1)
+    result = command("compare", *runs, "--out", out, "--pictures", 1)
     assert result.code == 0, result
     assert list(out.parent.iterdir()) == [out]
     page = out.read_text()
@@ -149,7 +149,7 @@ def test_the_command_writes_the_page(generalised, adapted, command, tmp_path):
 def test_the_page_says_that_its_runs_are_scored_unlike(generalised, adapted, command, tmp_path):
     out = tmp_path / "report.html"
     flipped = copy(generalised, tmp_path / "flipped", eval__flip=True)
-    result = command("report.__main__", flipped, adapted.workdir, "--out", out, "--pictures", 0)
+    result = command("compare", flipped, adapted.workdir, "--out", out, "--pictures", 0)
     assert result.code == 0, result
     lead = out.read_text().split('<p class="lead">')[1].split("</p>")[0]
     assert "The protocols differ (network+flip, network)" in lead
@@ -158,9 +158,9 @@ def test_the_page_says_that_its_runs_are_scored_unlike(generalised, adapted, com
 def test_the_command_refuses_what_it_cannot_show(generalised, refused, tmp_path):
     run = generalised.workdir
     other = copy(generalised, tmp_path / "other", source__domain="synthia")
-    assert "Make a report for each" in refused("report.__main__", run, other)
-    assert "expected RUN..." in refused("report.__main__")
-    assert "is a folder" in refused("report.__main__", run, "--out", tmp_path)
-    assert "holds no run.json" in refused("report.__main__", tmp_path / "none")
-    assert "named twice" in refused("report.__main__", run, run)
+    assert "Make a report for each" in refused("compare", run, other)
+    assert "expected RUN..." in refused("compare")
+    assert "is a folder" in refused("compare", run, "--out", tmp_path)
+    assert "holds no run.json" in refused("compare", tmp_path / "none")
+    assert "named twice" in refused("compare", run, run)
     assert not (tmp_path / "report.html").exists()

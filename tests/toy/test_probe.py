@@ -35,7 +35,7 @@ def test_the_three_kinds_tell_apart_what_differs():
     assert (toy_probe.describe(skewed)["shape"] > numbers["shape"]).all()
 
 
-def test_columns_stand_under_their_names(tmp_path, monkeypatch, capsys):
+def test_columns_stand_under_their_names(tmp_path, monkeypatch, capsys, cache):
     writer.write("gta5", tmp_path / "GTA5", style="source", num_train=2, num_val=2, seed=3,
                  height=64, width=128, content="tint")
     model = network(norm_restitution="in")
@@ -52,7 +52,7 @@ def test_columns_stand_under_their_names(tmp_path, monkeypatch, capsys):
     assert len(rows) == 6 and all(row.endswith("| 100% | 200% | 300% |") for row in rows)
 
 
-def test_a_network_without_blocks_is_refused(tmp_path, capsys):
+def test_a_network_without_blocks_is_refused(tmp_path, capsys, cache):
     model = network(norm_restitution="none")
     meta = {"model": architecture(model)}
     checkpoints.save_variables(tmp_path / "network", initial_variables(model, 0), meta)

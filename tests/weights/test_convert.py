@@ -538,9 +538,9 @@ def test_training_on_with_other_branches_is_said(tmp_path, capsys):
     assert convert(capsys, twin(), tmp_path / "new", "--reset_heads")[0] == 0
     for folder, branches, said in (("out", 2, True), ("out", 4, False),
                                    ("new/out", 2, False), ("new/out", 4, False)):
-        lines = []
         model = DeepLab(**TINY, head_branches=branches)
-        network.initialize(model, 0, str(tmp_path / folder), lines.append)
+        with said() as lines:
+            network.initialize(model, 0, str(tmp_path / folder))
         warned = [line for line in lines if "--config.model.head_branches=4" in line]
         assert bool(warned) == said, (folder, branches, lines)
 

@@ -1,0 +1,81 @@
+"""A configuration from an experiment's file and the keys that a command line sets."""
+
+import ast
+import difflib
+import os
+import runpy
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from snr_jax.config import keys
+from snr_jax.core.errors import UserError
+
+
+def read(file: str, texts: Mapping[str, str | None]) -> ConfigDict:
+    """The configuration of FILE.py[:ARGUMENT], with keys set. texts: key → its value as typed.
+
+    The value is None for a key that stands alone, which switches it on. Raises UserError for a
+    file that is no experiment, an unknown key, and a text that is no value of the key's type.
+    """
+    path, colon, argument = file.partition(":")
+    config = _from_file(path, [argument] if colon else [])
+    with config.unlocked(), config.ignore_type():
+        for key, text in texts.items():
+            if key == "recipe":  # sets switches when the file makes the configuration
+                raise UserError(f"--config.recipe={text} changes no switch; choose the recipe as "
+                                f"--config {path}:{text}")
+            config.update_from_flattened_dict({key: _value(key, text)})
+    return config.lock()
+
+
+def _from_file(path: str, arguments: Sequence[str]) -> ConfigDict:
+    """What the file's get_config returns for the arguments."""
+    if not os.path.isfile(path):
+        raise UserError(f"--config: there is no file {path}; configs/gta5_dg.py is an example")
+    try:
+        config = runpy.run_path(path).get("get_config", lambda *_: None)(*arguments)
+    except UserError:
+        raise
+    except ValueError as error:  # a word after the colon that the experiment does not know
+        raise UserError(f"--config {':'.join([path, *arguments])}: {error}") from None
+    except Exception as error:  # whatever the code of a configuration raises
+        reason = f"{type(error).__name__}: {error}"
+        if not isinstance(error, SyntaxError):  # which names its place itself
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason += f" ({place.filename}, line {place.lineno})"
+        raise UserError(f"--config cannot be read: {reason}") from None
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config: {path} has no function get_config that returns a ConfigDict; "
+                        "configs/gta5_dg.py is an example")
+    return config
+
+
+def _tuple(text: str) -> tuple:
+    value = ast.literal_eval(text)
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+PARSERS: dict[type, Callable[[str], Any]] = {  # of a command line's numbers and switches
+    bool: flags.BooleanParser().parse, int: flags.IntegerParser().parse,
+    float: flags.FloatParser().parse, str: str, tuple: _tuple,
+}  # fmt: skip
+
+
+def _value(key: str, text: str | None) -> Any:
+    """The text as a value of the key's type; whether it is legal is asked when all keys are set."""
+    if key not in keys.KEYS:
+        near = difflib.get_close_matches(key, keys.KEYS, n=1)
+        guess = f"Did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"the configuration has no key {key!r}. {guess}"
+                        "docs/configuration.md lists every key")
+    default, legal, _ = keys.KEYS[key]
+    if text is None and not isinstance(default, bool):
+        raise UserError(f"--config.{key} has no value; expected {legal.words}")
+    try:
+        return PARSERS[type(default)]("true" if text is None else text)
+    except (ValueError, SyntaxError):
+        raise UserError(keys.refusal(key, text)) from None

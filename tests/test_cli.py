@@ -1,0 +1,182 @@
+"""Command lines: what --config.KEY=VALUE sets, where a file may lie, the compilation cache."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+from absl import flags
+
+from snr_jax import cli
+from snr_jax.config import keys
+from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.state import initial_variables
+from snr_jax.workdir import checkpoints
+from tests.commands import FAST, ROOT, TINY, config_flags
+
+DG = str(ROOT / "configs/gta5_dg.py")
+FLAGS = flags.FlagValues()
+cli.define_config(FLAGS)
+cli.define_compilation_cache(FLAGS)
+flags.DEFINE_integer("number", 7, "A number.", flag_values=FLAGS)
+
+
+def run(*words: str, command=None):
+    """What the command returns; by default the configuration and its name."""
+    kept = []
+
+    def chosen(args) -> None:
+        kept.append((cli.require(args, "config", "--config x.py"), cli.config_name(args)))
+
+    assert cli.run(["command", *words], FLAGS, "A test.", command or chosen) == 0
+    return kept and kept[0]
+
+
+@pytest.mark.parametrize(
+    "key, typed, value",
+    [
+        ("seed", "3", 3), ("optimizer.head_rate", "3", 3.0), ("optimizer.head_rate", "1e-3", 1e-3),
+        ("data.crop", "(65,97)", (65, 97)), ("data.crop", "[65, 97]", (65, 97)),
+        ("data.crop", "65,97", (65, 97)), ("data.crop", "65", (65,)),
+        ("data.scale_range", "(1,1.5)", (1, 1.5)),
+        ("freeze_bn", "true", True), ("freeze_bn", "1", True), ("data.mirror", "False", False),
+        ("data.mirror", "f", False),
+        ("target.val_split", "", ""), ("init_from", "runs/a=b", "runs/a=b"),
+        ("data.root", "3", "3"), ("init_from", "two\nlines", "two\nlines"),
+    ],
+)  # fmt: skip
+def test_a_value_has_the_type_of_its_key(key, typed, value):
+    default = keys.values(run("--config", DG)[0])
+    for words in ([f"--config.{key}={typed}"], [f"-config.{key}={typed}"],
+                  [f"--config.{key}", typed], [f"--config.{key}=9", f"--config.{key}={typed}"]):
+        found = keys.values(run("--config", DG, *words)[0])
+        assert found == default | {key: value}
+        assert type(found[key]) is type(value) is type(default[key])
+
+
+def test_a_switch_needs_no_value():
+    config, _ = run("--config.freeze_bn", "--config", DG, "--noconfig.data.mirror", "--number=3")
+    assert config.freeze_bn is True and config.data.mirror is False
+
+
+@pytest.mark.parametrize("file", ["mine.py", "no_suffix", "a folder/mine.py"])
+def test_a_file_may_lie_anywhere(file, tmp_path, monkeypatch):
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("from configs import gta5_dg\n\n\n"
+                    "def get_config(width='8'):\n"
+                    "    config = gta5_dg.get_config()\n"
+                    "    config.model.width = int(width)\n"
+                    "    return config\n")
+    for name in (str(path), f"{path}:16"):
+        config, stem = run("--config", name, "--config.seed=3")
+        assert (config.model.width, config.seed) == (16 if ":" in name else 8, 3)
+        assert stem == path.stem
+    path.write_text(path.read_text().replace("'8'", "'4'"))  # as long, in the same second
+    monkeypatch.chdir(path.parent)
+    assert run("--config", path.name)[0].model.width == 4
+
+
+def test_a_configuration_is_locked():
+    config, _ = run("--config", DG, "--config.seed=3")
+    with pytest.raises(AttributeError):
+        config.sede = 4
+    with pytest.raises(TypeError):
+        config.seed = "4"
+
+
+def test_no_command_line_sees_an_earlier_one():
+    numbers = []
+    for words in (["--number=3", "--config", DG, "--config.seed=5"], ["--config", DG], []):
+        run(*words, command=lambda args: numbers.append(
+            (args.number, args["config"].value and args["config"].value.config.seed)))
+    assert numbers == [(3, 5), (7, 0), (7, None)]
+
+
+def test_help_config_into_a_pipe_that_closes():
+    process = subprocess.run(
+        f"{sys.executable} -m snr_jax.main --help_config | head -1", shell=True, cwd=ROOT,
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout.count("\n") == 1 and process.stderr == ""
+
+
+# ---------------------------------------------------------------- the compilation cache
+
+
+@pytest.fixture
+def setting():
+    """The folder that JAX is told, as it is after the test; put back afterwards."""
+    before = jax.config.jax_compilation_cache_dir
+    yield lambda: jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_the_folder_of_the_cache(setting, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    jax.config.update("jax_compilation_cache_dir", None)
+    run(command=cli.use_compilation_cache)
+    assert setting() == str(tmp_path / ".cache/snr_jax")
+    run("--compilation_cache=~/mine", command=cli.use_compilation_cache)
+    assert setting() == str(tmp_path / "mine")
+    run(command=cli.use_compilation_cache)  # JAX knows one: it counts before the default
+    assert setting() == str(tmp_path / "mine")
+    run("--compilation_cache=", command=cli.use_compilation_cache)
+    assert setting() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("below", ["", "/a/b"])
+@pytest.mark.parametrize("module", ["main", "evaluate", "predict"])
+def test_a_cache_that_is_a_file(module, below, refused, setting, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "photo.png").touch()
+    flags = {
+        "main": ["--config", DG], "evaluate": ["--config", DG, "--checkpoint", tmp_path],
+        "predict": ["--checkpoint", tmp_path, "--images", tmp_path, "--out", tmp_path / "out"],
+    }[module]
+    error = refused(module, *flags, f"--compilation_cache={tmp_path}/file{below}")
+    assert error == (f"error: --compilation_cache {tmp_path}/file{below}: {tmp_path}/file is a "
+                     "file; expected a folder, or nothing for none")
+
+
+def test_importing_sets_no_cache():
+    doors = [path.stem for path in (ROOT / "snr_jax").glob("*.py") if path.stem != "__init__"]
+    program = "\n".join(f"import snr_jax.{door}" for door in doors)
+    program += "\nimport jax\nassert jax.config.jax_compilation_cache_dir is None"
+    without = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=without, check=True)
+
+
+@pytest.mark.parametrize("module", ["evaluate", "predict"])
+def test_a_second_process_takes_from_the_cache(module, data_root, tmp_path):
+    model = DeepLab(stage_sizes=(1, 1, 1, 1), width=4)
+    meta = {"model": architecture(model), "source": {}}
+    checkpoints.save_variables(tmp_path / "network", initial_variables(model, 0), meta)
+    flags = ["--checkpoint", str(tmp_path / "network"), "--out", str(tmp_path / "out"),
+             "--compilation_cache", str(tmp_path / "cache")]
+    flags += {
+        "evaluate": ["--config", DG, "--protocol=network", "--flip=no",
+                     *config_flags(TINY | {"data.root": data_root})],
+        "predict": ["--images", str(data_root / "GTA5/images"), "--size=33,65"],
+    }[module]
+
+    def hits() -> int:
+        """Programs that a process takes from the cache, by JAX's own log."""
+        environment = {**os.environ, **{k.upper(): str(v) for k, v in FAST.items()},
+                       "JAX_DEBUG_LOG_MODULES": "jax._src.compiler,jax._src.compilation_cache"}
+        process = subprocess.run(
+            [sys.executable, "-m", f"snr_jax.{module}", *flags], cwd=ROOT, text=True,
+            capture_output=True, env=environment | {"PYTHONPATH": str(ROOT)},
+        )
+        assert process.returncode == 0, process.stderr
+        return process.stderr.count("cache hit for")
+
+    def kept() -> set[str]:
+        return {path.name for path in (tmp_path / "cache").glob("*-cache")}
+
+    assert hits() == 0
+    programs = kept()
+    assert hits() >= len(programs) > 0
+    assert kept() == programs
