@@ -7,6 +7,7 @@ A loss returns a `Sum`, (total, normaliser): what it adds up over the batch and 
 `mean` divides. Sums of parts of a batch can be added first; the loss is then that of all parts.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,9 @@ from snr_jax.core.models.layers import at_least_float32
 class Sum(NamedTuple):
     total: jax.Array
     normaliser: jax.Array | float  # a count of pixels goes beyond 32 bits where it is times C
+
+
+Sums = Sum | list[list[Sum]]  # of a loss that is one mean, or of `restitution`
 
 
 def mean(loss: Sum) -> jax.Array:
@@ -130,6 +134,16 @@ def dual_restitution(
     block's classifier logits of F~+, F~ and F~-.
     """
     return jax.nn.softplus(restituted - normalized) + jax.nn.softplus(normalized - contaminated)
+
+
+def restitution_sums(blocks: Sequence[Sequence[jax.Array]]) -> list[list[Sum]]:
+    """What `restitution` takes, of each SNR block's classifier logits of F~+, F~ and F~-."""
+    return [[pixel_entropy(logits) for logits in block] for block in blocks]
+
+
+def restitution(sums: list[list[Sum]]) -> jax.Array:
+    """The dual restitution loss, added up over the SNR blocks."""
+    return sum(dual_restitution(*map(mean, block)) for block in sums)
 
 
 TARGET_LOSSES = {

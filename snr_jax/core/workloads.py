@@ -70,7 +70,7 @@ def create_workload(
     network = DeepLab(restitution_heads=True, **model)
     groups = optim.param_groups(repeated_updates=True, train_snr=True, multi_level=False)
     optimizer = optim.sgd(optim.poly_schedule(2.5e-4, 200_000), groups)
-    options = {"model": network, "optimizer": optimizer, "restitution_weight": 0.01,
+    options = {"model": network, "tx": optimizer, "restitution_weight": 0.01,
                "accumulate_steps": accumulate_steps}
     batch = {"source_image": bytes_of(*source_size, 3), "source_label": bytes_of(*source_size)}
     if kind == "source":
