@@ -71,12 +71,11 @@ def _image_weights(p: jax.Array, ratio: float) -> jax.Array:
     h_c pixels of the image predicted as c, H = sum h: w_c = 1 / max(h_c^r H^(1-r), 1).
     """
     classes = p.shape[-1]
-    predicted = jnp.argmax(p, -1)
-    one_hot = predicted[..., None] == jnp.arange(classes)
+    one_hot = jnp.argmax(p, -1)[..., None] == jnp.arange(classes)
     histogram = one_hot.sum((1, 2)).astype(p.dtype)  # [N,C]
     total = histogram.sum(-1, keepdims=True)
     weights = 1 / jnp.maximum(histogram**ratio * total ** (1 - ratio), 1)
-    return lax.stop_gradient(_pick(weights[:, None, None, :] * one_hot, predicted))
+    return lax.stop_gradient(jnp.where(one_hot, weights[:, None, None], 0).sum(-1))
 
 
 def iw_maxsquare(logits: jax.Array, *, ratio: float = 0.2) -> Sum:
