@@ -14,10 +14,15 @@ from snr_jax.core.augment import to_network_input
 from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import TrainState, create_state, initial_variables
 from snr_jax.core.steps import (
+    Stream,
+    Term,
+    View,
     make_adaptation_step,
     make_eval_step,
     make_predict_step,
     make_source_step,
+    make_update,
+    prepared,
 )
 from tests.core.tiny import (
     NUM_CLASSES,
@@ -140,6 +145,30 @@ def test_running_mean_by_hand(probe_state):
     assert metrics.keys() == {"loss_source", "loss_target"}
 
 
+def test_three_views_run_in_order_and_make_one_update(probe_state):
+    """Means of the views v: m → 0.729 m + 0.081 v1 + 0.09 v2 + 0.1 v3; the gradients are added."""
+    images = [np.asarray(to_network_input(batch(seed=i)["source_image"])) for i in range(3)]
+
+    def view(i):
+        def terms(output, part):
+            return {f"loss_{i}": Term(0.5, losses.Sum(output.main.sum(), 2.0))}
+
+        return View({"image": images[i]}, terms)
+
+    views = [view(i) for i in range(3)]
+    update = make_update(model=Probe(), tx=OPTIMIZER, freeze_bn=False, accumulate_steps=1,
+                         axis_name=None)
+    after, metrics = quick_jit(lambda state: update(state, views))(probe_state)
+    assert metrics.keys() == {"loss_0", "loss_1", "loss_2"} and int(after.step) == 1
+    first, second, third = (image.mean((0, 1, 2)) for image in images)
+    expected = (0.729 * np.asarray(probe_state.batch_stats["bn"]["mean"])
+                + 0.081 * first + 0.09 * second + 0.1 * third)
+    np.testing.assert_allclose(after.batch_stats["bn"]["mean"], expected, atol=1e-3)
+    # The bias enters the sum of the logits once a pixel: 0.5 / 2 of each view's pixels.
+    pixels = sum(image[..., 0].size for image in images)
+    np.testing.assert_allclose(trace(after)["main"]["bias"], 0.25 * pixels, rtol=1e-5)
+
+
 @pytest.mark.parametrize("domains", ["source", "both"])
 def test_frozen_batch_norm_moves_nothing(probe_state, domains):
     options = {"model": Probe(), "tx": OPTIMIZER, "freeze_bn": True}
@@ -217,6 +246,20 @@ def test_augmentation_depends_on_seed_and_step_alone(probe_state):
     assert loss == again
     np.testing.assert_array_equal(kernel, same_kernel)
     assert loss != run(0, 6)[0] and loss != run(1, 5)[0]
+
+
+@pytest.mark.parametrize(("stream", "number"), [
+    (Stream.SOURCE_IMAGE, 0), (Stream.TARGET_IMAGE, 1), (Stream.CLASS_CHOICE, 2),
+    (Stream.MIX_COLORS, 3),
+])  # fmt: skip
+def test_the_keys_of_the_streams_stay(stream, number):
+    """A run of before goes on with the draws that it would have made."""
+    def take(key, image, *, first_sample):
+        return jax.random.key_data(key)
+
+    found = prepared(take, stream, jnp.asarray(5), np.zeros(2), seed=3, axis_name=None)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 5), number)
+    np.testing.assert_array_equal(found, jax.random.key_data(key))
 
 
 def test_the_domains_draw_independently(probe_state):
