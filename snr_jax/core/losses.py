@@ -7,6 +7,7 @@ A loss returns a `Sum`, (total, normaliser): what it adds up over the batch and 
 `mean` divides. Sums of parts of a batch can be added first; the loss is then that of all parts.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,9 @@ from snr_jax.core.models.layers import at_least_float32
 class Sum(NamedTuple):
     total: jax.Array
     normaliser: jax.Array | float  # a count of pixels goes beyond 32 bits where it is times C
+
+
+Sums = Sum | list[list[Sum]]  # of a loss that is one mean, or of `restitution`
 
 
 def mean(loss: Sum) -> jax.Array:
@@ -67,12 +71,11 @@ def _image_weights(p: jax.Array, ratio: float) -> jax.Array:
     h_c pixels of the image predicted as c, H = sum h: w_c = 1 / max(h_c^r H^(1-r), 1).
     """
     classes = p.shape[-1]
-    predicted = jnp.argmax(p, -1)
-    one_hot = predicted[..., None] == jnp.arange(classes)
+    one_hot = jnp.argmax(p, -1)[..., None] == jnp.arange(classes)
     histogram = one_hot.sum((1, 2)).astype(p.dtype)  # [N,C]
     total = histogram.sum(-1, keepdims=True)
     weights = 1 / jnp.maximum(histogram**ratio * total ** (1 - ratio), 1)
-    return lax.stop_gradient(_pick(weights[:, None, None, :] * one_hot, predicted))
+    return lax.stop_gradient(jnp.where(one_hot, weights[:, None, None], 0).sum(-1))
 
 
 def iw_maxsquare(logits: jax.Array, *, ratio: float = 0.2) -> Sum:
@@ -130,6 +133,16 @@ def dual_restitution(
     block's classifier logits of F~+, F~ and F~-.
     """
     return jax.nn.softplus(restituted - normalized) + jax.nn.softplus(normalized - contaminated)
+
+
+def restitution_sums(blocks: Sequence[Sequence[jax.Array]]) -> list[list[Sum]]:
+    """What `restitution` takes, of each SNR block's classifier logits of F~+, F~ and F~-."""
+    return [[pixel_entropy(logits) for logits in block] for block in blocks]
+
+
+def restitution(sums: list[list[Sum]]) -> jax.Array:
+    """The dual restitution loss, added up over the SNR blocks."""
+    return sum(dual_restitution(*map(mean, block)) for block in sums)
 
 
 TARGET_LOSSES = {

@@ -45,7 +45,7 @@ def choose_classes(
     share: float = 0.5,
     first_sample: int | jax.Array = 0,
 ) -> jax.Array:
-    """Of the n ids in each label share * n at random, rounded up. bool [N,num_classes+1].
+    """Draws share * n of the n ids in each label, rounded up. bool [N,num_classes+1].
 
     The last entry is the ignored id, which counts among the n as in the published code. share 0.5
     is its (n + n mod 2) / 2.

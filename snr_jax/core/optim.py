@@ -26,8 +26,10 @@ class SGDState(NamedTuple):
     velocity: dict  # the tree of the parameters, of those that are trained
 
 
-def poly_schedule(base_rate: float, num_steps: int, power: float = 0.9) -> optax.Schedule:
-    """base_rate * (1 - i / num_steps)^power."""
+def poly_schedule(
+    base_rate: float = 2.5e-4, num_steps: int = 200_000, power: float = 0.9
+) -> optax.Schedule:
+    """base_rate * (1 - i / num_steps)^power; as published by default."""
     schedule = optax.polynomial_schedule(base_rate, 0.0, power, num_steps)
     # An integer count would make the rate a float32 even where float64 is asked for.
     return lambda count: schedule(jnp.asarray(count, jnp.result_type(float)))

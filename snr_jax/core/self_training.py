@@ -1,7 +1,9 @@
 """Self-training with a mean teacher and class mixing (DACS, arXiv 2007.08702): its step.
 
 The teacher labels the target images. Half of the classes of each source image are pasted over a
-target image, pixels and labels; the student learns from the source and from the mix.
+target image, pixels and labels; the student learns from the source and from the mix: its loss is
+the source's cross-entropy + lambda_target * weighted cross-entropy on the mix. After each update
+the teacher becomes a * teacher + (1 - a) * student, a of `teacher_share`.
 """
 
 from collections.abc import Callable
@@ -22,9 +24,11 @@ from snr_jax.core.steps import (
     Metrics,
     Prepare,
     Step,
+    Stream,
+    Term,
     Terms,
-    apply_update,
-    domain_gradients,
+    View,
+    make_update,
     prepared,
     source_terms,
 )
@@ -62,10 +66,66 @@ def pixel_weights(
     return jnp.where(inside[:, None], weights, 0), share
 
 
+def label_target(
+    model: nn.Module, teacher: dict, image: jax.Array, *, threshold: float, weight: str,
+    rows_left_out: tuple[int, int], train: bool, axis_name: str | None,
+) -> tuple[Batch, jax.Array, dict]:
+    """Pseudo "label" and its "weight", the share of sure pixels, and the teacher's statistics.
+
+    weight, rows_left_out: of `pixel_weights`. train: the images move the statistics.
+    """
+    output, moved = model.apply(teacher, image, train=train, mutable=["batch_stats"])
+    label, sure = mixing.pseudo_label(output.main, threshold=threshold)
+    weights, share = pixel_weights(
+        sure, weight=weight, rows_left_out=rows_left_out, axis_name=axis_name)
+    stats = moved["batch_stats"]
+    stats = lax.pmean(stats, axis_name) if axis_name else stats
+    return {"label": label, "weight": weights}, share, stats
+
+
+def paste(
+    batch: Batch, pseudo: Batch, chosen: jax.Array, strengthen: Callable[[jax.Array], jax.Array]
+) -> Batch:
+    """Image, label and weight of the mix; a pasted pixel counts 1.
+
+    pseudo: of `label_target`. chosen: of `choose_classes`. strengthen: mixed image → as it is seen.
+    """
+    pasted = mixing.paste_mask(batch["source_label"], chosen)
+    image = jnp.where(pasted[..., None], batch["source_image"], batch["target_image"])
+    return {"image": strengthen(image),
+            "label": jnp.where(pasted, batch["source_label"], pseudo["label"]),
+            "weight": jnp.where(pasted, 1, pseudo["weight"])}
+
+
+def follow(
+    state: TrainState, after: TrainState, stats: dict, *, momentum: float, blend_stats: bool
+) -> TrainState:
+    """`after`, the student's update of `state`, with the teacher that follows it.
+
+    stats: the teacher's. blend_stats: they follow the student's too.
+    """
+    keep = teacher_share(state.step, momentum)
+    params = _blend(keep, state.teacher["params"], after.params)
+    stats = _blend(keep, stats, after.batch_stats) if blend_stats else stats
+    return after.replace(teacher={"params": params, "batch_stats": stats})
+
+
+def mix_terms(output: Output, part: Batch, *, lambda_target: float) -> Terms:
+    loss = losses.weighted_cross_entropy(output.main, part["label"], part["weight"])
+    return {"loss_target": Term(lambda_target, loss)}
+
+
+def _refuse_unknown(**words: tuple[str, tuple[str, ...]]) -> None:
+    """Raises ValueError for an option whose value is not one of its legal ones."""
+    for name, (value, legal) in words.items():
+        if value not in legal:
+            raise ValueError(f"{name} is {value!r}; expected one of {', '.join(legal)}")
+
+
 def make_classmix_step(
     *,
     model: nn.Module,
-    optimizer: optax.GradientTransformation,
+    tx: optax.GradientTransformation,
     lambda_target: float = 1.0,
     teacher_momentum: float = 0.99,
     teacher_mode: str = "train",
@@ -85,11 +145,6 @@ def make_classmix_step(
 ) -> Step:
     """step(state, batch) -> (state, metrics); the state has a teacher, the images one size.
 
-    The loss is the source's cross-entropy + lambda_target * weighted cross-entropy on the mix. The
-    source batch moves the running statistics, the mixed batch sees the moved ones and moves them
-    again; the two gradients are added and make one update. After it the teacher becomes a *
-    teacher + (1 - a) * student, a of `teacher_share`.
-
     teacher_mode: "train", as published: it sees the target batch's own statistics, which move its
     running ones. "eval": it sees its running statistics, a mean of the student's like its
     parameters. weight, rows_left_out: of `pixel_weights`. class_share: of `choose_classes`.
@@ -97,72 +152,30 @@ def make_classmix_step(
     of source and mix; the teacher's in mode "train" are of target images alone.
     strengthen: (key, mixed image, first_sample=) → the mix as the student sees it.
     """
-    for name, value, legal in (
-        ("teacher_mode", teacher_mode, TEACHER_MODES), ("weight", weight, WEIGHTS),
-        ("statistics", statistics, STATISTICS),
-    ):
-        if value not in legal:
-            raise ValueError(f"{name} is {value!r}; expected one of {', '.join(legal)}")
-    moves = teacher_mode == "train" and not freeze_bn
-    num_classes = model.num_classes
-
-    def label_target(teacher: dict, image: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
-        """Pseudo labels, where they are sure, and the teacher's statistics."""
-        output, moved = model.apply(teacher, image, train=moves, mutable=["batch_stats"])
-        return *mixing.pseudo_label(output.main, threshold=threshold), moved["batch_stats"]
-
-    def mixed(
-        state: TrainState, batch: Batch, pseudo: jax.Array, weights: jax.Array
-    ) -> Batch:
-        """Image, label and weight of the mix."""
-        source_label = batch["source_label"]
-        choose = partial(choose_classes, num_classes=num_classes, share=class_share)
-        chosen = prepared(choose, seed, state.step, 2, source_label, axis_name)
-        pasted = mixing.paste_mask(source_label, chosen)
-        image = jnp.where(pasted[..., None], batch["source_image"], batch["target_image"])
-        image = prepared(strengthen, seed, state.step, 3, image, axis_name)
-        label = jnp.where(pasted, source_label, pseudo)
-        return {"image": image, "label": label, "weight": jnp.where(pasted, 1, weights)}
+    _refuse_unknown(teacher_mode=(teacher_mode, TEACHER_MODES), weight=(weight, WEIGHTS),
+                    statistics=(statistics, STATISTICS))
+    draw = partial(prepared, seed=seed, axis_name=axis_name)
+    label = partial(label_target, model, threshold=threshold, weight=weight, axis_name=axis_name,
+                    rows_left_out=rows_left_out, train=teacher_mode == "train" and not freeze_bn)
+    choose = partial(choose_classes, num_classes=model.num_classes, share=class_share)
+    of_source = partial(source_terms, restitution_weight=restitution_weight)
+    of_mix = partial(mix_terms, lambda_target=lambda_target)
+    update = make_update(model=model, tx=tx, freeze_bn=freeze_bn,
+                         accumulate_steps=accumulate_steps, axis_name=axis_name)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        source_image, target_image = (
-            prepared(prepare, seed, state.step, domain, batch[name], axis_name)
-            for domain, name in enumerate(("source_image", "target_image"))
-        )
-        pseudo, sure, teacher_stats = label_target(state.teacher, target_image)
-        weights, share = pixel_weights(
-            sure, weight=weight, rows_left_out=rows_left_out, axis_name=axis_name)
-        mix = mixed(state, batch, pseudo, weights)
-
-        def of_source(output: Output, part: Batch) -> Terms:
-            return source_terms(output, part["label"], 0.0, restitution_weight)
-
-        def of_mix(output: Output, part: Batch) -> Terms:
-            loss = losses.weighted_cross_entropy(output.main, part["label"], part["weight"])
-            return {"loss_target": (lambda_target, loss)}
-
-        options = {"train": not freeze_bn, "accumulate_steps": accumulate_steps,
-                   "axis_name": axis_name}
-        source = {"image": source_image, "label": batch["source_label"]}
-        source_gradients, batch_stats, source_metrics = domain_gradients(
-            model, state.params, state.batch_stats, source, of_source, **options
-        )
-        mix_gradients, batch_stats, mix_metrics = domain_gradients(
-            model, state.params, batch_stats, mix, of_mix, **options
-        )
-        gradients = jax.tree.map(jnp.add, source_gradients, mix_gradients)
-        after = apply_update(state, optimizer, gradients, batch_stats, axis_name)
-        if axis_name:
-            teacher_stats = lax.pmean(teacher_stats, axis_name)
-        keep = teacher_share(state.step, teacher_momentum)
-        teacher = {
-            "params": _blend(keep, state.teacher["params"], after.params),
-            "batch_stats": teacher_stats if teacher_mode == "train" or freeze_bn
-            else _blend(keep, teacher_stats, after.batch_stats),
-        }
+        image = draw(prepare, Stream.SOURCE_IMAGE, state.step, batch["source_image"])
+        target = draw(prepare, Stream.TARGET_IMAGE, state.step, batch["target_image"])
+        pseudo, share, teacher_stats = label(state.teacher, target)
+        chosen = draw(choose, Stream.CLASS_CHOICE, state.step, batch["source_label"])
+        mix = paste(batch, pseudo, chosen,
+                    partial(draw, strengthen, Stream.MIX_COLORS, state.step))
+        source = {"image": image, "label": batch["source_label"]}
+        after, metrics = update(state, [View(source, of_source), View(mix, of_mix)])
+        after = follow(state, after, teacher_stats, momentum=teacher_momentum,
+                       blend_stats=teacher_mode == "eval" and not freeze_bn)
         if statistics == "teacher":
-            after = after.replace(batch_stats=teacher["batch_stats"])
-        metrics = source_metrics | mix_metrics | {"sure_share": share}
-        return after.replace(teacher=teacher), metrics
+            after = after.replace(batch_stats=after.teacher["batch_stats"])
+        return after, metrics | {"sure_share": share}
 
     return step

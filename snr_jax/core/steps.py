@@ -19,8 +19,9 @@ Batches (numpy or device arrays):
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from enum import IntEnum
+from functools import partial, reduce
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -39,76 +40,90 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Prepare = Callable[..., jax.Array]  # (key, image, first_sample=) → what the network sees
-# name → (weight in the objective, sums of `loss_of` over the images at hand)
-Terms = dict[str, tuple[float, Any]]
 
 
-def loss_of(sums: Any) -> jax.Array:
-    """A loss from its sums over the whole batch: their mean, or of `restitution_sums` the loss."""
-    if isinstance(sums, losses.Sum):
-        return losses.mean(sums)
-    return sum(losses.dual_restitution(*map(losses.mean, block)) for block in sums)
+class Stream(IntEnum):
+    """What a step draws at random, each from a key of its own; the numbers enter the keys."""
+
+    SOURCE_IMAGE = 0
+    TARGET_IMAGE = 1
+    CLASS_CHOICE = 2
+    MIX_COLORS = 3
 
 
-def restitution_sums(blocks: Sequence[Sequence[jax.Array]]) -> list[list[losses.Sum]]:
-    """Of the dual restitution loss, summed over the SNR blocks; each is logits of F~+, F~, F~-."""
-    return [[losses.pixel_entropy(logits) for logits in block] for block in blocks]
+class Term(NamedTuple):
+    """A loss of the objective: its weight, its sums over the images at hand, and sums → loss."""
+
+    weight: float
+    sums: losses.Sums
+    finish: Callable[[losses.Sums], jax.Array] = losses.mean
+
+
+Terms = dict[str, Term]  # by the names of the metrics
+
+
+class View(NamedTuple):
+    """What the network is trained on in one pass: arrays [B,...], and the terms of its output.
+
+    batch: "image" is what the network sees, the rest is for `terms` alone.
+    """
+
+    batch: Batch
+    terms: Callable[[Output, Batch], Terms]
 
 
 def prepared(
-    prepare: Prepare, seed: int, step: jax.Array, domain: int, image: jax.Array,
+    prepare: Prepare, stream: Stream, step: jax.Array, image: jax.Array, *, seed: int,
     axis_name: str | None,
 ) -> jax.Array:
-    """Images as the network sees it: a function of (seed, step, domain) and its place alone."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), domain)
+    """Images as the network sees them: a function of (seed, step, stream) and the place alone."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), int(stream))
     first = lax.axis_index(axis_name) * image.shape[0] if axis_name else 0
     return prepare(key, image, first_sample=first)
 
 
-def domain_gradients(
-    model: nn.Module, params: dict, batch_stats: dict, batch: Batch,
-    terms: Callable[[Output, Batch], Terms], *, train: bool, accumulate_steps: int,
-    axis_name: str | None,
+def view_gradients(
+    model: nn.Module, params: dict, batch_stats: dict, view: View, *, train: bool = True,
+    accumulate_steps: int = 1, axis_name: str | None = None,
 ) -> tuple[dict, dict, Metrics]:
-    """Gradients of the weighted loss terms of one domain, its statistics and its losses.
-
-    batch: arrays [B,...]; "image" is what the network sees, `terms` gets the output and the batch.
-    """
+    """Gradients of the weighted terms of a view, the statistics that it moved, and its losses."""
 
     def forward(params: dict, batch_stats: dict, part: Batch) -> tuple[Terms, dict]:
         output, updated = model.apply(
             {"params": params, "batch_stats": batch_stats}, part["image"], train=train,
             mutable=["batch_stats"],
         )
-        return terms(output, part), updated["batch_stats"]
+        return view.terms(output, part), updated["batch_stats"]
 
-    def whole(found: Terms, others: Any = None) -> dict[str, Any]:
+    def whole(terms: Terms, others: dict[str, losses.Sums] | None = None) -> dict[str, losses.Sums]:
         """The sums of all replicas and, with those of the `others`, of all parts of the batch."""
-        sums = {name: of_loss for name, (_, of_loss) in found.items()}
+        sums = {name: term.sums for name, term in terms.items()}
         sums = lax.psum(sums, axis_name) if axis_name else sums
         return sums if others is None else jax.tree.map(jnp.add, sums, others)
 
     @partial(jax.grad, has_aux=True)
     def gradient(
-        params: dict, batch_stats: dict, part: Batch, others: Any = None
+        params: dict, batch_stats: dict, part: Batch, others: dict[str, losses.Sums] | None = None
     ) -> tuple[jax.Array, tuple[dict, Metrics]]:
-        found, batch_stats = forward(params, batch_stats, part)
-        values = {name: loss_of(sums) for name, sums in whole(found, others).items()}
-        total = sum(found[name][0] * loss for name, loss in values.items())
+        terms, batch_stats = forward(params, batch_stats, part)
+        values = {name: terms[name].finish(s) for name, s in whole(terms, others).items()}
+        total = sum(terms[name].weight * loss for name, loss in values.items())
         return total, (batch_stats, values)
 
     if accumulate_steps == 1:
-        gradients, (batch_stats, values) = gradient(params, batch_stats, batch)
+        gradients, (batch_stats, values) = gradient(params, batch_stats, view.batch)
         return gradients, batch_stats, values
 
-    def sums_of(_: None, part: Batch) -> tuple[None, dict[str, Any]]:
+    def sums_of(_: None, part: Batch) -> tuple[None, dict[str, losses.Sums]]:
         return None, whole(forward(params, batch_stats, part)[0])
 
-    def add(carry: tuple[dict, dict], part: tuple[Batch, Any]) -> tuple[tuple[dict, dict], Metrics]:
+    def add(
+        carry: tuple[dict, dict], part: tuple[Batch, dict[str, losses.Sums]]
+    ) -> tuple[tuple[dict, dict], Metrics]:
         gradients, (moved, values) = gradient(params, carry[1], *part)
         return (jax.tree.map(jnp.add, carry[0], gradients), moved), values
 
-    parts = jax.tree.map(lambda x: x.reshape(accumulate_steps, -1, *x.shape[1:]), batch)
+    parts = jax.tree.map(lambda x: x.reshape(accumulate_steps, -1, *x.shape[1:]), view.batch)
     _, sums = lax.scan(sums_of, None, parts)
     others = jax.tree.map(lambda x: x.sum(0) - x, sums)
     nothing = jax.tree.map(jnp.zeros_like, params)
@@ -116,35 +131,52 @@ def domain_gradients(
     return gradients, batch_stats, jax.tree.map(lambda x: x[-1], values)
 
 
+def make_update(
+    *, model: nn.Module, tx: optax.GradientTransformation, freeze_bn: bool, accumulate_steps: int,
+    axis_name: str | None,
+) -> Callable[[TrainState, Sequence[View]], tuple[TrainState, Metrics]]:
+    """update(state, views) → (state, metrics): one update by the sum of the views' gradients.
+
+    Each view sees the running statistics that the one before it has moved.
+    """
+    gradients_of = partial(view_gradients, model, train=not freeze_bn,
+                           accumulate_steps=accumulate_steps, axis_name=axis_name)
+
+    def update(state: TrainState, views: Sequence[View]) -> tuple[TrainState, Metrics]:
+        batch_stats, found, metrics = state.batch_stats, [], {}
+        for view in views:
+            gradients, batch_stats, values = gradients_of(state.params, batch_stats, view)
+            found.append(gradients)
+            metrics |= values
+        gradients = jax.tree.map(lambda *of_views: reduce(jnp.add, of_views), *found)
+        if axis_name:
+            gradients, batch_stats = lax.pmean((gradients, batch_stats), axis_name)
+        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats,
+                             opt_state=opt_state), metrics
+
+    return update
+
+
 def source_terms(
-    output: Output, label: jax.Array, lambda_seg: float, restitution_weight: float
+    output: Output, part: Batch, *, lambda_seg: float = 0.0, restitution_weight: float = 0.0
 ) -> Terms:
     """The losses of a labelled batch; a weight of 0 leaves its loss out."""
-    terms = {"loss_source": (1.0, losses.cross_entropy(output.main, label))}
+    label = part["label"]
+    terms = {"loss_source": Term(1.0, losses.cross_entropy(output.main, label))}
     if lambda_seg:
-        terms["loss_source_aux"] = (lambda_seg, losses.cross_entropy(output.aux, label))
+        terms["loss_source_aux"] = Term(lambda_seg, losses.cross_entropy(output.aux, label))
     if restitution_weight:
-        terms["loss_restitution"] = (restitution_weight, restitution_sums(output.restitution))
+        sums = losses.restitution_sums(output.restitution)
+        terms["loss_restitution"] = Term(restitution_weight, sums, losses.restitution)
     return terms
-
-
-def apply_update(
-    state: TrainState, optimizer: optax.GradientTransformation, gradients: dict,
-    batch_stats: dict, axis_name: str | None,
-) -> TrainState:
-    if axis_name:
-        gradients, batch_stats = lax.pmean((gradients, batch_stats), axis_name)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return state.replace(
-        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
-    )
 
 
 def make_source_step(
     *,
     model: nn.Module,
-    optimizer: optax.GradientTransformation,
+    tx: optax.GradientTransformation,
     seed: int = 0,
     lambda_seg: float = 0.0,
     restitution_weight: float = 0.0,
@@ -160,19 +192,16 @@ def make_source_step(
     accumulate_steps: parts of the batch that run one after another; B a multiple of it.
     prepare: (key, image, first_sample=) → the image as the network sees it.
     """
+    see = partial(prepared, prepare, seed=seed, axis_name=axis_name)
+    of_source = partial(
+        source_terms, lambda_seg=lambda_seg, restitution_weight=restitution_weight)
+    update = make_update(model=model, tx=tx, freeze_bn=freeze_bn,
+                         accumulate_steps=accumulate_steps, axis_name=axis_name)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        image = prepared(prepare, seed, state.step, 0, batch["source_image"], axis_name)
+        image = see(Stream.SOURCE_IMAGE, state.step, batch["source_image"])
         source = {"image": image, "label": batch["source_label"]}
-
-        def terms(output: Output, part: Batch) -> Terms:
-            return source_terms(output, part["label"], lambda_seg, restitution_weight)
-
-        gradients, batch_stats, metrics = domain_gradients(
-            model, state.params, state.batch_stats, source, terms, train=not freeze_bn,
-            accumulate_steps=accumulate_steps, axis_name=axis_name,
-        )
-        return apply_update(state, optimizer, gradients, batch_stats, axis_name), metrics
+        return update(state, [View(source, of_source)])
 
     return step
 
@@ -180,7 +209,7 @@ def make_source_step(
 def make_adaptation_step(
     *,
     model: nn.Module,
-    optimizer: optax.GradientTransformation,
+    tx: optax.GradientTransformation,
     target_loss: Callable[[jax.Array], losses.Sum],
     lambda_target: float = 0.1,
     seed: int = 0,
@@ -199,35 +228,25 @@ def make_adaptation_step(
     `losses.TARGET_LOSSES`, on the main logits. lambda_seg > 0 adds the auxiliary head's
     cross-entropy on the source and its multi-level guidance on the target.
     """
+    see = partial(prepared, prepare, seed=seed, axis_name=axis_name)
+    of_source = partial(
+        source_terms, lambda_seg=lambda_seg, restitution_weight=restitution_weight)
+    update = make_update(model=model, tx=tx, freeze_bn=freeze_bn,
+                         accumulate_steps=accumulate_steps, axis_name=axis_name)
+
+    def of_target(output: Output, part: Batch) -> Terms:
+        terms = {"loss_target": Term(lambda_target, target_loss(output.main))}
+        if lambda_seg:
+            aux = losses.guidance(output.main, output.aux, threshold=guidance_threshold)
+            terms["loss_target_aux"] = Term(lambda_seg * lambda_target, aux)
+        return terms
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        source_image, target_image = (
-            prepared(prepare, seed, state.step, domain, batch[name], axis_name)
-            for domain, name in enumerate(("source_image", "target_image"))
-        )
-
-        def of_source(output: Output, part: Batch) -> Terms:
-            return source_terms(output, part["label"], lambda_seg, restitution_weight)
-
-        def of_target(output: Output, part: Batch) -> Terms:
-            terms = {"loss_target": (lambda_target, target_loss(output.main))}
-            if lambda_seg:
-                aux = losses.guidance(output.main, output.aux, threshold=guidance_threshold)
-                terms["loss_target_aux"] = (lambda_seg * lambda_target, aux)
-            return terms
-
-        options = {"train": not freeze_bn, "accumulate_steps": accumulate_steps,
-                   "axis_name": axis_name}
-        source_gradients, batch_stats, source_metrics = domain_gradients(
-            model, state.params, state.batch_stats,
-            {"image": source_image, "label": batch["source_label"]}, of_source, **options
-        )
-        target_gradients, batch_stats, target_metrics = domain_gradients(
-            model, state.params, batch_stats, {"image": target_image}, of_target, **options
-        )
-        gradients = jax.tree.map(jnp.add, source_gradients, target_gradients)
-        state = apply_update(state, optimizer, gradients, batch_stats, axis_name)
-        return state, source_metrics | target_metrics
+        source_image = see(Stream.SOURCE_IMAGE, state.step, batch["source_image"])
+        target_image = see(Stream.TARGET_IMAGE, state.step, batch["target_image"])
+        source = {"image": source_image, "label": batch["source_label"]}
+        return update(
+            state, [View(source, of_source), View({"image": target_image}, of_target)])
 
     return step
 

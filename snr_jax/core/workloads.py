@@ -11,6 +11,7 @@ import optax
 
 from snr_jax.core import losses, optim
 from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.core.recipes import RECIPES
 from snr_jax.core.state import TrainState, create_state, initial_variables, variable_shapes
 from snr_jax.core.steps import make_adaptation_step, make_eval_step, make_source_step
 
@@ -55,9 +56,11 @@ def create_workload(
 ) -> Workload:
     """kind: one of `KINDS`; model: arguments of `DeepLab`.
 
-    The recipe is "paper": SNR is trained, restitution loss, repeated updates. Adaptation is by
-    MaxSquare. Evaluation mirrors and scores the target's images at `scored_size`.
+    The recipe is "paper", adaptation is by MaxSquare. Evaluation mirrors and scores the target's
+    images at `scored_size`.
     """
+    recipe = RECIPES["paper"]
+    model = {"head_branches": recipe["head_branches"]} | model
 
     def bytes_of(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *shape), jnp.uint8)
@@ -68,13 +71,15 @@ def create_workload(
                  "valid": jax.ShapeDtypeStruct((batch_size,), bool)}
         return Workload(make_eval_step(model=network, flip=True), network, None, batch)
     network = DeepLab(restitution_heads=True, **model)
-    groups = optim.param_groups(repeated_updates=True, train_snr=True, multi_level=False)
-    optimizer = optim.sgd(optim.poly_schedule(2.5e-4, 200_000), groups)
-    options = {"model": network, "optimizer": optimizer, "restitution_weight": 0.01,
-               "accumulate_steps": accumulate_steps}
+    groups = optim.param_groups(multi_level=False, head_branches=network.head_branches,
+                                train_snr=recipe["train_snr"],
+                                repeated_updates=recipe["repeated_updates"])
+    tx = optim.sgd(optim.poly_schedule(), groups)
+    options = {"model": network, "tx": tx, "accumulate_steps": accumulate_steps,
+               "restitution_weight": recipe["restitution_weight"]}
     batch = {"source_image": bytes_of(*source_size, 3), "source_label": bytes_of(*source_size)}
     if kind == "source":
-        return Workload(make_source_step(**options), network, optimizer, batch)
+        return Workload(make_source_step(**options), network, tx, batch)
     batch["target_image"] = bytes_of(*target_size, 3)
     step = make_adaptation_step(**options, target_loss=losses.maxsquare)
-    return Workload(step, network, optimizer, batch)
+    return Workload(step, network, tx, batch)

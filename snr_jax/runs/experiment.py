@@ -121,7 +121,7 @@ def create_step(
     """
     options = arguments.step_arguments(config) | options
     step = step_factory(config)(
-        model=model, optimizer=tx, axis_name=parallel.axis_name, **options)
+        model=model, tx=tx, axis_name=parallel.axis_name, **options)
     return parallel.compile(step, donate=0)
 
 

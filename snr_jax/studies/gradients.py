@@ -13,7 +13,7 @@ from snr_jax.core import losses
 from snr_jax.core.augment import to_network_input
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import Output
-from snr_jax.core.steps import Batch, Terms, domain_gradients
+from snr_jax.core.steps import Batch, Term, Terms, View, view_gradients
 from snr_jax.runs import experiment, network
 from snr_jax.workdir import checkpoints
 
@@ -38,19 +38,17 @@ def gradient_norms(config: ConfigDict, checkpoint: str, batches: int) -> dict[st
         def of_batch(batch: Batch) -> jax.Array:
             part = {"image": to_network_input(batch[f"{domain}_image"]),
                     "label": batch["source_label"]}
-            gradients, _, _ = domain_gradients(
-                model, variables["params"], variables["batch_stats"], part, terms, train=True,
-                accumulate_steps=1, axis_name=None,
-            )
+            gradients, _, _ = view_gradients(
+                model, variables["params"], variables["batch_stats"], View(part, terms))
             return optax.global_norm(gradients)
 
         return jax.jit(of_batch)
 
     def cross_entropy(output: Output, part: Batch) -> Terms:
-        return {"loss": (1.0, losses.cross_entropy(output.main, part["label"]))}
+        return {"loss": Term(1.0, losses.cross_entropy(output.main, part["label"]))}
 
     def target_terms(loss: Callable) -> Callable[[Output, Batch], Terms]:
-        return lambda output, part: {"loss": (1.0, loss(output.main))}
+        return lambda output, part: {"loss": Term(1.0, loss(output.main))}
 
     norms = {"cross_entropy": norm("source", cross_entropy)} | {
         name: norm("target", target_terms(loss)) for name, loss in losses.TARGET_LOSSES.items()

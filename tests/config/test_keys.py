@@ -231,8 +231,8 @@ def test_create_step_passes_its_arguments_on(target, factory, monkeypatch):
     config = changed_config(**{"loss.target": target})
     kept = recorder(monkeypatch, experiment, factory, lambda state, batch: (state, {}))
     parallel = create_parallel()._replace(axis_name="replica")
-    experiment.create_step(config, "model", "optimizer", parallel)
-    places = {"model": "model", "optimizer": "optimizer", "axis_name": "replica"}
+    experiment.create_step(config, "model", "tx", parallel)
+    places = {"model": "model", "tx": "tx", "axis_name": "replica"}
     wanted = {**arguments.step_arguments(config), **places}
     plain = [{k: (v.func, v.keywords) if isinstance(v, partial) else v for k, v in d.items()}
              for d in (kept, wanted)]

@@ -24,11 +24,9 @@ from snr_jax.core.parallel import create_parallel
 from snr_jax.core.self_training import make_classmix_step
 from snr_jax.core.state import create_state
 from snr_jax.core.steps import (
-    loss_of,
     make_adaptation_step,
     make_eval_step,
     make_source_step,
-    restitution_sums,
 )
 from tests.core.tiny import NUM_CLASSES, Probe, batch, network, variables
 
@@ -67,7 +65,7 @@ def train(name, parallel, factory, *, sync_bn=True, size=4, **options):
     model = Probe(dtype=jnp.float64, bn_axis_name=axis if sync_bn else None)
     mixed = factory is make_classmix_step
     options = options if mixed else MULTI | options
-    step = parallel.compile(factory(model=model, optimizer=OPTIMIZER,
+    step = parallel.compile(factory(model=model, tx=OPTIMIZER,
                                     restitution_weight=0.05, axis_name=axis, **options))
     state = parallel.replicate(create_state(wide, OPTIMIZER, with_teacher=mixed))
     layout = jax.tree.map(lambda x: x.sharding, state)
@@ -136,9 +134,10 @@ def whole_losses(name, parallel):
     sums["cross_entropy"] = lambda x: losses.cross_entropy(x["a"], x["label"])
     sums["nothing_valid"] = lambda x: losses.cross_entropy(x["a"], 0 * x["label"] + 255)
     sums["guidance"] = lambda x: losses.guidance(x["b"], x["a"], threshold=0.6)
-    sums["dual_restitution"] = lambda x: restitution_sums([(x["a"], x["b"], x["c"])])
+    sums["dual_restitution"] = lambda x: losses.restitution_sums([(x["a"], x["b"], x["c"])])
+    finishes = dict.fromkeys(sums, losses.mean) | {"dual_restitution": losses.restitution}
     functions = {
-        key: lambda x, f=f: loss_of(jax.lax.psum(f(x), axis) if axis else f(x))
+        key: lambda x, f=f, finish=finishes[key]: finish(jax.lax.psum(f(x), axis) if axis else f(x))
         for key, f in sums.items()
     }
 

@@ -11,7 +11,6 @@ from snr_jax.core import losses, mixing
 from snr_jax.core.augment import to_network_input
 from snr_jax.core.self_training import make_classmix_step, pixel_weights, teacher_share
 from snr_jax.core.state import create_state
-from snr_jax.core.steps import loss_of, restitution_sums
 from tests.core.tiny import Probe, assert_trees_close, batch, quick_jit, variables
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)  # the trace after one step is the gradient
@@ -47,7 +46,7 @@ def state_at(step: int = 0, seed: int = 1):
 def run(state, values, **options):
     arguments = {"lambda_target": LAMBDA, "threshold": THRESHOLD, "prepare": plain,
                  "strengthen": darker, "choose_classes": given, **options}
-    step = make_classmix_step(model=Probe(), optimizer=OPTIMIZER, **arguments)
+    step = make_classmix_step(model=Probe(), tx=OPTIMIZER, **arguments)
     return quick_jit(step)(state, values)
 
 
@@ -108,7 +107,7 @@ def parts(state, values, *, weight="share", rows=(0, 0), train=True):
     def source(params, stats):
         output, moved = forward(params, stats, to_network_input(values["source_image"]))
         ce = losses.mean(losses.cross_entropy(output.main, label))
-        restitution = loss_of(restitution_sums(output.restitution))
+        restitution = losses.restitution(losses.restitution_sums(output.restitution))
         return ce + RESTITUTION * restitution, (moved, ce, restitution)
 
     def mix(params, stats):
@@ -185,7 +184,7 @@ def test_draws_are_a_function_of_seed_and_step():
 
     def step(**options):
         made = make_classmix_step(
-            model=Probe(), optimizer=OPTIMIZER, prepare=plain, **drawn, **options)
+            model=Probe(), tx=OPTIMIZER, prepare=plain, **drawn, **options)
         return quick_jit(made)
 
     def loss(step, state):
@@ -228,4 +227,4 @@ def test_the_student_may_be_left_with_the_statistics_of_the_teacher():
 ])  # fmt: skip
 def test_unknown_words_are_refused(option, legal):
     with pytest.raises(ValueError, match=f"expected one of {legal}$"):
-        make_classmix_step(model=Probe(), optimizer=OPTIMIZER, **option)
+        make_classmix_step(model=Probe(), tx=OPTIMIZER, **option)

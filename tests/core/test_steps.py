@@ -14,12 +14,15 @@ from snr_jax.core.augment import to_network_input
 from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import TrainState, create_state, initial_variables
 from snr_jax.core.steps import (
-    loss_of,
+    Stream,
+    Term,
+    View,
     make_adaptation_step,
     make_eval_step,
     make_predict_step,
     make_source_step,
-    restitution_sums,
+    make_update,
+    prepared,
 )
 from tests.core.tiny import (
     NUM_CLASSES,
@@ -60,7 +63,7 @@ def adapted():
     state = create_state(variables(model), OPTIMIZER)
     data = batch()
     step = make_adaptation_step(
-        model=model, optimizer=OPTIMIZER, target_loss=losses.iw_maxsquare,
+        model=model, tx=OPTIMIZER, target_loss=losses.iw_maxsquare,
         lambda_target=LAMBDA_TARGET, lambda_seg=LAMBDA_SEG, guidance_threshold=0.6,
         restitution_weight=RESTITUTION, prepare=plain,
     )
@@ -78,7 +81,7 @@ def adapted():
         parts = {
             "loss_source": losses.mean(losses.cross_entropy(output.main, label)),
             "loss_source_aux": losses.mean(losses.cross_entropy(output.aux, label)),
-            "loss_restitution": loss_of(restitution_sums(output.restitution)),
+            "loss_restitution": losses.restitution(losses.restitution_sums(output.restitution)),
         }
         total = (parts["loss_source"] + LAMBDA_SEG * parts["loss_source_aux"]
                  + RESTITUTION * parts["loss_restitution"])
@@ -132,7 +135,7 @@ def test_metrics_are_the_unweighted_losses(adapted):
 def test_running_mean_by_hand(probe_state):
     """m → 0.9 m + 0.1 s → 0.81 m + 0.09 s + 0.1 t: means of the source s and of the target t."""
     data = batch()
-    step = make_adaptation_step(model=Probe(), optimizer=OPTIMIZER, prepare=plain,
+    step = make_adaptation_step(model=Probe(), tx=OPTIMIZER, prepare=plain,
                                 target_loss=losses.maxsquare)
     after, metrics = quick_jit(step)(probe_state, data)
     s, t = (np.asarray(to_network_input(data[k])).mean((0, 1, 2))
@@ -142,9 +145,33 @@ def test_running_mean_by_hand(probe_state):
     assert metrics.keys() == {"loss_source", "loss_target"}
 
 
+def test_three_views_run_in_order_and_make_one_update(probe_state):
+    """Means of the views v: m → 0.729 m + 0.081 v1 + 0.09 v2 + 0.1 v3; the gradients are added."""
+    images = [np.asarray(to_network_input(batch(seed=i)["source_image"])) for i in range(3)]
+
+    def view(i):
+        def terms(output, part):
+            return {f"loss_{i}": Term(0.5, losses.Sum(output.main.sum(), 2.0))}
+
+        return View({"image": images[i]}, terms)
+
+    views = [view(i) for i in range(3)]
+    update = make_update(model=Probe(), tx=OPTIMIZER, freeze_bn=False, accumulate_steps=1,
+                         axis_name=None)
+    after, metrics = quick_jit(lambda state: update(state, views))(probe_state)
+    assert metrics.keys() == {"loss_0", "loss_1", "loss_2"} and int(after.step) == 1
+    first, second, third = (image.mean((0, 1, 2)) for image in images)
+    expected = (0.729 * np.asarray(probe_state.batch_stats["bn"]["mean"])
+                + 0.081 * first + 0.09 * second + 0.1 * third)
+    np.testing.assert_allclose(after.batch_stats["bn"]["mean"], expected, atol=1e-3)
+    # The bias enters the sum of the logits once a pixel: 0.5 / 2 of each view's pixels.
+    pixels = sum(image[..., 0].size for image in images)
+    np.testing.assert_allclose(trace(after)["main"]["bias"], 0.25 * pixels, rtol=1e-5)
+
+
 @pytest.mark.parametrize("domains", ["source", "both"])
 def test_frozen_batch_norm_moves_nothing(probe_state, domains):
-    options = {"model": Probe(), "optimizer": OPTIMIZER, "freeze_bn": True}
+    options = {"model": Probe(), "tx": OPTIMIZER, "freeze_bn": True}
     step = (make_source_step(**options) if domains == "source" else
             make_adaptation_step(**options, target_loss=losses.entropy))
     after, _ = quick_jit(step)(probe_state, batch())
@@ -155,7 +182,7 @@ def test_frozen_batch_norm_moves_nothing(probe_state, domains):
 
 def test_the_auxiliary_head_learns_under_multi_level_alone(probe_state):
     for lambda_seg in (0.0, 0.1):
-        step = make_source_step(model=Probe(), optimizer=OPTIMIZER, lambda_seg=lambda_seg)
+        step = make_source_step(model=Probe(), tx=OPTIMIZER, lambda_seg=lambda_seg)
         after, metrics = quick_jit(step)(probe_state, batch())
         assert np.asarray(trace(after)["aux"]["kernel"]).any() == bool(lambda_seg)
         assert ("loss_source_aux" in metrics) == bool(lambda_seg)
@@ -172,7 +199,7 @@ def test_parts_one_after_another_make_the_update_of_the_whole_batch(target_loss)
         found = []
         for parts in (1, 2, 4):
             step = make_adaptation_step(
-                model=Probe(dtype=jnp.float64), optimizer=OPTIMIZER, target_loss=target_loss,
+                model=Probe(dtype=jnp.float64), tx=OPTIMIZER, target_loss=target_loss,
                 lambda_seg=LAMBDA_SEG, guidance_threshold=0.6, restitution_weight=5.0,
                 freeze_bn=True, accumulate_steps=parts,
             )
@@ -187,7 +214,7 @@ def test_parts_one_after_another_make_the_update_of_the_whole_batch(target_loss)
 
 def test_running_statistics_move_by_each_part_once(probe_state):
     data = batch(4)
-    step = make_source_step(model=Probe(), optimizer=OPTIMIZER, prepare=plain, accumulate_steps=2)
+    step = make_source_step(model=Probe(), tx=OPTIMIZER, prepare=plain, accumulate_steps=2)
     after, _ = quick_jit(step)(probe_state, data)
     first, second = (np.asarray(to_network_input(data["source_image"][part])).mean((0, 1, 2))
                      for part in (slice(0, 2), slice(2, 4)))
@@ -198,7 +225,7 @@ def test_running_statistics_move_by_each_part_once(probe_state):
 def test_no_valid_pixel_leaves_the_parameters_as_they_are(probe_state):
     data = batch()
     data["source_label"] = np.full_like(data["source_label"], 255)
-    step = quick_jit(make_source_step(model=Probe(), optimizer=OPTIMIZER))
+    step = quick_jit(make_source_step(model=Probe(), tx=OPTIMIZER))
     after, metrics = step(probe_state, data)
     assert float(metrics["loss_source"]) == 0
     assert_trees_close(after.params, probe_state.params, rtol=0)
@@ -206,7 +233,7 @@ def test_no_valid_pixel_leaves_the_parameters_as_they_are(probe_state):
 
 def test_augmentation_depends_on_seed_and_step_alone(probe_state):
     data = batch(4)
-    compiled = {seed: quick_jit(make_source_step(model=Probe(), optimizer=OPTIMIZER, seed=seed))
+    compiled = {seed: quick_jit(make_source_step(model=Probe(), tx=OPTIMIZER, seed=seed))
                 for seed in (0, 1)}
 
     def run(seed, step_number):
@@ -221,6 +248,20 @@ def test_augmentation_depends_on_seed_and_step_alone(probe_state):
     assert loss != run(0, 6)[0] and loss != run(1, 5)[0]
 
 
+@pytest.mark.parametrize(("stream", "number"), [
+    (Stream.SOURCE_IMAGE, 0), (Stream.TARGET_IMAGE, 1), (Stream.CLASS_CHOICE, 2),
+    (Stream.MIX_COLORS, 3),
+])  # fmt: skip
+def test_the_keys_of_the_streams_stay(stream, number):
+    """A run of before goes on with the draws that it would have made."""
+    def take(key, image, *, first_sample):
+        return jax.random.key_data(key)
+
+    found = prepared(take, stream, jnp.asarray(5), np.zeros(2), seed=3, axis_name=None)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 5), number)
+    np.testing.assert_array_equal(found, jax.random.key_data(key))
+
+
 def test_the_domains_draw_independently(probe_state):
     """The same images under the same loss, told apart by their augmentation alone."""
     data = batch(4)
@@ -231,7 +272,7 @@ def test_the_domains_draw_independently(probe_state):
         return losses.cross_entropy(logits, jnp.zeros(logits.shape[:3], jnp.uint8))
 
     def run(**options):
-        step = make_adaptation_step(model=Probe(), optimizer=OPTIMIZER, freeze_bn=True,
+        step = make_adaptation_step(model=Probe(), tx=OPTIMIZER, freeze_bn=True,
                                     target_loss=same_loss, **options)
         metrics = quick_jit(step)(probe_state, data)[1]
         return float(metrics["loss_source"]), float(metrics["loss_target"])
@@ -294,13 +335,13 @@ def test_one_step_of_resnet101():
     """Full depth and width on one small image, with the paper's optimiser arrangement."""
     model = DeepLab()
     arranged = optim.param_groups(repeated_updates=True, train_snr=True, multi_level=False)
-    optimizer = optim.sgd(optim.poly_schedule(2.5e-4, 200_000), arranged)
-    state = create_state(initial_variables(model, 0), optimizer)
+    tx = optim.sgd(optim.poly_schedule(2.5e-4, 200_000), arranged)
+    state = create_state(initial_variables(model, 0), tx)
     before = jax.tree.map(np.array, state.variables)  # the step donates its state
     random = np.random.default_rng(0)
     data = {"source_image": random.integers(0, 256, (1, 65, 65, 3), np.uint8),
             "source_label": random.integers(0, 19, (1, 65, 65)).astype(np.uint8)}
-    step = quick_jit(make_source_step(model=model, optimizer=optimizer), donate_argnums=0)
+    step = quick_jit(make_source_step(model=model, tx=tx), donate_argnums=0)
     after, metrics = step(state, data)
     loss = float(metrics["loss_source"])
     assert loss == pytest.approx(np.log(19), rel=0.2)  # nearly uniform at the start

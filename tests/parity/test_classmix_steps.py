@@ -50,11 +50,11 @@ def draw_classes(labels: np.ndarray, seed: int) -> list[np.ndarray]:
     return [random.permutation(i)[: torch_classmix.number_chosen(len(i))] for i in ids]
 
 
-def our_step(pair: Pair, optimizer, options: dict, threshold: float):
+def our_step(pair: Pair, tx, options: dict, threshold: float):
     """step(state, batch, chosen), chosen as `mixing.choose_classes` gives it."""
     def step(state, batch, chosen):
         made = make_classmix_step(
-            model=pair.model, optimizer=optimizer, lambda_target=LAMBDA, threshold=threshold,
+            model=pair.model, tx=tx, lambda_target=LAMBDA, threshold=threshold,
             teacher_momentum=options.get("most_momentum", 0.99),
             teacher_mode="eval" if options.get("teacher_evaluation") else "train",
             weight="pixel" if options.get("weight_per_pixel") else "share",
@@ -81,9 +81,9 @@ def test_recipe(name, checkpoints=(1, 3, 20)):
     groups = optim.param_groups(
         repeated_updates=options.get("repeated_updates", False),
         train_snr=options.get("train_snr", True), multi_level=False)
-    optimizer = optim.sgd(optim.poly_schedule(BASE_RATE, MAX_ITERATIONS), groups)
-    step = our_step(pair, optimizer, options, threshold)
-    state, velocities = create_state(pair.variables, optimizer, with_teacher=True), {}
+    tx = optim.sgd(optim.poly_schedule(BASE_RATE, MAX_ITERATIONS), groups)
+    step = our_step(pair, tx, options, threshold)
+    state, velocities = create_state(pair.variables, tx, with_teacher=True), {}
     teacher = copy.deepcopy(pair.twin)
     run = partial(
         torch_classmix.classmix_step, pair.twin, teacher, velocities, base_rate=BASE_RATE,

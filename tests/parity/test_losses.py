@@ -10,7 +10,6 @@ import torch
 
 import twin as torch_twin
 from snr_jax.core import losses, metrics
-from snr_jax.core.steps import loss_of, restitution_sums
 from tests.parity.pair import CLASSES, IGNORE, assert_close, random_label, to_nhwc, to_torch
 
 SHAPE = (2, 7, 9)
@@ -110,7 +109,8 @@ def test_dual_restitution(dtype):
     parts = rng.standard_normal((3, 2, 5, 7, 6)).astype(dtype)
 
     def ours(kernel, bias, *parts):
-        return loss_of(restitution_sums([tuple(x @ kernel + bias for x in parts)]))
+        return losses.restitution(
+            losses.restitution_sums([tuple(x @ kernel + bias for x in parts)]))
 
     with jax.enable_x64(dtype is np.float64):
         arguments = [jnp.asarray(x) for x in (kernel, bias, *parts)]

@@ -10,7 +10,6 @@ import torch
 import twin as torch_twin
 from snr_jax.core import losses
 from snr_jax.core.models.deeplab import Output
-from snr_jax.core.steps import loss_of, restitution_sums
 from tests.parity.pair import (
     arrays,
     assert_close,
@@ -40,7 +39,8 @@ def training(model, variables, image, label):
         loss = losses.mean(losses.cross_entropy(output.main, label))
         loss += WEIGHTS["lambda_seg"] * losses.mean(losses.cross_entropy(output.aux, label))
         if output.restitution:
-            loss += WEIGHTS["restitution_weight"] * loss_of(restitution_sums(output.restitution))
+            sums = losses.restitution_sums(output.restitution)
+            loss += WEIGHTS["restitution_weight"] * losses.restitution(sums)
         return loss, (output, updated["batch_stats"])
 
     return jax.grad(objective, has_aux=True)(variables["params"])

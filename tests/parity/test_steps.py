@@ -51,8 +51,8 @@ def check_recipe(recipe, checkpoints=(1, 3, 20), **size):
     groups = optim.param_groups(
         repeated_updates=options["repeated_updates"], train_snr=options["train_snr"],
         multi_level=multi, head_branches=options["head_branches"])
-    optimizer = optim.sgd(optim.poly_schedule(BASE_RATE, MAX_ITERATIONS), groups)
-    ours = {"model": pair.model, "optimizer": optimizer, "prepare": take_as_is,
+    tx = optim.sgd(optim.poly_schedule(BASE_RATE, MAX_ITERATIONS), groups)
+    ours = {"model": pair.model, "tx": tx, "prepare": take_as_is,
             "restitution_weight": RESTITUTION * options["restitution"],
             "freeze_bn": options["freeze_bn"]}
     theirs = {name: options[name] for name in ("repeated_updates", "train_snr", "freeze_bn")}
@@ -68,7 +68,7 @@ def check_recipe(recipe, checkpoints=(1, 3, 20), **size):
         step = steps.make_source_step(**ours)
     step = jax.jit(step)
 
-    state, velocities = create_state(pair.variables, optimizer), {}
+    state, velocities = create_state(pair.variables, tx), {}
     before = arrays(pair.twin, pair.phi)
     for i in range(max(checkpoints)):
         # Three batches in turn, the target smaller; all-ignored labels in one of them.
