@@ -14,8 +14,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from snr_jax.core.errors import UserError
-from snr_jax.process.signals import Stopped
+from snr_jax.core.errors import Stopped, UserError
 
 # What the system says of a disk or a path that the user chose, not of a fault in the program.
 _OF_THE_SYSTEM = (

@@ -129,6 +129,7 @@ def batches(
     if "target" not in splits:
         for batch in source:
             yield {"source_image": batch["image"], "source_label": batch["label"]}
+        return
     for batch, target in zip(source, stream("target"), strict=True):
         yield {
             "source_image": batch["image"],

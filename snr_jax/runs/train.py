@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import CheckpointManager
 
 from snr_jax.config import arguments, checks
+from snr_jax.core.errors import Stopped
 from snr_jax.core.labels import Classes
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import Parallel, create_parallel
@@ -24,7 +25,7 @@ from snr_jax.core.state import TrainState, create_state, variable_shapes
 from snr_jax.data import prefetch
 from snr_jax.data.splits import Log, Split
 from snr_jax.process import signals
-from snr_jax.process.signals import Stop, Stopped, never
+from snr_jax.process.signals import Stop, never
 from snr_jax.report import tables
 from snr_jax.runs import evaluation, experiment, network, profiling, reporting, validation
 from snr_jax.workdir import checkpoints, lock, record, states
