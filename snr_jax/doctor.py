@@ -23,6 +23,7 @@ from PIL import Image
 from snr_jax import cli
 from snr_jax.config import arguments, checks
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import write_text
 from snr_jax.core.labels import Classes
 from snr_jax.core.progress import make_progress
 from snr_jax.data import decode, domains
@@ -121,17 +122,6 @@ def section(title: str, report: Report) -> findings.Section:
     return findings.Section(title, lines, table(report), rows)
 
 
-def _write(path: str, text: str) -> None:
-    """Writes the file whole or not at all."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.tmp-{os.getpid()}"
-    try:
-        Path(temporary).write_text(text, "utf-8")
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
 def _chosen(args: flags.FlagValues) -> tuple[str, dict[str, Place], int | Classes]:
     """The name of what is read, the places, and the classes that labels are read as."""
     if args["config"].value is None:
@@ -163,14 +153,14 @@ def command(args: flags.FlagValues) -> int:
             sample=args.sample, progress=make_progress("samples"),
         )
     if args.html:
-        _write(args.html, findings.render(f"Data of {name}", [
+        write_text(args.html, findings.render(f"Data of {name}", [
             section(title, report) for title, report in reports.items()
         ]))
     kept = {title.partition(": ")[2]: statistics(r) for title, r in reports.items()
             if r.pixels.any()}
     if kept:
         stats = args.stats or os.path.join("runs", "class_stats", f"{name}.json")
-        _write(stats, json.dumps(kept) + "\n")
+        write_text(stats, json.dumps(kept) + "\n")
     for title, report in reports.items():
         print(f"{title}\n{describe(report)}")
     return 1 if any(report.faults for report in reports.values()) else 0

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from snr_jax.config import arguments, checks
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import write_text
 from snr_jax.core.parallel import create_parallel
 from snr_jax.data import splits
 from snr_jax.data.domains import CITIES
@@ -25,7 +26,6 @@ from snr_jax.report.tables import percent
 from snr_jax.runs import experiment, network, validation
 from snr_jax.runs.train import train
 from snr_jax.workdir import checkpoints
-from snr_jax.workdir.metrics import write_text
 
 # Row of the table → its name in report/published.json, where the network has no SNR.
 PUBLISHED = {"source": "plain", "maxsquare": "MaxSquare", "iw_maxsquare": "MaxSquare + IW"}
