@@ -14,12 +14,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from snr_jax.core.errors import UserError
+from snr_jax.core.errors import Stopped, UserError
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.optim import param_groups, poly_schedule, sgd
 from snr_jax.core.state import create_state, initial_variables
-from snr_jax.process import last_words
-from snr_jax.process.signals import Stopped
+from snr_jax.process import several
 from snr_jax.runs import network
 from snr_jax.workdir import checkpoints, states
 
@@ -489,15 +488,15 @@ def test_a_lost_process_is_no_fault_of_the_disk(what, state, tmp_path, monkeypat
         "find": lambda: checkpoints.find_or_set_aside(final, pytest.fail),
     }[what]
     with monkeypatch.context() as patch:
-        several = SimpleNamespace(is_initialized=lambda: True)
-        patch.setattr(several, "jax", SimpleNamespace(distributed=several))
+        distributed = SimpleNamespace(is_initialized=lambda: True)
+        patch.setattr(several, "jax", SimpleNamespace(distributed=distributed))
         fill_disk(patch, lose_another_later)
         patch.setattr(ocp.StandardCheckpointHandler, "restore", lose_another)
         if what == "find":  # the manager of the states reads JSON of its own
             patch.setattr(ocp.JsonCheckpointHandler, "restore", lose_another)
         with pytest.raises(Stopped) as stopped:
             act()
-    assert str(stopped.value) == last_words.GONE and stopped.value.exit_code == 1
+    assert str(stopped.value) == several.GONE and stopped.value.exit_code == 1
     assert not checkpoints.folder(tmp_path, "set_aside").exists()
     assert_equal(restore(tmp_path, state)[0], at_step(state, 2))
     assert_equal(checkpoints.load_variables(final)[0], initial_variables(MODEL, 1))
