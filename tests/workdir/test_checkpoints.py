@@ -279,6 +279,31 @@ def test_the_survivor_of_a_swap_is_found_and_takes_its_name(swap, tmp_path, pres
     assert_equal(checkpoints.load_variables(final)[0], NEW)
 
 
+def test_behind_a_broken_survivor_is_another(swap):
+    """Cut between the two renamings: the new one is whole but for the disk, the old one waits."""
+    final, new, old = swap
+    shutil.rmtree(final)
+    remove_meta(new)
+    lines = []
+    assert_equal(checkpoints.load_variables(checkpoints.find_or_set_aside(final, lines.append))[0],
+                 OLD)
+    assert str(new) in lines[0] and lines[1].endswith("set_aside/final.new-checkpoint-1")
+    checkpoints.set_aside(old, lines.append)
+    assert checkpoints.find_or_set_aside(final, lines.append) is None and len(lines) == 3
+
+
+def test_an_interrupted_save_leaves_the_earlier_one_alone(tmp_path, monkeypatch):
+    async def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    checkpoints.save_variables(tmp_path / "a", OLD, meta_of())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        fill_disk(patch, interrupt)
+        checkpoints.save_variables(tmp_path / "a", NEW, meta_of())
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert_equal(checkpoints.load_variables(tmp_path / "a")[0], OLD)
+
+
 def test_folders_of_others_beside_a_checkpoint_stay(tmp_path):
     """scripts/convert_torch_ckpt.py writes where the user says."""
     others = ["a.new", "a.old", "a.newer", "b", "b.orbax-checkpoint-tmp"]
