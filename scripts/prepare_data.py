@@ -41,7 +41,7 @@ def _size(words: Sequence[str]) -> tuple[int, int]:
 
 def command(args: flags.FlagValues) -> None:
     from snr_jax.data.domains import directory, get_domain
-    from snr_jax.data.prepared.reading import writing  # TensorFlow: slow, not for --help
+    from snr_jax.data.prepared import writing  # TensorFlow: slow, not for --help
     from snr_jax.data.prepared.spread import Beam
     from snr_jax.workdir import record
 

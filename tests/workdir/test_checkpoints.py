@@ -293,12 +293,15 @@ def test_behind_a_broken_survivor_is_another(swap):
 
 
 def test_an_interrupted_save_leaves_the_earlier_one_alone(tmp_path, monkeypatch):
-    async def interrupt(*_, **__):
+    save = ocp.Checkpointer.save
+
+    def interrupted(*arguments, **named):
+        save(*arguments, **named)
         raise KeyboardInterrupt
 
     checkpoints.save_variables(tmp_path / "a", OLD, meta_of())
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        fill_disk(patch, interrupt)
+        patch.setattr(ocp.Checkpointer, "save", interrupted)
         checkpoints.save_variables(tmp_path / "a", NEW, meta_of())
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert_equal(checkpoints.load_variables(tmp_path / "a")[0], OLD)
