@@ -28,6 +28,7 @@ from absl import flags
 from PIL import Image
 
 from snr_jax import cli
+from snr_jax.core.files import write_text, written_whole
 from snr_jax.core.labels import CLASSES, palette
 from snr_jax.data.domains import DOMAINS, create_domain
 from snr_jax.data.samples import Listing, list_samples
@@ -75,9 +76,8 @@ def write_data(directory: Path, count: int) -> Listing:
         paths = [directory / kind / f"{number:05d}.png" for kind in ("images", "labels")]
         if not all(path.exists() for path in paths):
             for drawn, path in zip(draw_frame(np.random.default_rng(number)), paths, strict=True):
-                part = path.with_suffix(".part")  # a file under its name is whole
-                drawn.save(part, format="png")
-                part.replace(path)
+                with written_whole(path) as unfinished:
+                    drawn.save(unfinished, format="png")
     return list_samples(create_domain("gta5", directory), "train")
 
 
@@ -165,8 +165,6 @@ def command(args: flags.FlagValues) -> None:
     )
     print(f"\n{text}")
     if args.out:
-        from snr_jax.workdir.metrics import write_text
-
         write_text(Path(args.out), text)
 
 

@@ -182,7 +182,7 @@ def command(args: flags.FlagValues) -> None:
             f"{table(times, config.batch_size)}\n")
     print(f"\n{text}")
     if args.out:
-        from snr_jax.workdir.metrics import write_text
+        from snr_jax.core.files import write_text
 
         write_text(Path(args.out), text)
 

@@ -27,6 +27,7 @@ from absl import flags
 
 from snr_jax import cli
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -270,8 +271,7 @@ def command(args: flags.FlagValues) -> int:
             print(table(rows), flush=True)
             result["rows"] += rows
     if args.out:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.out).write_text(json.dumps(result, indent=1) + "\n")
+        write_text(args.out, json.dumps(result, indent=1) + "\n")
     return 0 if all("failed" not in row for row in result["rows"]) else 1
 
 

@@ -24,6 +24,7 @@ from jax.experimental import topologies
 
 from snr_jax import cli
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import write_text
 from snr_jax.core.workloads import KINDS, create_workload
 
 TARGETS = Path(__file__).parent / "targets"
@@ -181,8 +182,7 @@ def command(args: flags.FlagValues) -> int:
             ) from error
         counts = count(text, temporary)
         if args.save:
-            Path(args.save).mkdir(parents=True, exist_ok=True)
-            (Path(args.save) / f"{kind}.txt").write_text(text)
+            write_text(Path(args.save) / f"{kind}.txt", text)
         report(kind, counts, text, time.monotonic() - start)
         passed |= any(a > b for a, b in zip(counts, LIMITS[kind]))
     return int(passed)

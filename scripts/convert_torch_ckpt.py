@@ -12,15 +12,14 @@ numbers is noticed in PyTorch's new format, which has checksums; the other forma
 import hashlib
 import os
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
 
 from snr_jax import cli
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import written_whole
 from snr_jax.weights import conversion
 from snr_jax.weights.torch_names import strip_prefixes
 from snr_jax.workdir.checkpoints import load_variables, save_variables
@@ -91,7 +90,7 @@ def _convert(args: flags.FlagValues, source: str, target: str) -> None:
     meta = {"model": converted.model, "source": _source(source, kind, raw, converted.heads)}
     if converted.class_names:
         meta["class_names"] = list(converted.class_names)
-    with _renamed_when_done(target) as unfinished:
+    with written_whole(target) as unfinished:
         save_variables(unfinished, converted.variables, meta)
     print(f"wrote {target}")
 
@@ -116,7 +115,7 @@ def _export(args: flags.FlagValues, source: str, target: str) -> None:
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     tensors = {args.prefix + name: value for name, value in state_dict.items()}
-    with _renamed_when_done(target) as unfinished:
+    with written_whole(target) as unfinished:
         torch_files.write_torch_file(unfinished, tensors)
     print(f"wrote {target}: {len(tensors)} tensors, {meta['model']['num_classes']} classes, "
           f"norm_restitution {meta['model']['norm_restitution']}")
@@ -129,18 +128,6 @@ def _require_absent(path: str) -> None:
         return
     if os.path.lexists(path):
         raise UserError(f"{path}: exists already; expected a new name, or remove it first")
-
-
-@contextmanager
-def _renamed_when_done(path: str) -> Iterator[str]:
-    """A name to write to: moved to `path` on success, removed on failure."""
-    path = os.path.abspath(path)
-    parent, name = os.path.split(path)
-    os.makedirs(parent, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=parent) as folder:
-        unfinished = os.path.join(folder, name)
-        yield unfinished
-        os.replace(unfinished, path)
 
 
 def command(args: flags.FlagValues, source: str, target: str) -> None:

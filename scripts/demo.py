@@ -42,6 +42,7 @@ def _demo(out: Path, style: str, stop: Stop) -> None:
     from PIL import Image
 
     from configs import toy_classmix, toy_dg, toy_uda
+    from snr_jax.core.files import write_text
     from snr_jax.core.progress import format_duration
     from snr_jax.report import tables
     from snr_jax.report.html import render
@@ -50,7 +51,6 @@ def _demo(out: Path, style: str, stop: Stop) -> None:
     from snr_jax.studies.comparison import compare
     from snr_jax.studies.toy_study import VARIANTS, configured, draw_data
     from snr_jax.workdir import checkpoints
-    from snr_jax.workdir.metrics import write_text
 
     def check() -> None:
         signals.unless_asked(stop, "stopped before the report; the same command goes on")

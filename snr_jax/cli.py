@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from snr_jax.core.errors import UserError
+from snr_jax.core.errors import Stopped, UserError
 from snr_jax.core.progress import log_on_terminal
-from snr_jax.process.signals import Stopped
 
 # What the system says of a disk or a path that the user chose, not of a fault in the program.
 _OF_THE_SYSTEM = (

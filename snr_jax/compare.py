@@ -19,12 +19,12 @@ from absl import flags
 
 from snr_jax import cli
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import write_text
 from snr_jax.report import tables
 from snr_jax.report.html import render
 from snr_jax.report.published import HEADER, beside, cells, published, scored_unlike
 from snr_jax.studies.comparison import compare, group_by_seed, rows, setting
 from snr_jax.workdir import record
-from snr_jax.workdir.metrics import write_text
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("out", "report.html", "File for the page.", flag_values=FLAGS)

@@ -24,6 +24,7 @@ from PIL import Image
 from snr_jax import cli
 from snr_jax.config import arguments, checks
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import write_text
 from snr_jax.core.labels import Classes
 from snr_jax.core.progress import make_progress
 from snr_jax.data import decode
@@ -122,17 +123,6 @@ def section(title: str, found: Survey) -> findings.Section:
     return findings.Section(title, lines, table(found), rows)
 
 
-def _write(path: str, text: str) -> None:
-    """Writes the file whole or not at all."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.tmp-{os.getpid()}"
-    try:
-        Path(temporary).write_text(text, "utf-8")
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
 def _chosen(args: flags.FlagValues) -> tuple[str, dict[str, Place], int | Classes]:
     """The name of what is read, the places, and the classes that labels are read as."""
     if args["config"].value is None:
@@ -166,14 +156,14 @@ def command(args: flags.FlagValues) -> int:
             sample=args.sample, progress=make_progress("samples"),
         )
     if args.html:
-        _write(args.html, findings.render(f"Data of {name}", [
+        write_text(args.html, findings.render(f"Data of {name}", [
             section(title, one) for title, one in surveys.items()
         ]))
     kept = {title.partition(": ")[2]: statistics(one) for title, one in surveys.items()
             if one.pixels.any()}
     if kept:
         stats = args.stats or os.path.join("runs", "class_stats", f"{name}.json")
-        _write(stats, json.dumps(kept) + "\n")
+        write_text(stats, json.dumps(kept) + "\n")
     for title, one in surveys.items():
         print(f"{title}\n{describe(one)}")
     return 1 if any(one.faults for one in surveys.values()) else 0

@@ -30,6 +30,7 @@ from snr_jax import cli
 from snr_jax.config import arguments, checks
 from snr_jax.config.keys import SIDES
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import write_text
 from snr_jax.core.labels import Classes, class_names
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import create_parallel
@@ -43,7 +44,6 @@ from snr_jax.runs import evaluation, network
 from snr_jax.runs.evaluation import PROTOCOLS, Rows, count, pictures, unlike_training
 from snr_jax.workdir import checkpoints
 from snr_jax.workdir.checkpoints import Checkpoint
-from snr_jax.workdir.metrics import write_text
 from snr_jax.workdir.record import evaluation_settings
 
 FLAGS = flags.FlagValues()

@@ -15,7 +15,8 @@ class Layout(NamedTuple):
     """images: alternative patterns, of which several may match; labels: "" for none.
 
     Each label pattern has as many stars as the images' patterns. `ids` says what label files hold
-    (a key of `domains.LOOKUPS`), `kind` how (a key of `decode.LABEL_DECODERS`).
+    (a key of `Domain.ids`, else of `core.labels.ID_TABLES`), `kind` how (a key of
+    `decode.LABEL_DECODERS`).
     """
 
     images: tuple[str, ...]

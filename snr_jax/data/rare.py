@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import written_whole
 from snr_jax.core.labels import class_names
 from snr_jax.core.progress import Show
 from snr_jax.data import decode
@@ -118,11 +119,9 @@ def _key(samples: Sequence[Sample], labels: Labels) -> str:
 
 
 def _keep(path: Path, counts: np.ndarray) -> None:
-    part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
+        with written_whole(path) as unfinished, unfinished.open("wb") as file:
             np.save(file, counts)
-        part.replace(path)
     except OSError as error:
         logger.info("the class counts cannot be kept in %s (%s); the next start makes them again",
                     path.parent, error.strerror)

@@ -1,7 +1,5 @@
 """Image files of a user's folder, and the files of their results."""
 
-import contextlib
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import written_whole
 from snr_jax.core.labels import Classes, train_id_to_label_id
 from snr_jax.report.pictures import colorize, overlay
 
@@ -110,7 +109,7 @@ def write_results(
     """PREFIX_color.png, _overlay, _trainIds, _labelIds and, where it is given, _confidence.
 
     image uint8 RGB [H,W,3], classes uint8 [H,W] trainIds, confidence float [H,W] in 0..1. Each
-    file is written under a temporary name and renamed. Raises UserError if that fails.
+    file is written whole or not at all. Raises UserError if that fails.
     """
     pictures = {
         "color": _strips(lambda c: colorize(c, known), classes),
@@ -131,13 +130,9 @@ def _strips(draw: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
 
 
 def write_png(array: np.ndarray, path: Path) -> None:
-    """Writes uint8 [H,W] or [H,W,3] under a temporary name and renames it. Raises UserError."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    """Writes uint8 [H,W] or [H,W,3] whole or not at all. Raises UserError."""
     try:
-        Image.fromarray(array).save(temporary, format="PNG")
-        temporary.replace(path)
+        with written_whole(path) as unfinished:
+            Image.fromarray(array).save(unfinished, format="PNG")
     except OSError as error:
         raise UserError(f"{path} could not be written: {error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

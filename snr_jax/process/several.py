@@ -1,5 +1,6 @@
 """A run of several processes: how they find each other, and how one leaves."""
 
+import ctypes
 import ipaddress
 import os
 import signal
@@ -12,20 +13,29 @@ from typing import NoReturn
 
 import jax
 
-from snr_jax.core.errors import UserError
-from snr_jax.process import last_words
-from snr_jax.process.signals import Stopped
+from snr_jax.core.errors import Stopped, UserError
 
 SILENCE_SECONDS = 60  # a process that gives no sign for so long counts as gone
 TOGETHER = (0, 128 + signal.SIGTERM)  # the exit codes with which all processes end at one step
 # In JAX's errors.
 COLLECTIVE = ("Gloo", "NCCL", "oordination", "Barrier", "Connection closed by peer")
+GONE = (
+    "error: another process of this run has ended or cannot be reached (its own messages say why, "
+    "or the lines above). Start the same command again in every process to go on from the last "
+    "checkpoint"
+)
+ABSENT = (
+    "error: not all processes of this run appeared in time. Start as many as --num_processes, "
+    "each with its own --process_id and the same --coordinator, reachable from all"
+)
+
+_at_abort: list[object] = []  # handlers that C holds by their address alone
 
 Address = tuple[str, int]
 
 
 def check(coordinator: str | None, number: int | None, index: int | None) -> Address | None:
-    """Host and port of --coordinator, None without it.
+    """Returns host and port of --coordinator, None without it.
 
     Raises UserError for flags of --coordinator, --num_processes, --process_id that are missing
     or cannot be meant.
@@ -66,7 +76,7 @@ def _resolve(address: Address) -> list[tuple]:
 def joined(
     address: Address | None, number: int | None, index: int | None, timeout: int
 ) -> Iterator[None]:
-    """Within the block this process is one of the run's.
+    """Makes this process one of the run's, within the block.
 
     address: None, with `number` and `index`, where JAX finds all three in the environment, as of
     SLURM, Open MPI or Kubernetes. timeout: seconds to wait for the others. Raises UserError where
@@ -78,7 +88,7 @@ def joined(
         name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         bind = _bind_address(address, name) if index == 0 else None
         flags = f"--coordinator {name}"
-    last_words.redirect_stderr()
+    say_at_abort(ABSENT)
     try:
         jax.distributed.initialize(
             name, number, index, coordinator_bind_address=bind, initialization_timeout=timeout,
@@ -92,11 +102,23 @@ def joined(
                 "--num_processes and --process_id"
             ) from error
         raise UserError(f"{flags}: {error}") from error
+    say_at_abort(GONE)
+    jax.config.update("jax_logging_level", "ERROR")  # no warning of C++ that SIGTERM was caught
     try:
         yield
     except (ValueError, jax.errors.JaxRuntimeError) as error:
         raise_if_lost(error)
         raise
+
+
+def say_at_abort(line: str) -> None:
+    """Sets the last line of stderr of a process that JAX aborts: it has lost another one.
+
+    It does so in a thread of C++, where Python's own handlers of signals never run.
+    """
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: os.write(2, f"{line}\n".encode()))
+    _at_abort.append(handler)
+    ctypes.CDLL(None).signal(signal.SIGABRT, handler)
 
 
 def raise_if_lost(error: BaseException) -> None:
@@ -106,11 +128,11 @@ def raise_if_lost(error: BaseException) -> None:
     """
     text = f"{error} {root_of(error)}"
     if jax.distributed.is_initialized() and any(word in text for word in COLLECTIVE):
-        raise Stopped(last_words.GONE, exit_code=1) from error
+        raise Stopped(GONE, exit_code=1) from error
 
 
 def root_of(error: BaseException) -> BaseException:
-    """The first error of a chain."""
+    """Returns the first error of a chain."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
     return error
@@ -129,7 +151,7 @@ def end(code: int) -> NoReturn:
 
 
 def leave(code: int) -> int:
-    """The exit code of a process; after an error of one of several it ends here.
+    """Returns the exit code of a process; after an error of one of several it ends here.
 
     JAX's farewell would wait for the others, and they for this one.
     """
@@ -143,7 +165,7 @@ def leave(code: int) -> int:
 
 
 def _bind_address(address: Address, name: str) -> str:
-    """Where process 0 listens: on the address given alone, since JAX asks nobody who they are.
+    """Returns where process 0 listens: on that address alone, since JAX asks nobody who they are.
 
     A machine's own name often stands for a loopback address on that machine; then on all.
     """

@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from snr_jax.core.errors import Stopped
+
 Stop = Callable[[], signal.Signals | None]  # the signal that asked to stop, None while none has
 
 # `timeout` and some schedulers send their signal twice at once: that is one request.
@@ -15,21 +17,8 @@ SAME_REQUEST_SECONDS = 1.0
 PATIENCE_SECONDS = 2.0  # a run that has not stopped by then says what it waits for
 
 
-class Stopped(Exception):
-    """A run has stopped before its end. The message, one line, is for the user."""
-
-    def __init__(self, message: str, exit_code: int):
-        super().__init__(message)
-        self.exit_code = exit_code
-
-    @classmethod
-    def by(cls, asked: signal.Signals, message: str) -> "Stopped":
-        """Because of a signal."""
-        return cls(f"{asked.name}: {message}", 128 + asked)
-
-
 def never() -> None:
-    """A `Stop` for runs that no signal asks to stop."""
+    """Answers None, as a `Stop` for runs that no signal asks to stop."""
 
 
 def unless_asked(stop: Stop, message: str) -> None:
@@ -43,7 +32,7 @@ def on_signals(
     signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
     forward: signal.Signals | None = None,
 ) -> Iterator[Stop]:
-    """Within the block the first of `signals` is kept, and a second ends the process at once.
+    """Keeps the first of `signals` within the block; a second one ends the process at once.
 
     A thread reads them, since Python's own handlers wait for the end of a compilation. The signal
     `forward`, if any, is sent on to this process after the first. Ignored signals (nohup) stay

@@ -16,13 +16,13 @@ from jax.experimental.multihost_utils import reached_preemption_sync_point
 from ml_collections import ConfigDict
 
 from snr_jax.config import arguments, checks
-from snr_jax.core.errors import UserError
+from snr_jax.core.errors import Stopped, UserError
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.progress import format_duration, progress_text
 from snr_jax.core.state import TrainState, create_state, variable_shapes
 from snr_jax.data import prefetch
-from snr_jax.process.signals import Stop, Stopped, never
+from snr_jax.process.signals import Stop, never
 from snr_jax.report import tables
 from snr_jax.runs import experiment, network, validation
 from snr_jax.runs.experiment import Tools

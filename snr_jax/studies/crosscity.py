@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from snr_jax.config import arguments, checks
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import write_text
 from snr_jax.core.parallel import create_parallel
 from snr_jax.data.domains import CITIES
 from snr_jax.data.splits import Split, open_split
@@ -25,7 +26,6 @@ from snr_jax.report.tables import percent
 from snr_jax.runs import experiment, network, validation
 from snr_jax.runs.train import train
 from snr_jax.workdir import checkpoints
-from snr_jax.workdir.metrics import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import write_text
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.progress import format_duration, make_progress
 from snr_jax.process import signals
@@ -28,7 +29,6 @@ from snr_jax.runs.evaluation import evaluate
 from snr_jax.runs.train import train
 from snr_jax.toy import writer
 from snr_jax.workdir import checkpoints, record
-from snr_jax.workdir.metrics import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context, parent_process
@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import written_whole
 from snr_jax.toy import layouts
 from snr_jax.toy.content import check
 from snr_jax.toy.layouts import LAYOUTS, Job
@@ -80,7 +81,7 @@ def write(
     replace: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> bool:
-    """Draws a data set in a layout (a key of LAYOUTS), and renames its directory at the end.
+    """Draws a data set in a layout (a key of LAYOUTS), whole or not at all.
 
     num_train, num_val: images in each part. workers: processes that draw. Returns False, and draws
     nothing, where the same arguments were drawn before. Raises UserError where the directory holds
@@ -97,40 +98,44 @@ def write(
     jobs, lists = layouts.jobs(LAYOUTS[layout], num_train, num_val)
     if _is_there(directory, record, replace):
         return False
-    partial_directory = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial_directory, ignore_errors=True)
-    partial_directory.mkdir(parents=True)
-    for name in {os.path.dirname(path) for job in jobs for path in (job.image, job.label) if path}:
-        (partial_directory / name).mkdir(parents=True, exist_ok=True)
-    write_pair = partial(
-        _write_pair, root=partial_directory, layout=layout, content=content, **draw
-    )
-    if workers > 1:
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent)
-        try:
-            # Ctrl-C reaches every process of the terminal, SIGTERM of `timeout` those of the
-            # group; the first process alone answers them.
-            asked = {signal.SIGINT, signal.SIGTERM}
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, asked)
-            try:
-                written = pool.map(write_pair, jobs, chunksize=8)  # starts the workers
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            for done, _ in enumerate(written, 1):
-                progress(done, len(jobs))
-        finally:
-            pool.shutdown(cancel_futures=True)
-    else:
+    with written_whole(directory, mark="partial") as root:
+        for name in {os.path.dirname(path) for x in jobs for path in (x.image, x.label) if path}:
+            (root / name).mkdir(parents=True, exist_ok=True)
+        _write_pairs(
+            partial(_write_pair, root=root, layout=layout, content=content, **draw),
+            jobs, workers, progress,
+        )
+        for name, lines in lists.items():
+            (root / name).write_text("".join(f"{line}\n" for line in lines))
+        (root / MARKER).write_text(json.dumps(record, indent=1) + "\n")
+        if directory.exists():
+            shutil.rmtree(directory)
+    return True
+
+
+def _write_pairs(
+    write_pair: Callable[[Job], None], jobs: Sequence[Job], workers: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    if workers <= 1:
         for done, job in enumerate(jobs, 1):
             write_pair(job)
             progress(done, len(jobs))
-    for name, lines in lists.items():
-        (partial_directory / name).write_text("".join(f"{line}\n" for line in lines))
-    (partial_directory / MARKER).write_text(json.dumps(record, indent=1) + "\n")
-    if directory.exists():
-        shutil.rmtree(directory)
-    partial_directory.rename(directory)
-    return True
+        return
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent)
+    try:
+        # Ctrl-C reaches every process of the terminal, SIGTERM of `timeout` those of the group; the
+        # first process alone answers them.
+        asked = {signal.SIGINT, signal.SIGTERM}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, asked)
+        try:
+            written = pool.map(write_pair, jobs, chunksize=8)  # starts the workers
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for done, _ in enumerate(written, 1):
+            progress(done, len(jobs))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:

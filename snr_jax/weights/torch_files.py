@@ -113,7 +113,7 @@ def _to_numpy(path: str, name: str, value: object) -> np.ndarray:
     return value.numpy()
 
 
-def write_torch_file(path: str, state_dict: Mapping[str, np.ndarray]) -> None:
+def write_torch_file(path: str | os.PathLike, state_dict: Mapping[str, np.ndarray]) -> None:
     """Writes a bare state dict in PyTorch's old format, which all versions read."""
     tensors = OrderedDict((name, torch.from_numpy(np.array(v))) for name, v in state_dict.items())
     torch.save(tensors, path, _use_new_zipfile_serialization=False)

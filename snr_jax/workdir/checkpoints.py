@@ -240,9 +240,8 @@ def save_variables(path: str | os.PathLike, variables: dict, meta: dict) -> None
     _finish_swap(path)
     try:
         saving(f"the checkpoint {path}", save, "An earlier one under that name is untouched.")
-    except UserError:
+    finally:  # of a save that failed or was interrupted
         _finish_swap(path)
-        raise
 
 
 def _beside(path: Path) -> tuple[Path, Path]:
@@ -258,15 +257,19 @@ def _survivor(path: Path) -> Path:
 
 
 def find_or_set_aside(path: Path) -> Checkpoint | None:
-    """The checkpoint of a run in this folder, if there is one. A broken one is set aside."""
-    if not _survivor(path).exists():
-        return None
-    try:
-        return find(path)
-    except UserError as error:
-        logger.warning("%s", error)
-        set_aside(_survivor(path))
-        return None
+    """The checkpoint of a run in this folder, or what a save that was cut short left beside it.
+
+    Broken ones are set aside, None if no other is there.
+    """
+    for place in (path, *_beside(path)):
+        if not place.exists():
+            continue
+        try:
+            return find(place)
+        except UserError as error:
+            logger.warning("%s", error)
+            set_aside(place)
+    return None
 
 
 def _finish_swap(path: Path) -> None:
@@ -284,7 +287,7 @@ def _finish_swap(path: Path) -> None:
 
 def set_aside(path: Path) -> None:
     """Moves a checkpoint of a run that cannot be used to where nothing reads or deletes it."""
-    shelf = folder(_place(path)[0], "set_aside")
+    shelf = next(above for above in path.parents if above.name == "checkpoints") / "set_aside"
     targets = (shelf / f"{path.name}-{number}" for number in itertools.count(1))
     target = next(target for target in targets if not target.exists())
     if jax.process_index() == 0:

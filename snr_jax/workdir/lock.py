@@ -59,7 +59,7 @@ def locked(
 
 
 def read(workdir: str | os.PathLike) -> dict[str, str | int]:
-    """What the process that took the lock wrote: host, pid, since, token; {} if nothing whole.
+    """Reads what the holder of the lock wrote: host, pid, since, token; {} if nothing whole.
 
     Not for the holder itself: closing any handle of the file would give up its lock.
     """
@@ -81,7 +81,7 @@ def _holder(path: Path) -> str:
 
 @contextmanager
 def locked_workdir(workdir: str) -> Iterator[None]:
-    """`lock.locked` by process 0, after which all processes have seen that it is the same folder.
+    """Has process 0 hold the lock, and all processes see that it is the same folder.
 
     Raises UserError where the folder is in use, and in all processes where one does not see it.
     """

@@ -12,26 +12,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import write_text
 
 if TYPE_CHECKING:  # it starts TensorFlow
     from clu.metric_writers import MetricWriter
 
 METRICS_FILE = "metrics.jsonl"
 SETTINGS = "settings"  # the key of a line of scores
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a UTF-8 file whole or not at all: under a temporary name, then renamed."""
-    path = os.fspath(path)
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.tmp-{os.getpid()}"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 def create_writer(

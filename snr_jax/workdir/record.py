@@ -27,12 +27,13 @@ from ml_collections import ConfigDict
 
 from snr_jax.config.arguments import to_dict
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import write_text
 from snr_jax.core.models.create import resolve_dtype
 from snr_jax.data.samples import Sample
 from snr_jax.data.splits import Split
 from snr_jax.report import tables
 from snr_jax.workdir import checkpoints
-from snr_jax.workdir.metrics import read_scalars, write_text
+from snr_jax.workdir.metrics import read_scalars
 from snr_jax.workdir.run import Run
 
 logger = logging.getLogger(__name__)

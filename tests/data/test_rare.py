@@ -96,7 +96,7 @@ def test_a_broken_cache_is_made_anew(gta5):
     kept.write_bytes(kept.read_bytes()[:40])
     counts, shown = count(gta5)
     np.testing.assert_array_equal(counts, expected)
-    assert shown and not list(root.glob("*.part"))
+    assert shown and not list(root.glob("*.tmp"))
 
 
 def test_a_folder_that_cannot_be_written_is_said(gta5):

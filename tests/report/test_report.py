@@ -16,11 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util import tensor_util
 
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import write_text
 from snr_jax.core.labels import CLASSES
 from snr_jax.report import pictures, tables
 from snr_jax.report.chart import line_chart
 from snr_jax.report.html import render
-from snr_jax.workdir.metrics import create_writer, read_scalars, write_text
+from snr_jax.workdir.metrics import create_writer, read_scalars
 
 ROAD, SKY, PERSON = (128, 64, 128), (70, 130, 180), (220, 20, 60)
 RESULTS = {

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -229,13 +231,41 @@ def without_last_scores(workdir: Path) -> None:
     (workdir / "metrics.jsonl").write_text("".join(lines[:-1]))
 
 
-@pytest.mark.parametrize("cut", [without_final, broken_final, without_last_scores])
-def test_an_end_that_was_cut_short_is_made_up_for_once(copied, command, generalised, cut):
+def broken_survivors(age: str, content: str) -> Callable[[Path], None]:
+    """As after a kill between the two renamings of a save, on a disk that lost what it wrote."""
+
+    def cut(workdir: Path) -> None:
+        for name in ("final", "best_source"):
+            path = checkpoints.folder(workdir, name)
+            path.rename(path.with_name(f"{name}.{age}-checkpoint"))
+            survivor = path.with_name(f"{name}.{age}-checkpoint")
+            (survivor / "meta" / "metadata").write_text(content)
+
+    return cut
+
+
+@pytest.mark.parametrize(
+    ("cut", "aside"),
+    [
+        (without_final, set()),
+        (broken_final, {"final-1"}),
+        (without_last_scores, set()),
+        (broken_survivors("old", "{"),
+         {"final.old-checkpoint-1", "best_source.old-checkpoint-1"}),
+        (broken_survivors("new", "{}"),
+         {"final.new-checkpoint-1", "best_source.new-checkpoint-1"}),
+    ],
+    ids=["no final", "broken final", "no last scores", "broken old ones", "broken new ones"],
+)
+def test_an_end_that_was_cut_short_is_made_up_for_once(copied, command, generalised, cut, aside):
     workdir, arguments = copied
     cut(workdir)
     result = command("main", *arguments)
     assert result.code == 0 and "is complete" not in result.out
-    assert ("set aside" in result.out) == (cut is broken_final)
+    shelf = checkpoints.folder(workdir, "set_aside")
+    assert {path.name for path in shelf.glob("*")} == aside
+    for name in aside:
+        assert f"was set aside as {shelf / name}" in result.out
 
     def scored(folder: Path) -> list[dict]:
         return [{k: v for k, v in line.items() if k != "time" and "per_second" not in k}
@@ -249,6 +279,14 @@ def test_an_end_that_was_cut_short_is_made_up_for_once(copied, command, generali
     before = contents(workdir)
     assert "is complete" in command("main", *arguments).out
     assert contents(workdir) == before
+
+
+def test_the_batches_of_one_domain_end_with_its_stream(monkeypatch):
+    monkeypatch.setattr(
+        experiment.pipeline, "train_batches", lambda *_, **__: iter([{"image": 1, "label": 2}]))
+    source = SimpleNamespace(samples=[], labels=None, size=(33, 65), prepared=None)
+    found = experiment.batches(gta5_dg.get_config(), {"source": source}, 0)
+    assert list(found) == [{"source_image": 1, "source_label": 2}]
 
 
 def test_every_score_carries_its_settings(generalised):

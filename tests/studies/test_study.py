@@ -6,8 +6,7 @@ import signal
 import pytest
 
 from configs import toy_classmix, toy_dg, toy_uda
-from snr_jax.core.errors import UserError
-from snr_jax.process.signals import Stopped
+from snr_jax.core.errors import Stopped, UserError
 from snr_jax.studies import toy_study
 from tests.commands import said
 

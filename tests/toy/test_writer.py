@@ -190,8 +190,12 @@ def test_interrupted_drawing_leaves_nothing_under_the_final_name(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         writer.write("gta5", tmp_path / "GTA5", **SMALL, progress=stop)
-    assert not (tmp_path / "GTA5").exists()
-    assert writer.write("gta5", tmp_path / "GTA5", **SMALL)  # over what the first one left
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "GTA5.partial/images").mkdir(parents=True)
+    (tmp_path / "GTA5.partial/images/9.png").write_text("of a drawing that was killed")
+    assert writer.write("gta5", tmp_path / "GTA5", **SMALL)
+    assert not (tmp_path / "GTA5/images/9.png").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["GTA5"]
 
 
 def test_drawing_needs_no_tensorflow():

@@ -14,12 +14,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from snr_jax.core.errors import UserError
+from snr_jax.core.errors import Stopped, UserError
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.optim import param_groups, poly_schedule, sgd
 from snr_jax.core.state import create_state, initial_variables
-from snr_jax.process import last_words
-from snr_jax.process.signals import Stopped
+from snr_jax.process import several
 from snr_jax.runs import network
 from snr_jax.workdir import checkpoints, states
 
@@ -280,6 +279,34 @@ def test_the_survivor_of_a_swap_is_found_and_takes_its_name(swap, tmp_path, pres
     assert_equal(checkpoints.load_variables(final)[0], NEW)
 
 
+def test_behind_a_broken_survivor_is_another(swap):
+    """Cut between the two renamings: the new one is whole but for the disk, the old one waits."""
+    final, new, old = swap
+    shutil.rmtree(final)
+    remove_meta(new)
+    lines = []
+    assert_equal(checkpoints.load_variables(checkpoints.find_or_set_aside(final, lines.append))[0],
+                 OLD)
+    assert str(new) in lines[0] and lines[1].endswith("set_aside/final.new-checkpoint-1")
+    checkpoints.set_aside(old, lines.append)
+    assert checkpoints.find_or_set_aside(final, lines.append) is None and len(lines) == 3
+
+
+def test_an_interrupted_save_leaves_the_earlier_one_alone(tmp_path, monkeypatch):
+    save = ocp.Checkpointer.save
+
+    def interrupted(*arguments, **named):
+        save(*arguments, **named)
+        raise KeyboardInterrupt
+
+    checkpoints.save_variables(tmp_path / "a", OLD, meta_of())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ocp.Checkpointer, "save", interrupted)
+        checkpoints.save_variables(tmp_path / "a", NEW, meta_of())
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert_equal(checkpoints.load_variables(tmp_path / "a")[0], OLD)
+
+
 def test_folders_of_others_beside_a_checkpoint_stay(tmp_path):
     """scripts/convert_torch_ckpt.py writes where the user says."""
     others = ["a.new", "a.old", "a.newer", "b", "b.orbax-checkpoint-tmp"]
@@ -489,15 +516,15 @@ def test_a_lost_process_is_no_fault_of_the_disk(what, state, tmp_path, monkeypat
         "find": lambda: checkpoints.find_or_set_aside(final, pytest.fail),
     }[what]
     with monkeypatch.context() as patch:
-        several = SimpleNamespace(is_initialized=lambda: True)
-        patch.setattr(several, "jax", SimpleNamespace(distributed=several))
+        distributed = SimpleNamespace(is_initialized=lambda: True)
+        patch.setattr(several, "jax", SimpleNamespace(distributed=distributed))
         fill_disk(patch, lose_another_later)
         patch.setattr(ocp.StandardCheckpointHandler, "restore", lose_another)
         if what == "find":  # the manager of the states reads JSON of its own
             patch.setattr(ocp.JsonCheckpointHandler, "restore", lose_another)
         with pytest.raises(Stopped) as stopped:
             act()
-    assert str(stopped.value) == last_words.GONE and stopped.value.exit_code == 1
+    assert str(stopped.value) == several.GONE and stopped.value.exit_code == 1
     assert not checkpoints.folder(tmp_path, "set_aside").exists()
     assert_equal(restore(tmp_path, state)[0], at_step(state, 2))
     assert_equal(checkpoints.load_variables(final)[0], initial_variables(MODEL, 1))

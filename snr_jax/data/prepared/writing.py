@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import write_text, written_whole
 from snr_jax.data.decode import tf
 from snr_jax.data.faults.inspection import inspect
 from snr_jax.data.prepared import spread
@@ -109,7 +110,7 @@ def prepare(
     if (partial / RECORD).exists():
         _refuse_other(partial, record)
     _write_json(partial / RECORD, record)
-    for unfinished in partial.glob("*.tmp"):
+    for unfinished in partial.glob("*.tmp"):  # of workers that were killed
         unfinished.unlink()
     every = [shard for of_split in shards.values() for shard in of_split]
     _write_shards(every, partial, workers, beam, progress, check)
@@ -215,11 +216,10 @@ def _write_shard(shard: _Shard) -> int:
         core.example_serializer.ExampleSerializer(declared.get_serialized_info()),
         core.writer.ExampleWriter(core.file_adapters.FileFormat.ARRAY_RECORD),
     )
-    unfinished = shard.path.with_name(f"{shard.path.name}.{os.getpid()}.tmp")
-    count = writer.write(enumerate(_examples(shard)), core.Path(unfinished))
-    record = {"images": count, "bytes": unfinished.stat().st_size, "sha256": _checksum(unfinished)}
-    unfinished.rename(shard.path)
-    _write_json(shard.note, record)
+    with written_whole(shard.path) as unfinished:
+        count = writer.write(enumerate(_examples(shard)), core.Path(unfinished))
+        size, checksum = unfinished.stat().st_size, _checksum(unfinished)
+    _write_json(shard.note, {"images": count, "bytes": size, "sha256": checksum})
     return count
 
 
@@ -239,9 +239,7 @@ def _checksum(path: Path) -> str:
 
 
 def _write_json(path: Path, content: dict) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(content, indent=1))
 
 
 def _check_space(missing: Sequence[_Shard], folder: Path) -> None:

@@ -1,0 +1,59 @@
+"""Written whole or not at all, files and folders alike."""
+
+import os
+
+import pytest
+
+from snr_jax.core.files import write_text, written_whole
+
+
+def test_a_file_has_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / "new/folders/a.txt"
+    with written_whole(path) as unfinished:
+        unfinished.write_text("new")
+        assert unfinished.parent == path.parent and not path.exists()
+    assert path.read_text() == "new" and list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_has_its_name_when_it_is_whole(tmp_path):
+    with written_whole(tmp_path / "a") as unfinished:
+        (unfinished / "b").mkdir(parents=True)
+        assert not (tmp_path / "a").exists()
+    assert (tmp_path / "a/b").is_dir() and os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "nothing"])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_failed_write_leaves_what_was_there_and_no_other(tmp_path, kind, error):
+    write_text(tmp_path / "a", "old")
+    with pytest.raises(error), written_whole(tmp_path / "a") as unfinished:
+        if kind == "file":
+            unfinished.write_text("new")
+        elif kind == "folder":
+            (unfinished / "b").mkdir(parents=True)
+        raise error
+    assert (tmp_path / "a").read_text() == "old" and os.listdir(tmp_path) == ["a"]
+
+
+def test_a_folder_in_the_way_stays(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    with pytest.raises(OSError, match="irectory"):
+        write_text(tmp_path / "a", "new")
+    assert os.listdir(tmp_path) == ["a"] and os.listdir(tmp_path / "a") == ["b"]
+
+
+def test_the_next_start_does_not_mix_with_what_a_kill_left(tmp_path):
+    (tmp_path / "a.partial/killed").mkdir(parents=True)
+    with written_whole(tmp_path / "a", mark="partial") as unfinished:
+        assert unfinished == tmp_path / "a.partial"
+        unfinished.mkdir()
+    assert os.listdir(tmp_path) == ["a"] and os.listdir(tmp_path / "a") == []
+
+
+def test_text_is_utf_8_or_nothing(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "Straße")
+    assert path.read_bytes() == "Straße".encode()
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "new \ud800")
+    assert path.read_text("utf-8") == "Straße" and list(tmp_path.iterdir()) == [path]
