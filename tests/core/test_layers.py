@@ -35,13 +35,13 @@ def test_dilated_convolution_by_hand():
     kernel = np.arange(1, 10, dtype=np.float32).reshape(3, 3, 1, 1)
     expected = np.zeros((7, 7))
     expected[1::2, 1::2] = kernel[::-1, ::-1, 0, 0]
-    for atrous in ("native", "space_to_batch"):
+    for atrous in ("native", "space_to_batch", "weight_gradient"):
         found = layers.conv3x3(jnp.asarray(x), jnp.asarray(kernel), 2, atrous=atrous)
         np.testing.assert_array_equal(found[0, ..., 0], expected)
 
 
 @pytest.mark.parametrize(("height", "width", "d"), [(7, 9, 2), (8, 6, 2), (9, 13, 4), (3, 5, 4)])
-def test_space_to_batch_equals_native(height, width, d):
+def test_forms_of_a_dilated_convolution_are_equal(height, width, d):
     x, kernel = normal(2, height, width, 3), normal(3, 3, 3, 4, seed=1)
     weights = normal(2, height, width, 4, seed=2)
 
@@ -53,11 +53,12 @@ def test_space_to_batch_equals_native(height, width, d):
         return quick_jit(jax.grad(total, argnums=(0, 1), has_aux=True))(x, kernel)
 
     (native_x, native_kernel), native = run("native")
-    (split_x, split_kernel), split = run("space_to_batch")
     np.testing.assert_allclose(native, dilated(x, kernel, d), atol=1e-5)
-    np.testing.assert_allclose(split, native, atol=1e-5)
-    np.testing.assert_allclose(split_x, native_x, atol=1e-5)
-    np.testing.assert_allclose(split_kernel, native_kernel, atol=1e-4)
+    for form in ("space_to_batch", "weight_gradient"):
+        (found_x, found_kernel), found = run(form)
+        np.testing.assert_allclose(found, native, atol=1e-5)
+        np.testing.assert_allclose(found_x, native_x, atol=1e-5)
+        np.testing.assert_allclose(found_kernel, native_kernel, atol=1e-4)
 
 
 def test_batch_to_space_is_the_inverse():

@@ -64,13 +64,44 @@ def batch_to_space(x: jax.Array, d: int, height: int, width: int) -> jax.Array:
 def conv3x3(x: jax.Array, kernel: jax.Array, dilation: int = 1, *, atrous: str) -> jax.Array:
     """3x3 convolution, stride 1, padding = dilation. x [N,H,W,I], kernel [3,3,I,O] → [N,H,W,O].
 
-    atrous: "native", or "space_to_batch", which keeps XLA:GPU from turning the weight gradient
-    of a dilated convolution into one with a kernel as large as the image. Both are equal.
+    atrous: "native"; or "space_to_batch", which keeps XLA:GPU from turning the weight gradient
+    of a dilated convolution into one with a kernel as large as the image; or "weight_gradient",
+    that form for the weight gradient alone. All are equal.
     """
     if dilation == 1 or atrous == "native":
         return _conv3x3(x, kernel, dilation)
+    form = {"space_to_batch": _split_conv3x3, "weight_gradient": _conv3x3_split_backward}
+    return form[atrous](x, kernel, dilation)
+
+
+def _split_conv3x3(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     maps = _conv3x3(space_to_batch(x, dilation), kernel, 1)
     return batch_to_space(maps, dilation, *x.shape[1:3])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv3x3_split_backward(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
+    """Native but for the weight gradient: cuDNN takes a dilation forward and for the input's
+    gradient, and only the weight gradient is worth the copies into interleaved maps."""
+    return _conv3x3(x, kernel, dilation)
+
+
+def _split_backward_forward(
+    x: jax.Array, kernel: jax.Array, dilation: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _conv3x3(x, kernel, dilation), (x, kernel)
+
+
+def _split_backward_backward(
+    dilation: int, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = kept
+    pull_x = jax.linear_transpose(lambda x: _conv3x3(x, kernel, dilation), x)
+    pull_kernel = jax.linear_transpose(lambda k: _split_conv3x3(x, k, dilation), kernel)
+    return pull_x(gradient) + pull_kernel(gradient)
+
+
+_conv3x3_split_backward.defvjp(_split_backward_forward, _split_backward_backward)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
