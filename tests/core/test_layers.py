@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from snr_jax.core.models import batch_norm, layers, resnet
+from snr_jax.core.models import batch_norm, column_sums, layers, resnet
 from snr_jax.core.models.deeplab import HEAD_DILATIONS, AtrousHead
 from snr_jax.core.state import variable_shapes
 from tests.core.tiny import assert_trees_close, network, quick_jit
@@ -253,12 +253,17 @@ def test_batch_norm_gradient_is_accurate_far_from_zero(offset):
     np.testing.assert_allclose(dx, expected, atol=1e-4 + 2e-6 * offset)
 
 
+@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_batch_norm_keeps_its_input_alone_for_the_gradient(dtype):
+def test_batch_norm_keeps_its_input_alone_for_the_gradient(dtype, relu):
     """Of the size of the input nothing but itself, in its own dtype, waits for the backward."""
     x = jnp.asarray(normal(2, 9, 7, 3), dtype)
     ones = jnp.ones(3)
-    _, pull_back = jax.vjp(lambda x: batch_norm._batch_norm(x, ones, ones, ones, 1e-5, None)[0], x)
+
+    def norm(x):
+        return batch_norm._batch_norm(x, ones, ones, ones, 1e-5, None, relu, "xla")[0]
+
+    _, pull_back = jax.vjp(norm, x)
     kept = [leaf for leaf in jax.tree.leaves(pull_back) if leaf.size == x.size]
     assert len(kept) == 1 and kept[0].dtype == dtype
 
@@ -266,7 +271,7 @@ def test_batch_norm_keeps_its_input_alone_for_the_gradient(dtype):
 def test_both_forms_of_the_sums_are_equal():
     a, b = jnp.asarray(normal(2, 9, 7, 3)), jnp.asarray(normal(2, 9, 7, 3, seed=1))
     expected = [np.asarray(x, np.float64).sum((0, 1, 2)) for x in (a, b)]
-    for form in (batch_norm._sums_apart, batch_norm._sums_together, batch_norm._two_sums):
+    for form in (column_sums.sums_apart, column_sums.sums_together, column_sums.two_sums):
         np.testing.assert_allclose(form(a, b), expected, rtol=1e-4, atol=1e-4)
 
 

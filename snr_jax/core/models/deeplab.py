@@ -103,9 +103,10 @@ class DeepLab(nn.Module):
     norm_restitution: "snr", "in" (instance norm alone) or "none", after layer1, layer2, layer3.
     stage_sizes, width: (3,4,23,3) and 64 are ResNet-101. head_branches: 2 as published, or 4.
     restitution_heads: also the 1x1 classifiers of the dual restitution loss (training alone).
-    atrous, pointwise: which of two equal forms computes dilated and 1x1 convolutions (layers.py).
-    bn_axis_name: mapped axis over which batch norm is synchronised. remat: recompute each block in
-    the backward pass to save memory. Parameters and statistics stay float32 whatever the dtype.
+    atrous, pointwise: which of the equal forms computes dilated and 1x1 convolutions (layers.py).
+    bn_axis_name: mapped axis over which batch norm is synchronised. bn_sums, affine_snr: further
+    forms that are equal, see `column_sums` and `SNR`. remat: recompute each block in the backward
+    pass to save memory. Parameters and statistics stay float32 whatever the dtype.
     """
 
     num_classes: int = 19
@@ -118,6 +119,8 @@ class DeepLab(nn.Module):
     atrous: str = "native"
     pointwise: str = "product"
     bn_axis_name: str | None = None
+    bn_sums: str = "xla"
+    affine_snr: bool = False
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -128,7 +131,7 @@ class DeepLab(nn.Module):
         """output_size: height and width of the logits; the image's own by default."""
         block_class = nn.remat(Bottleneck, static_argnums=(2,)) if self.remat else Bottleneck
         x = Conv(self.width, size=7, stride=2, dtype=self.dtype, name="conv1")(image)
-        x = nn.relu(BatchNorm(axis_name=self.bn_axis_name, name="bn1")(x, train))
+        x = BatchNorm(True, self.bn_sums, self.bn_axis_name, name="bn1")(x, train)
         x = max_pool(x)
         snr, restitution, layer3 = [], [], None
         for layer, (size, stride, dilation) in enumerate(
@@ -144,6 +147,7 @@ class DeepLab(nn.Module):
                     atrous=self.atrous,
                     pointwise=self.pointwise,
                     bn_axis_name=self.bn_axis_name,
+                    bn_sums=self.bn_sums,
                     dtype=self.dtype,
                     name=f"layer{layer}_{i}",
                 )(x, train)
