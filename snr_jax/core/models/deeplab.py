@@ -10,13 +10,13 @@ from jax import lax
 from snr_jax.core.models.batch_norm import BatchNorm
 from snr_jax.core.models.layers import (
     Conv,
-    at_least_float32,
     bias_init,
     max_pool,
+    precise_product,
     resize_align_corners,
 )
 from snr_jax.core.models.resnet import DILATIONS, STRIDES, Bottleneck
-from snr_jax.core.models.snr import SNR, SNRFeatures
+from snr_jax.core.models.snr import SNR, RestitutionHead, SNRFeatures
 
 NORM_RESTITUTIONS = ("none", "in", "snr")
 HEAD_DILATIONS = (6, 12, 18, 24)
@@ -41,6 +41,7 @@ class AtrousHead(nn.Module):
 
     num_classes: int
     branches: int = 2
+    pointwise: str = "product"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -54,13 +55,8 @@ class AtrousHead(nn.Module):
             biases.append(branch[1])
         kernels, biases = kernels[: self.branches], biases[: self.branches]
         taps = jnp.stack(kernels).reshape(-1, channels, self.num_classes)  # [branches*9, I, C]
-        taps = taps.transpose(1, 0, 2).reshape(channels, -1).astype(self.dtype)
-        product = jnp.einsum(
-            "nhwi,io->nhwo",
-            x.astype(self.dtype),
-            taps,
-            preferred_element_type=jnp.promote_types(self.dtype, jnp.float32),
-        )
+        taps = taps.transpose(1, 0, 2).reshape(channels, -1)
+        product = precise_product(x.astype(self.dtype), taps, pointwise=self.pointwise)
         shifts = [
             (dy, dx)
             for d in HEAD_DILATIONS[: self.branches]
@@ -152,17 +148,19 @@ class DeepLab(nn.Module):
                     name=f"layer{layer}_{i}",
                 )(x, train)
             if layer <= 3 and self.norm_restitution != "none":
-                features = SNR(restitution=self.norm_restitution == "snr", name=f"snr{layer}")(x)
+                gated = self.norm_restitution == "snr"
+                features = SNR(gated, affine=self.affine_snr, name=f"snr{layer}")(x)
                 snr.append(features)
-                x = features.restituted
                 if self.restitution_heads:
-                    name = f"restitution{layer}"
-                    classify = Conv(self.num_classes, use_bias=True, dtype=self.dtype, name=name)
-                    parts = (features.restituted, features.normalized, features.contaminated)
-                    restitution.append(tuple(at_least_float32(classify(part)) for part in parts))
+                    classify = RestitutionHead(
+                        self.num_classes, self.pointwise, self.dtype, name=f"restitution{layer}"
+                    )
+                    restitution.append(classify(x, features))
+                x = features.restituted
             if layer == 3:
                 layer3 = x
-        head = {"num_classes": self.num_classes, "branches": self.head_branches}
+        head = {"num_classes": self.num_classes, "branches": self.head_branches,
+                "pointwise": self.pointwise}
         aux = AtrousHead(**head, dtype=self.dtype, name="layer5")(layer3)
         main = AtrousHead(**head, dtype=self.dtype, name="layer6")(x)
         size = output_size or image.shape[1:3]

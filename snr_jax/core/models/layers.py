@@ -46,6 +46,45 @@ def conv1x1(
     return jnp.einsum("nhwi,io->nhwo", x[:, ::stride, ::stride], kernel[0, 0])
 
 
+def precise_product(x: jax.Array, matrix: jax.Array, *, pointwise: str) -> jax.Array:
+    """x [N,h,w,I] times a float32 matrix [I,O], in the dtype of x → at least float32 [N,h,w,O]."""
+    if at_least_float32(x).dtype == x.dtype:
+        return jnp.einsum("nhwi,io->nhwo", x, matrix.astype(x.dtype))
+    columns = matrix.shape[-1]
+    padded = jnp.pad(matrix, ((0, 0), (0, -columns % 8)))  # once, here, and not for every use
+    return _half_product(x, padded, pointwise)[..., :columns]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _half_product(x: jax.Array, matrix: jax.Array, pointwise: str) -> jax.Array:
+    """x half [N,h,w,I] → float32. Its gradients are those of `conv1x1`, in half precision.
+
+    Those of a product with a float32 result would take float32 operands.
+    """
+    # XLA joins products that share a weight by copying their inputs together: not through this.
+    x, matrix = lax.optimization_barrier((x, matrix.astype(x.dtype)))
+    return jnp.einsum("nhwi,io->nhwo", x, matrix, preferred_element_type=jnp.float32)
+
+
+def _half_product_forward(
+    x: jax.Array, matrix: jax.Array, pointwise: str
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _half_product(x, matrix, pointwise), (x, matrix)
+
+
+def _half_product_backward(
+    pointwise: str, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, matrix = kept
+    kernel = matrix.astype(x.dtype)[None, None]
+    _, pull_back = jax.vjp(partial(conv1x1, pointwise=pointwise), x, kernel)
+    dx, d_kernel = pull_back(gradient.astype(x.dtype))
+    return dx, d_kernel[0, 0].astype(matrix.dtype)
+
+
+_half_product.defvjp(_half_product_forward, _half_product_backward)
+
+
 def space_to_batch(x: jax.Array, d: int) -> jax.Array:
     """Split [N,H,W,C] into its d*d interleaved maps [N*d*d, ceil(H/d), ceil(W/d), C]."""
     n, h, w, c = x.shape
@@ -162,12 +201,12 @@ def _resize_forward(
 def _resize_backward(
     in_size: tuple[int, int], size: tuple[int, int], _: None, gradient: jax.Array
 ) -> tuple[jax.Array]:
-    # Two dense products instead of the scatters that the gradient of a gather would be.
+    # Two dense products instead of the scatters that the gradient of a gather would be. Like all
+    # products they are exact on a CPU; on a GPU as exact as jax.default_matmul_precision says.
     rows = _matrix(in_size[0], size[0], gradient.dtype)
     columns = _matrix(in_size[1], size[1], gradient.dtype)
-    exact = {"precision": lax.Precision.HIGHEST}
-    gradient = jnp.einsum("nHWc,Ww->nHwc", gradient, columns, **exact)
-    return (jnp.einsum("nHwc,Hh->nhwc", gradient, rows, **exact),)
+    gradient = jnp.einsum("nHWc,Ww->nHwc", gradient, columns)
+    return (jnp.einsum("nHwc,Hh->nhwc", gradient, rows),)
 
 
 _resize.defvjp(_resize_forward, _resize_backward)
