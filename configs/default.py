@@ -99,7 +99,7 @@ def get_config(recipe: str = "paper") -> ConfigDict:
     config.model.head_branches = switches["head_branches"]  # 2, 4; published 2
     config.model.stride_in = "conv1"  # conv1, conv2; conv2 for weights that come from torchvision
     config.model.dtype = "auto"  # auto, float32, bfloat16; auto: float32 on a CPU alone
-    config.model.atrous = "auto"  # auto, native, space_to_batch; auto: native on a CPU alone
+    config.model.atrous = "auto"  # auto, native, space_to_batch, weight_gradient; auto: by backend
     config.model.remat = False  # recompute blocks in the backward pass: less memory, a third slower
 
     config.data = ConfigDict()
