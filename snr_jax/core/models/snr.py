@@ -1,6 +1,5 @@
 """Style Normalization and Restitution (arXiv 2101.00588, section 3)."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -138,8 +137,9 @@ class RestitutionHead(nn.Module):
         # One product: the three parts are lines in F, so their factors go into the weights.
         lines = part_lines(*parts.affine, parts.gate)
         weights = [a[:, 0, 0, :, None] * kernel[0] for a, _ in lines]  # [N,C,num_classes]
-        product = partial(precise_product, pointwise=self.pointwise)
-        logits = each_sample(product, features.astype(self.dtype), jnp.concatenate(weights, -1))
+        logits = products(
+            features.astype(self.dtype), jnp.concatenate(weights, -1), self.pointwise
+        )
         offsets = [
             jnp.einsum("nhwi,io->nhwo", b, kernel[0, 0], precision=lax.Precision.HIGHEST)
             for _, b in lines
@@ -149,8 +149,10 @@ class RestitutionHead(nn.Module):
         )
 
 
-def each_sample(function: Callable, x: jax.Array, weights: jax.Array) -> jax.Array:
-    """function(x [1,...], weights [I,O]) of every sample of x [N,...] and weights [N,I,O]."""
+def products(x: jax.Array, weights: jax.Array, pointwise: str) -> jax.Array:
+    """`precise_product` of each sample of x [N,h,w,I] with its own of weights [N,I,O]."""
     if len(x) == 1:
-        return function(x, weights[0])
-    return jax.vmap(lambda x, w: function(x[None], w)[0])(x, weights)
+        return precise_product(x, weights[0], pointwise=pointwise)
+    # As convolutions they would become one of N groups, which takes transposed copies.
+    product = partial(precise_product, pointwise="product")
+    return jax.vmap(lambda x, w: product(x[None], w)[0])(x, weights)
