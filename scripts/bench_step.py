@@ -74,7 +74,8 @@ def jax_steps(case: Case, kind: str, options: list[str]) -> tuple[Callable[[int]
 
     from snr_jax.core.workloads import create_workload
 
-    forms = {"atrous": "space_to_batch", "pointwise": "convolution"} if case.on_gpu else {}
+    forms = {"atrous": "weight_gradient", "pointwise": "convolution", "bn_sums": "pallas",
+             "affine_snr": True} if case.on_gpu else {}
     work = create_workload(
         kind, source_size=case.source_size, target_size=case.target_size,
         batch_size=case.batch_size, dtype=np.dtype(options[0]), **forms, **case.network)

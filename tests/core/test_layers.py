@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from snr_jax.core.models import batch_norm, layers, resnet
+from snr_jax.core.models import batch_norm, column_sums, layers, resnet
 from snr_jax.core.models.deeplab import HEAD_DILATIONS, AtrousHead
 from snr_jax.core.state import variable_shapes
 from tests.core.tiny import assert_trees_close, network, quick_jit
@@ -35,13 +35,13 @@ def test_dilated_convolution_by_hand():
     kernel = np.arange(1, 10, dtype=np.float32).reshape(3, 3, 1, 1)
     expected = np.zeros((7, 7))
     expected[1::2, 1::2] = kernel[::-1, ::-1, 0, 0]
-    for atrous in ("native", "space_to_batch"):
+    for atrous in ("native", "space_to_batch", "weight_gradient"):
         found = layers.conv3x3(jnp.asarray(x), jnp.asarray(kernel), 2, atrous=atrous)
         np.testing.assert_array_equal(found[0, ..., 0], expected)
 
 
 @pytest.mark.parametrize(("height", "width", "d"), [(7, 9, 2), (8, 6, 2), (9, 13, 4), (3, 5, 4)])
-def test_space_to_batch_equals_native(height, width, d):
+def test_forms_of_a_dilated_convolution_are_equal(height, width, d):
     x, kernel = normal(2, height, width, 3), normal(3, 3, 3, 4, seed=1)
     weights = normal(2, height, width, 4, seed=2)
 
@@ -53,11 +53,12 @@ def test_space_to_batch_equals_native(height, width, d):
         return quick_jit(jax.grad(total, argnums=(0, 1), has_aux=True))(x, kernel)
 
     (native_x, native_kernel), native = run("native")
-    (split_x, split_kernel), split = run("space_to_batch")
     np.testing.assert_allclose(native, dilated(x, kernel, d), atol=1e-5)
-    np.testing.assert_allclose(split, native, atol=1e-5)
-    np.testing.assert_allclose(split_x, native_x, atol=1e-5)
-    np.testing.assert_allclose(split_kernel, native_kernel, atol=1e-4)
+    for form in ("space_to_batch", "weight_gradient"):
+        (found_x, found_kernel), found = run(form)
+        np.testing.assert_allclose(found, native, atol=1e-5)
+        np.testing.assert_allclose(found_x, native_x, atol=1e-5)
+        np.testing.assert_allclose(found_kernel, native_kernel, atol=1e-4)
 
 
 def test_batch_to_space_is_the_inverse():
@@ -252,12 +253,17 @@ def test_batch_norm_gradient_is_accurate_far_from_zero(offset):
     np.testing.assert_allclose(dx, expected, atol=1e-4 + 2e-6 * offset)
 
 
+@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_batch_norm_keeps_its_input_alone_for_the_gradient(dtype):
+def test_batch_norm_keeps_its_input_alone_for_the_gradient(dtype, relu):
     """Of the size of the input nothing but itself, in its own dtype, waits for the backward."""
     x = jnp.asarray(normal(2, 9, 7, 3), dtype)
     ones = jnp.ones(3)
-    _, pull_back = jax.vjp(lambda x: batch_norm._batch_norm(x, ones, ones, ones, 1e-5, None)[0], x)
+
+    def norm(x):
+        return batch_norm._batch_norm(x, ones, ones, ones, 1e-5, None, relu, "xla")[0]
+
+    _, pull_back = jax.vjp(norm, x)
     kept = [leaf for leaf in jax.tree.leaves(pull_back) if leaf.size == x.size]
     assert len(kept) == 1 and kept[0].dtype == dtype
 
@@ -265,7 +271,7 @@ def test_batch_norm_keeps_its_input_alone_for_the_gradient(dtype):
 def test_both_forms_of_the_sums_are_equal():
     a, b = jnp.asarray(normal(2, 9, 7, 3)), jnp.asarray(normal(2, 9, 7, 3, seed=1))
     expected = [np.asarray(x, np.float64).sum((0, 1, 2)) for x in (a, b)]
-    for form in (batch_norm._sums_apart, batch_norm._sums_together, batch_norm._two_sums):
+    for form in (column_sums.sums_apart, column_sums.sums_together, column_sums.two_sums):
         np.testing.assert_allclose(form(a, b), expected, rtol=1e-4, atol=1e-4)
 
 

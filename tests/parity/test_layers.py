@@ -36,7 +36,7 @@ def test_resize(size, out):
                  {"y": to_nhwc(resized), "dx": to_nhwc(gradient)}, 1e-12)
 
 
-@pytest.mark.parametrize("atrous", ["native", "space_to_batch"])
+@pytest.mark.parametrize("atrous", ["native", "space_to_batch", "weight_gradient"])
 @pytest.mark.parametrize("dilation", [1, 2, 4])
 def test_conv3x3(dilation, atrous):
     x, kernel = random(2, 9, 13, 3), random(3, 3, 3, 4)

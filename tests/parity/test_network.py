@@ -92,11 +92,17 @@ def check_network(pair, batch, size):
     assert_close(ours, theirs, 1e-8, scale=scale)
 
 
+GPU_FORMS = {"atrous": "weight_gradient", "pointwise": "convolution", "bn_sums": "pallas",
+             "affine_snr": True}
+
+
 # At stride 8 the fourth branch's side taps fall inside the map from 25 columns on.
 @pytest.mark.parametrize(("variant", "branches", "batch", "size", "options"), [
     ("snr", 2, 2, (65, 97), {"restitution": True}),
     ("in", 4, 1, (49, 205), {"atrous": "space_to_batch", "remat": True}),
     ("none", 2, 2, (36, 110), {"atrous": "space_to_batch", "stage_sizes": (1, 2, 2, 1)}),
+    # As on a GPU. The kernel of the sums takes layers of a multiple of 64 channels.
+    ("snr", 2, 2, (49, 65), {"restitution": True, "width": 16, **GPU_FORMS}),
 ])
 def test_network(variant, branches, batch, size, options):
     check_network(make_pair(variant, head_branches=branches, **options), batch, size)

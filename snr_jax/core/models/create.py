@@ -9,7 +9,7 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import DeepLab, architecture, check_architecture
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-ATROUS = ("native", "space_to_batch")
+ATROUS = ("native", "space_to_batch", "weight_gradient")
 
 
 def resolve_dtype(name: str) -> str:
@@ -27,10 +27,10 @@ def create_model(*, dtype: str = "auto", atrous: str = "auto", **arguments: Any)
     """
     on_cpu = jax.default_backend() == "cpu"
     if atrous == "auto":
-        atrous = "native" if on_cpu else "space_to_batch"
-    pointwise = "product" if on_cpu else "convolution"
-    dtype = DTYPES[resolve_dtype(dtype)]
-    model = DeepLab(dtype=dtype, atrous=atrous, pointwise=pointwise, **arguments)
+        atrous = "native" if on_cpu else "weight_gradient"
+    forms = {"pointwise": "product" if on_cpu else "convolution", "affine_snr": not on_cpu,
+             "bn_sums": "pallas" if jax.default_backend() == "gpu" else "xla"}
+    model = DeepLab(dtype=DTYPES[resolve_dtype(dtype)], atrous=atrous, **forms, **arguments)
     try:
         check_architecture(architecture(model))
     except ValueError as error:

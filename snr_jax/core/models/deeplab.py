@@ -10,13 +10,13 @@ from jax import lax
 from snr_jax.core.models.batch_norm import BatchNorm
 from snr_jax.core.models.layers import (
     Conv,
-    at_least_float32,
     bias_init,
     max_pool,
+    precise_product,
     resize_align_corners,
 )
 from snr_jax.core.models.resnet import DILATIONS, STRIDES, Bottleneck
-from snr_jax.core.models.snr import SNR, SNRFeatures
+from snr_jax.core.models.snr import SNR, RestitutionHead, SNRFeatures
 
 NORM_RESTITUTIONS = ("none", "in", "snr")
 HEAD_DILATIONS = (6, 12, 18, 24)
@@ -41,6 +41,7 @@ class AtrousHead(nn.Module):
 
     num_classes: int
     branches: int = 2
+    pointwise: str = "product"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -54,13 +55,8 @@ class AtrousHead(nn.Module):
             biases.append(branch[1])
         kernels, biases = kernels[: self.branches], biases[: self.branches]
         taps = jnp.stack(kernels).reshape(-1, channels, self.num_classes)  # [branches*9, I, C]
-        taps = taps.transpose(1, 0, 2).reshape(channels, -1).astype(self.dtype)
-        product = jnp.einsum(
-            "nhwi,io->nhwo",
-            x.astype(self.dtype),
-            taps,
-            preferred_element_type=jnp.promote_types(self.dtype, jnp.float32),
-        )
+        taps = taps.transpose(1, 0, 2).reshape(channels, -1)
+        product = precise_product(x.astype(self.dtype), taps, pointwise=self.pointwise)
         shifts = [
             (dy, dx)
             for d in HEAD_DILATIONS[: self.branches]
@@ -103,9 +99,10 @@ class DeepLab(nn.Module):
     norm_restitution: "snr", "in" (instance norm alone) or "none", after layer1, layer2, layer3.
     stage_sizes, width: (3,4,23,3) and 64 are ResNet-101. head_branches: 2 as published, or 4.
     restitution_heads: also the 1x1 classifiers of the dual restitution loss (training alone).
-    atrous, pointwise: which of two equal forms computes dilated and 1x1 convolutions (layers.py).
-    bn_axis_name: mapped axis over which batch norm is synchronised. remat: recompute each block in
-    the backward pass to save memory. Parameters and statistics stay float32 whatever the dtype.
+    atrous, pointwise: which of the equal forms computes dilated and 1x1 convolutions (layers.py).
+    bn_axis_name: mapped axis over which batch norm is synchronised. bn_sums, affine_snr: further
+    forms that are equal, see `column_sums` and `SNR`. remat: recompute each block in the backward
+    pass to save memory. Parameters and statistics stay float32 whatever the dtype.
     """
 
     num_classes: int = 19
@@ -118,6 +115,8 @@ class DeepLab(nn.Module):
     atrous: str = "native"
     pointwise: str = "product"
     bn_axis_name: str | None = None
+    bn_sums: str = "xla"
+    affine_snr: bool = False
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -128,7 +127,7 @@ class DeepLab(nn.Module):
         """output_size: height and width of the logits; the image's own by default."""
         block_class = nn.remat(Bottleneck, static_argnums=(2,)) if self.remat else Bottleneck
         x = Conv(self.width, size=7, stride=2, dtype=self.dtype, name="conv1")(image)
-        x = nn.relu(BatchNorm(axis_name=self.bn_axis_name, name="bn1")(x, train))
+        x = BatchNorm(True, self.bn_sums, self.bn_axis_name, name="bn1")(x, train)
         x = max_pool(x)
         snr, restitution, layer3 = [], [], None
         for layer, (size, stride, dilation) in enumerate(
@@ -144,21 +143,24 @@ class DeepLab(nn.Module):
                     atrous=self.atrous,
                     pointwise=self.pointwise,
                     bn_axis_name=self.bn_axis_name,
+                    bn_sums=self.bn_sums,
                     dtype=self.dtype,
                     name=f"layer{layer}_{i}",
                 )(x, train)
             if layer <= 3 and self.norm_restitution != "none":
-                features = SNR(restitution=self.norm_restitution == "snr", name=f"snr{layer}")(x)
+                gated = self.norm_restitution == "snr"
+                features = SNR(gated, affine=self.affine_snr, name=f"snr{layer}")(x)
                 snr.append(features)
-                x = features.restituted
                 if self.restitution_heads:
-                    name = f"restitution{layer}"
-                    classify = Conv(self.num_classes, use_bias=True, dtype=self.dtype, name=name)
-                    parts = (features.restituted, features.normalized, features.contaminated)
-                    restitution.append(tuple(at_least_float32(classify(part)) for part in parts))
+                    classify = RestitutionHead(
+                        self.num_classes, self.pointwise, self.dtype, name=f"restitution{layer}"
+                    )
+                    restitution.append(classify(x, features))
+                x = features.restituted
             if layer == 3:
                 layer3 = x
-        head = {"num_classes": self.num_classes, "branches": self.head_branches}
+        head = {"num_classes": self.num_classes, "branches": self.head_branches,
+                "pointwise": self.pointwise}
         aux = AtrousHead(**head, dtype=self.dtype, name="layer5")(layer3)
         main = AtrousHead(**head, dtype=self.dtype, name="layer6")(x)
         size = output_size or image.shape[1:3]

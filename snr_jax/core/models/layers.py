@@ -46,6 +46,45 @@ def conv1x1(
     return jnp.einsum("nhwi,io->nhwo", x[:, ::stride, ::stride], kernel[0, 0])
 
 
+def precise_product(x: jax.Array, matrix: jax.Array, *, pointwise: str) -> jax.Array:
+    """x [N,h,w,I] times a float32 matrix [I,O], in the dtype of x → at least float32 [N,h,w,O]."""
+    if at_least_float32(x).dtype == x.dtype:
+        return jnp.einsum("nhwi,io->nhwo", x, matrix.astype(x.dtype))
+    columns = matrix.shape[-1]
+    padded = jnp.pad(matrix, ((0, 0), (0, -columns % 8)))  # once, here, and not for every use
+    return _half_product(x, padded, pointwise)[..., :columns]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _half_product(x: jax.Array, matrix: jax.Array, pointwise: str) -> jax.Array:
+    """x half [N,h,w,I] → float32. Its gradients are those of `conv1x1`, in half precision.
+
+    Those of a product with a float32 result would take float32 operands.
+    """
+    # XLA joins products that share a weight by copying their inputs together: not through this.
+    x, matrix = lax.optimization_barrier((x, matrix.astype(x.dtype)))
+    return jnp.einsum("nhwi,io->nhwo", x, matrix, preferred_element_type=jnp.float32)
+
+
+def _half_product_forward(
+    x: jax.Array, matrix: jax.Array, pointwise: str
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _half_product(x, matrix, pointwise), (x, matrix)
+
+
+def _half_product_backward(
+    pointwise: str, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, matrix = kept
+    kernel = matrix.astype(x.dtype)[None, None]
+    _, pull_back = jax.vjp(partial(conv1x1, pointwise=pointwise), x, kernel)
+    dx, d_kernel = pull_back(gradient.astype(x.dtype))
+    return dx, d_kernel[0, 0].astype(matrix.dtype)
+
+
+_half_product.defvjp(_half_product_forward, _half_product_backward)
+
+
 def space_to_batch(x: jax.Array, d: int) -> jax.Array:
     """Split [N,H,W,C] into its d*d interleaved maps [N*d*d, ceil(H/d), ceil(W/d), C]."""
     n, h, w, c = x.shape
@@ -64,13 +103,44 @@ def batch_to_space(x: jax.Array, d: int, height: int, width: int) -> jax.Array:
 def conv3x3(x: jax.Array, kernel: jax.Array, dilation: int = 1, *, atrous: str) -> jax.Array:
     """3x3 convolution, stride 1, padding = dilation. x [N,H,W,I], kernel [3,3,I,O] → [N,H,W,O].
 
-    atrous: "native", or "space_to_batch", which keeps XLA:GPU from turning the weight gradient
-    of a dilated convolution into one with a kernel as large as the image. Both are equal.
+    atrous: "native"; or "space_to_batch", which keeps XLA:GPU from turning the weight gradient
+    of a dilated convolution into one with a kernel as large as the image; or "weight_gradient",
+    that form for the weight gradient alone. All are equal.
     """
     if dilation == 1 or atrous == "native":
         return _conv3x3(x, kernel, dilation)
+    form = {"space_to_batch": _split_conv3x3, "weight_gradient": _conv3x3_split_backward}
+    return form[atrous](x, kernel, dilation)
+
+
+def _split_conv3x3(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     maps = _conv3x3(space_to_batch(x, dilation), kernel, 1)
     return batch_to_space(maps, dilation, *x.shape[1:3])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv3x3_split_backward(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
+    """Native but for the weight gradient: cuDNN takes a dilation forward and for the input's
+    gradient, and only the weight gradient is worth the copies into interleaved maps."""
+    return _conv3x3(x, kernel, dilation)
+
+
+def _split_backward_forward(
+    x: jax.Array, kernel: jax.Array, dilation: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _conv3x3(x, kernel, dilation), (x, kernel)
+
+
+def _split_backward_backward(
+    dilation: int, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = kept
+    pull_x = jax.linear_transpose(lambda x: _conv3x3(x, kernel, dilation), x)
+    pull_kernel = jax.linear_transpose(lambda k: _split_conv3x3(x, k, dilation), kernel)
+    return pull_x(gradient) + pull_kernel(gradient)
+
+
+_conv3x3_split_backward.defvjp(_split_backward_forward, _split_backward_backward)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -131,12 +201,12 @@ def _resize_forward(
 def _resize_backward(
     in_size: tuple[int, int], size: tuple[int, int], _: None, gradient: jax.Array
 ) -> tuple[jax.Array]:
-    # Two dense products instead of the scatters that the gradient of a gather would be.
+    # Two dense products instead of the scatters that the gradient of a gather would be. Like all
+    # products they are exact on a CPU; on a GPU as exact as jax.default_matmul_precision says.
     rows = _matrix(in_size[0], size[0], gradient.dtype)
     columns = _matrix(in_size[1], size[1], gradient.dtype)
-    exact = {"precision": lax.Precision.HIGHEST}
-    gradient = jnp.einsum("nHWc,Ww->nHwc", gradient, columns, **exact)
-    return (jnp.einsum("nHwc,Hh->nhwc", gradient, rows, **exact),)
+    gradient = jnp.einsum("nHWc,Ww->nHwc", gradient, columns)
+    return (jnp.einsum("nHwc,Hh->nhwc", gradient, rows),)
 
 
 _resize.defvjp(_resize_forward, _resize_backward)

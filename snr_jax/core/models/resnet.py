@@ -26,6 +26,7 @@ class Bottleneck(nn.Module):
     atrous: str = "native"
     pointwise: str = "product"
     bn_axis_name: str | None = None
+    bn_sums: str = "xla"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -34,14 +35,14 @@ class Bottleneck(nn.Module):
             forms = {"atrous": self.atrous, "pointwise": self.pointwise}
             return Conv(features, dtype=self.dtype, name=name, **forms, **options)
 
-        def norm(name: str) -> BatchNorm:
-            return BatchNorm(axis_name=self.bn_axis_name, name=name)
+        def norm(name: str, relu: bool = False) -> BatchNorm:
+            return BatchNorm(relu, self.bn_sums, self.bn_axis_name, name=name)
 
         stride1, stride2 = (self.stride, 1) if self.stride_in == "conv1" else (1, self.stride)
         y = conv("conv1", self.planes, stride=stride1)(x)
-        y = nn.relu(norm("bn1")(y, train))
+        y = norm("bn1", relu=True)(y, train)
         y = conv("conv2", self.planes, size=3, stride=stride2, dilation=self.dilation)(y)
-        y = nn.relu(norm("bn2")(y, train))
+        y = norm("bn2", relu=True)(y, train)
         y = conv("conv3", self.planes * EXPANSION)(y)
         y = norm("bn3")(y, train)
         if self.has_downsample:
