@@ -52,7 +52,7 @@ def _demo(out: Path, style: str, stop: Stop) -> None:
     from snr_jax.studies.toy_study import VARIANTS, configured, draw_data
     from snr_jax.workdir import checkpoints
 
-    def check() -> None:
+    def interrupt() -> None:
         signals.unless_asked(stop, "stopped before the report; the same command goes on")
 
     start = time.monotonic()
@@ -70,9 +70,9 @@ def _demo(out: Path, style: str, stop: Stop) -> None:
         print(f"\n=== {number}/{len(runs)} {name}, {so_far} so far", flush=True)
         config = configured(module.get_config("standard"), root, style, overrides)
         train(config, str(out / folder), stop)
-    check()
+    interrupt()
     found = compare(
-        {name: [out / folder] for name, (folder, *_) in runs.items()}, check=check
+        {name: [out / folder] for name, (folder, *_) in runs.items()}, interrupt=interrupt
     )
     seconds = format_duration(time.monotonic() - start)
     page = render(

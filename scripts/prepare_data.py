@@ -61,7 +61,7 @@ def command(args: flags.FlagValues) -> None:
             splits=list(dict.fromkeys(args["splits"].value)), size=size,
             images=args["images"].value, workers=args["workers"].value,
             beam=beam, identify=record.identity, progress=make_progress("images"),
-            check=lambda: signals.unless_asked(stop, message),
+            interrupt=lambda: signals.unless_asked(stop, message),
         )
 
 

@@ -83,27 +83,33 @@ def train_batches(
         raise ValueError(f"prepared data of {prepared.size}, where {size} is needed")
     rows = batch_size // shard_count
     draws = _Draws(size, seed, scale_range, crop, mirror, labels.lookup, rare is not None)
+    load = (
+        _prepared_loader(prepared.reader(with_labels), draws, with_labels) if prepared
+        else _loader(samples, labels, draws.resized, with_labels)
+    )
 
     def rows_of(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sample, position in the stream and class of every row; -1 is no class."""
         positions = np.int64(step) * batch_size + shard_index * rows + np.arange(rows)
-        if rare:
-            drawn = [rare.draw(p, seed) for p in positions]
-        else:
-            drawn = [(sample_at(p, len(samples), seed), -1) for p in positions]
-        indices, classes = np.array(drawn, np.int64).T
-        return indices, positions, classes
+        return _drawn(positions, len(samples), seed, rare)
 
-    if prepared:
-        load = _prepared_loader(prepared.reader(with_labels), draws, with_labels)
-    else:
-        load = _loader(samples, labels, draws.resized, with_labels)
     steps = tf.data.Dataset.counter(start_step)
     order = steps.map(lambda step: tf.numpy_function(rows_of, [step], [tf.int64] * 3))
     dataset = order.unbatch().map(load, tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(rows, drop_remainder=True).prefetch(2)
     of_step = ([samples[i] for i in rows_of(step)[0]] for step in itertools.count(start_step))
     return _to_numpy(dataset, of_step, labels, prepared)
+
+
+def _drawn(
+    positions: np.ndarray, num_samples: int, seed: int, rare: RareClasses | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sample, position and class, int64, at positions of the stream; -1 is no class."""
+    if rare:
+        drawn = [rare.draw(position, seed) for position in positions]
+    else:
+        drawn = [(sample_at(position, num_samples, seed), -1) for position in positions]
+    indices, classes = np.array(drawn, np.int64).T
+    return indices, positions, classes
 
 
 class _Draws(NamedTuple):

@@ -49,12 +49,7 @@ def render(
     colors = {name: f"var(--c{i % NUM_COLORS})" for i, name in enumerate(names)}
     swatches = {c.name: f"rgb({','.join(map(str, c.color))})" for c in classes(known)}
     domains = list(next(iter(summary.values())))
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters |= {"percent": percent, "data_uri": data_uri, "cells": cells}
-    environment.globals |= {"points": _points, "zip": zip}
-    return environment.get_template("report.html.j2").render(
+    return _environment().get_template("report.html.j2").render(
         title=title,
         lead=lead,
         summary=summary,
@@ -79,6 +74,15 @@ def render(
         blocks=beside,
         header=HEADER,
     )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters |= {"percent": percent, "data_uri": data_uri, "cells": cells}
+    environment.globals |= {"points": _points, "zip": zip}
+    return environment
 
 
 def _points(after: float, before: float, sign: str = "") -> str:

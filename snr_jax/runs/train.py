@@ -207,8 +207,7 @@ def _loop(
             if first:
                 logger.info("first step after %s", format_duration(time.monotonic() - since))
                 since, started = time.monotonic(), step
-            signalled = _asked(run.stop, step - start)
-            evaluating = due(config.eval_every_steps)
+            signalled, evaluating = _asked(run.stop, step - start), due(config.eval_every_steps)
             saving = evaluating or due(config.checkpoint_every_steps) or signalled
             if saving or due(config.log_every_steps):
                 fetched = parallel.unreplicate(pending)  # waits for the steps

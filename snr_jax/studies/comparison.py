@@ -130,7 +130,7 @@ def _network(config: ConfigDict) -> str:
 
 
 def compare(
-    folders: Folders, num_pictures: int = 6, check: Callable[[], None] = lambda: None
+    folders: Folders, num_pictures: int = 6, interrupt: Callable[[], None] = lambda: None
 ) -> dict:
     """The runs as keyword arguments of `report.html.render`.
 
@@ -138,7 +138,7 @@ def compare(
     scored on. Of several runs under a name: the means of scores and curves, and the predictions
     of the first. A teacher's classes and curve stand beside its student's. Raises UserError for a
     run without those scores.
-    check: called before each run is read; it may raise.
+    interrupt: called before each run is read; it may raise.
     """
     config = ConfigDict(record.read(folders[list(folders)[-1]][0])["config"])
     splits = open_splits(config)
@@ -177,7 +177,7 @@ def compare(
             }
             for title, chart in curves.items()
         },
-        "images": _pictures(folders, target, num_pictures, check),
+        "images": _pictures(folders, target, num_pictures, interrupt),
         "known": target.labels.classes,
     }
 
@@ -212,7 +212,7 @@ def _mean_curve(curves: Sequence[Curve]) -> Curve:
 
 
 def _pictures(
-    folders: Folders, split: Split, count: int, check: Callable[[], None]
+    folders: Folders, split: Split, count: int, interrupt: Callable[[], None]
 ) -> list[dict[str, np.ndarray]]:
     """{"input", "label", name: prediction, ...} of some images, spread over the split."""
     chosen = split.samples[:: max(len(split.samples) // max(count, 1), 1)][:count]
@@ -220,7 +220,7 @@ def _pictures(
     for name, (folder, *_) in folders.items():
         if not chosen:
             break
-        check()
+        interrupt()
         model, variables, _ = network.load(str(folder))
         drawn = pictures(model, variables, split._replace(samples=chosen))
         for row, picture in zip(rows, drawn, strict=True):

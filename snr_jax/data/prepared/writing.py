@@ -61,46 +61,34 @@ def prepare(
     workers: int,
     identify: Callable[..., dict],
     progress: Callable[[int, int], None] = lambda done, total: None,
-    check: Callable[[], None] = lambda: None,
+    interrupt: Callable[[], None] = lambda: None,
     beam: Beam | None = None,
 ) -> Path:
     """The splits of a domain, resized to `size` (height, width), in a folder of `folder`.
 
-    identify: `record.identity`, kept to tell runs on the same data. check: called now and then; it
-    may raise. beam: in the place of `workers` processes. Raises UserError for files that cannot be
+    identify: `record.identity`, kept to tell runs on the same data. interrupt: called now and
+    then; it may raise. beam: in the place of `workers` processes. Raises UserError for files that cannot be
     read, for too little space, for a folder of other data in the way, and for one whose shards have
     changed.
     """
     if images not in IMAGE_KINDS:
         raise UserError(f"images is {images!r}; expected one of {', '.join(IMAGE_KINDS)}")
-    if not splits:
-        raise UserError("no split is named; expected some of the domain's, as --splits train,val")
-    classes = domain.classes or 19  # any: the files' own ids are kept
-    listed = {
-        split: list_samples(domain, split, classes=classes, require_labels=False)
-        for split in splits
-    }
-    labelled = [all(x.label for x in listing.samples) for listing in listed.values()]
-    layouts = {listing.labels.layout for listing in listed.values()}
-    if len(set(labelled)) > 1 or len(layouts) > 1:
-        raise UserError(
-            f"{domain.name}: the splits {', '.join(splits)} differ in layout or in whether they "
-            "have labels; prepare them into folders of their own"
-        )
+    listed, labelled = _listed(domain, splits)
     out = place(folder, domain.name, size)
     partial = out.with_name(f"{out.name}.partial")
     shards = {
-        split: _shards(partial, split, listing, size, images, labelled[0])
+        split: _shards(partial, split, listing, size, images, labelled)
         for split, listing in listed.items()
     }
     record = {
-        "domain": domain.name, "size": list(size), "images": images, "layout": layouts.pop(),
+        "domain": domain.name, "size": list(size), "images": images,
+        "layout": listed[splits[0]].labels.layout,
         "splits": {
-            split: _describe(listing.samples, domain.directory, labelled[0], identify)
+            split: _describe(listing.samples, domain.directory, labelled, identify)
             | {"shards": [shard.path.name for shard in shards[split]]}
             for split, listing in listed.items()
         },
-    }  # fmt: skip
+    }
     if out.exists():
         _refuse_other(out, record)
         _verify({out / name: sums for name, sums in read_record(out)["shards"].items()})
@@ -113,16 +101,9 @@ def prepare(
     for unfinished in partial.glob("*.tmp"):  # of workers that were killed
         unfinished.unlink()
     every = [shard for of_split in shards.values() for shard in of_split]
-    _write_shards(every, partial, workers, beam, progress, check)
-    sums = {shard.path: json.loads(shard.note.read_text()) for shard in every}
-    try:
-        _verify(sums)
-    except UserError:
-        for path, noted in sums.items():  # the next start makes them anew
-            if not _is_whole(path, noted):
-                Path(f"{path}.json").unlink()
-        raise
-    _write_metadata(partial, shards, features(size, images, labelled[0]), record)
+    _write_shards(every, partial, workers, beam, progress, interrupt)
+    sums = _sums(every)
+    _write_metadata(partial, shards, features(size, images, labelled), record)
     _write_json(partial / RECORD, {**record, "shards": {p.name: s for p, s in sums.items()}})
     for shard in every:
         shard.note.unlink()
@@ -130,6 +111,40 @@ def prepare(
     logger.info("%s: %d images in %d shards, read again, agree with their checksums", out,
                 sum(len(shard.samples) for shard in every), len(every))
     return out
+
+
+def _listed(domain: Domain, splits: Sequence[str]) -> tuple[dict[str, Listing], bool]:
+    """The splits, and whether they have labels; UserError where they differ in that."""
+    if not splits:
+        raise UserError("no split is named; expected some of the domain's, as --splits train,val")
+    classes = domain.classes or 19  # any: the files' own ids are kept
+    listed = {
+        split: list_samples(domain, split, classes=classes, require_labels=False)
+        for split in splits
+    }
+    labelled = {all(x.label for x in listing.samples) for listing in listed.values()}
+    if len(labelled) > 1 or len({listing.labels.layout for listing in listed.values()}) > 1:
+        raise UserError(
+            f"{domain.name}: the splits {', '.join(splits)} differ in layout or in whether they "
+            "have labels; prepare them into folders of their own"
+        )
+    return listed, labelled.pop()
+
+
+def _sums(shards: Sequence[_Shard]) -> dict[Path, dict]:
+    """The noted length and checksum of every shard, which was read again and agrees.
+
+    Raises UserError for those that do not; the next start makes them anew.
+    """
+    sums = {shard.path: json.loads(shard.note.read_text()) for shard in shards}
+    try:
+        _verify(sums)
+    except UserError:
+        for shard in shards:
+            if not _is_whole(shard.path, sums[shard.path]):
+                shard.note.unlink()
+        raise
+    return sums
 
 
 def _describe(
@@ -175,7 +190,8 @@ def _refuse_other(folder: Path, record: dict) -> None:
 
 def _write_shards(
     shards: Sequence[_Shard], folder: Path, workers: int, beam: Beam | None,
-    progress: Callable[[int, int], None], check: Callable[[], None],
+    progress: Callable[[int, int], None],
+    interrupt: Callable[[], None],
 ) -> None:
     missing = [s for s in shards if not (s.note.exists() and s.path.exists())]
     needed = sum(len(shard.samples) for shard in missing)
@@ -191,7 +207,7 @@ def _write_shards(
 
     def watch() -> None:
         nonlocal shown
-        check()
+        interrupt()
         done = sum(len(shard.samples) for shard in missing if shard.note.exists())
         if done > shown:
             progress(done, needed)
