@@ -66,10 +66,10 @@ def prepare(
 ) -> Path:
     """The splits of a domain, resized to `size` (height, width), in a folder of `folder`.
 
-    identify: `record.identity`, kept to tell runs on the same data. interrupt: called now and
-    then; it may raise. beam: in the place of `workers` processes. Raises UserError for files that cannot be
-    read, for too little space, for a folder of other data in the way, and for one whose shards have
-    changed.
+    identify: `record.identity`, kept to tell runs on the same data. interrupt: called now and then;
+    it may raise. beam: in the place of `workers` processes. Raises UserError for files that cannot
+    be read, for too little space, for a folder of other data in the way, and for one whose shards
+    have changed.
     """
     if images not in IMAGE_KINDS:
         raise UserError(f"images is {images!r}; expected one of {', '.join(IMAGE_KINDS)}")
