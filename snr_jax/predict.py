@@ -9,9 +9,9 @@ NAME is the file's name without its suffix, or with it where two images would sh
 An image that cannot be read is left out and named at the end; the exit code is 1 then.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from snr_jax.inference.photos import find_images, printable, read_image, result_
 from snr_jax.inference.tiles import Network, create_network, segment
 from snr_jax.runs import network
 from snr_jax.workdir import checkpoints
+
+logger = logging.getLogger("snr_jax.predict")
 
 PUBLISHED_SIZE = (512, 1024)  # at which the published Cityscapes numbers are scored
 SQUEEZE = 1.6  # from 4:3 to 2:1, as a photo to the size of Cityscapes, it is 1.5
@@ -117,7 +119,7 @@ def _segment_all(
     What went wrong, a line per image without a result; and how many images were squeezed.
     """
     failures, squeezed = [], 0
-    show = make_progress("images", partial(print, flush=True), every_seconds=5)
+    show = make_progress("images", logger, every_seconds=5)
     for done, (path, name) in enumerate(zip(paths, result_names(paths), strict=True), start=1):
         try:
             image = read_image(path)

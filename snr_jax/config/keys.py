@@ -68,8 +68,8 @@ SECTIONS = {
             "Precision of the computation; auto: float32 on a CPU, bfloat16 elsewhere."),
         "model.atrous": Key(
             "auto", one_of("auto", *ATROUS),
-            "Which of two equal forms dilated convolutions have; auto: native on a CPU, "
-            "space_to_batch elsewhere."),
+            "Which of three equal forms dilated convolutions have; auto: native on a CPU, "
+            "weight_gradient elsewhere."),
         "model.remat": Key(
             False, SWITCH,
             "Compute the blocks once more in the backward pass: less memory, a third slower."),

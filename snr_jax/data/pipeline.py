@@ -163,7 +163,7 @@ class _Draws(NamedTuple):
 def _prepared_loader(
     read: Callable[[tf.Tensor, tf.Tensor], Arrays], draws: _Draws, with_labels: bool
 ) -> Callable[..., Arrays]:
-    """As `_loader`, from prepared data, which are resized already unless the scale is random."""
+    """What `_loader` gives, from prepared data: resized already unless the scale is random."""
 
     def load(index: tf.Tensor, position: tf.Tensor, wanted: tf.Tensor) -> Arrays:
         mirror, scaled, _ = draws.at(position)

@@ -64,7 +64,7 @@ def configure(base: ConfigDict, run: Run, network: Network) -> ConfigDict:
 
 
 def take_as_is(key: jax.Array, image: jax.Array, *, first_sample: int | jax.Array = 0) -> jax.Array:
-    """In place of the augmentation: the images are what the network sees."""
+    """The image itself, in place of the augmentation: it is what the network sees."""
     return image
 
 

@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
     @property
     def score(self) -> str:
-        """In %: as published; of runs the mean, with the sample deviation over the seeds."""
+        """Scores in %: as published; of runs the mean, with the sample deviation over the seeds."""
         if self.text:
             return self.text
         mean = f"{100 * statistics.fmean(self.mious):.1f}"

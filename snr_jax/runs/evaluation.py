@@ -103,7 +103,7 @@ def _summed(counts: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def own_devices(parallel: Parallel) -> Parallel:
-    """As `parallel`, over the devices of this process alone; the same value at every call."""
+    """`parallel` over the devices of this process alone; the same value at every call."""
     return parallel if jax.process_count() == 1 else create_parallel(jax.local_devices())
 
 

@@ -30,7 +30,7 @@ def load(checkpoint: Checkpoint | str, **options: Any) -> tuple[DeepLab, dict, d
 
 
 def load_for(config: ConfigDict, checkpoint: Checkpoint) -> tuple[DeepLab, dict, dict]:
-    """As `load`, computing as the configuration says; UserError if that has another network."""
+    """What `load` gives, computed as configured; UserError if the configuration has another."""
     want = arguments.model_arguments(config, None)
     model, variables, meta = load(checkpoint, **computation(config))
     refuse_mismatch(str(checkpoint.path), meta["model"], want)

@@ -139,7 +139,7 @@ def _write_pairs(
 
 
 def _end_with_parent() -> None:
-    """In a worker: it waits for work for ever if the first process is killed."""
+    """Prepares a worker: it waits for work for ever if the first process is killed."""
 
     def watch() -> None:
         parent_process().join()

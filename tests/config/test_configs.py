@@ -196,7 +196,6 @@ def test_docstring_is_the_command(name):
         ("model.stage_sizes", (3, 4, 23), "4 whole numbers, 1 to 100"),
         ("model.stage_sizes", (1, 1.5, 1, 1), "4 whole numbers"),
         ("model.stage_sizes", (1, True, 1, 1), "4 whole numbers"),
-        ("num_classes", 20, "19, 16 or 13"),
         ("source.size", (720,), "33 to 8192, as '--config.source.size=(33,33)'"),
         ("target.size", (16, 32), "2 whole numbers, 33 to 8192"),
         ("target.size", (33, 65, 33), "2 whole numbers"),
@@ -235,6 +234,14 @@ def test_values_that_do_not_exist(key, value, words):
         checks.check(config)
     assert str(error.value).startswith(f"{key} is {value!r}") or key == "num_steps"
     assert words in str(error.value)
+
+
+def test_a_number_of_classes_that_nothing_has():
+    config = get_config("gta5_dg")
+    config.num_classes = 20
+    checks.check(config)  # an own source may have so many
+    with pytest.raises(UserError, match=r"^num_classes is 20.* 19, 16 or 13"):
+        experiment.open_splits(config)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """What is told of long work, and how often."""
 
 import io
+import logging
 import math
 
 import pytest
 
 from snr_jax.core import progress
+from tests.commands import said
 
 
 @pytest.mark.parametrize(
@@ -37,9 +39,11 @@ def shown(show, clock, times):
 
 
 def test_lines_come_now_and_then_and_at_the_end():
-    lines, clock = [], [100.0]
-    show = progress.make_progress("images", lines.append, clock=lambda: clock[0])
-    shown(show, clock, [101, 109.9, 110, 119, 120, 121])
+    clock = [100.0]
+    with said() as lines:
+        logger = logging.getLogger("snr_jax.some.room")
+        show = progress.make_progress("images", logger, clock=lambda: clock[0])
+        shown(show, clock, [101, 109.9, 110, 119, 120, 121])
     assert lines == [
         "images 3/6, 3.3 s each, 10 s left",
         "images 5/6, 4.0 s each, 4 s left",

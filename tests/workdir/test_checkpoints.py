@@ -21,6 +21,7 @@ from snr_jax.core.state import create_state, initial_variables
 from snr_jax.process import several
 from snr_jax.runs import network
 from snr_jax.workdir import checkpoints, states
+from tests.commands import said
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = DeepLab(stage_sizes=(1, 1, 1, 1), width=4, head_branches=4)
@@ -50,9 +51,8 @@ def save_steps(workdir: Path, state, steps, keep=5) -> None:
 
 
 def restore(workdir: Path, state):
-    lines = []
-    with states.open_manager(workdir, 5) as manager:
-        return states.restore_state(manager, state, lines.append), lines
+    with states.open_manager(workdir, 5) as manager, said() as lines:
+        return states.restore_state(manager, state), lines
 
 
 def assert_equal(one, other) -> None:
@@ -184,7 +184,7 @@ def test_the_step_of_a_state_set_aside_is_saved_again(state, tmp_path):
     save_steps(tmp_path, state, [1, 2, 3])
     flip_bytes(checkpoints.folder(tmp_path, "latest") / "3")
     with states.open_manager(tmp_path, 5) as manager:
-        states.restore_state(manager, state, [].append)
+        states.restore_state(manager, state)
         states.save_state(manager, at_step(state, 3), meta_of())
     assert_equal(restore(tmp_path, state)[0], at_step(state, 3))
 
@@ -284,12 +284,11 @@ def test_behind_a_broken_survivor_is_another(swap):
     final, new, old = swap
     shutil.rmtree(final)
     remove_meta(new)
-    lines = []
-    assert_equal(checkpoints.load_variables(checkpoints.find_or_set_aside(final, lines.append))[0],
-                 OLD)
-    assert str(new) in lines[0] and lines[1].endswith("set_aside/final.new-checkpoint-1")
-    checkpoints.set_aside(old, lines.append)
-    assert checkpoints.find_or_set_aside(final, lines.append) is None and len(lines) == 3
+    with said() as lines:
+        assert_equal(checkpoints.load_variables(checkpoints.find_or_set_aside(final))[0], OLD)
+        assert str(new) in lines[0] and lines[1].endswith("set_aside/final.new-checkpoint-1")
+        checkpoints.set_aside(old)
+        assert checkpoints.find_or_set_aside(final) is None and len(lines) == 3
 
 
 def test_an_interrupted_save_leaves_the_earlier_one_alone(tmp_path, monkeypatch):
@@ -338,11 +337,11 @@ def test_a_broken_meta(tmp_path, content):
     (path / "meta" / "metadata").write_text(content)
     with pytest.raises(UserError, match=rf"{path} cannot be read.*Use another checkpoint"):
         checkpoints.find(path)
-    lines = []
-    assert checkpoints.find_or_set_aside(path, lines.append) is None
-    assert str(path) in lines[0] and lines[1].endswith("set_aside/best_source-1")
-    assert not path.exists()
-    assert checkpoints.find_or_set_aside(path, lines.append) is None and len(lines) == 2
+    with said() as lines:
+        assert checkpoints.find_or_set_aside(path) is None
+        assert str(path) in lines[0] and lines[1].endswith("set_aside/best_source-1")
+        assert not path.exists()
+        assert checkpoints.find_or_set_aside(path) is None and len(lines) == 2
 
 
 def test_a_meta_whose_source_is_no_table(tmp_path):
@@ -513,7 +512,7 @@ def test_a_lost_process_is_no_fault_of_the_disk(what, state, tmp_path, monkeypat
         "save a state": lambda: save_steps(tmp_path, state, [3]),
         "save variables": lambda: checkpoints.save_variables(final, state.variables, meta_of()),
         "read a state": lambda: restore(tmp_path, state),
-        "find": lambda: checkpoints.find_or_set_aside(final, pytest.fail),
+        "find": lambda: checkpoints.find_or_set_aside(final),
     }[what]
     with monkeypatch.context() as patch:
         distributed = SimpleNamespace(is_initialized=lambda: True)
@@ -522,9 +521,9 @@ def test_a_lost_process_is_no_fault_of_the_disk(what, state, tmp_path, monkeypat
         patch.setattr(ocp.StandardCheckpointHandler, "restore", lose_another)
         if what == "find":  # the manager of the states reads JSON of its own
             patch.setattr(ocp.JsonCheckpointHandler, "restore", lose_another)
-        with pytest.raises(Stopped) as stopped:
+        with said() as lines, pytest.raises(Stopped) as stopped:
             act()
-    assert str(stopped.value) == several.GONE and stopped.value.exit_code == 1
+    assert lines == [] and str(stopped.value) == several.GONE and stopped.value.exit_code == 1
     assert not checkpoints.folder(tmp_path, "set_aside").exists()
     assert_equal(restore(tmp_path, state)[0], at_step(state, 2))
     assert_equal(checkpoints.load_variables(final)[0], initial_variables(MODEL, 1))
@@ -557,8 +556,8 @@ def test_plain_network_starts_one_with_snr(tmp_path):
     plain = MODEL.clone(norm_restitution="none")
     variables = initial_variables(plain, 5)
     checkpoints.save_variables(tmp_path / "plain", variables, meta_of(plain))
-    lines = []
-    started = network.initialize(MODEL, 0, str(tmp_path / "plain"), lines.append)
+    with said() as lines:
+        started = network.initialize(MODEL, 0, str(tmp_path / "plain"))
     fresh = initial_variables(MODEL, 0)
     assert jax.tree.structure(started) == jax.tree.structure(fresh)
     for name, values in started["params"].items():
