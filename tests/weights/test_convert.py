@@ -536,13 +536,13 @@ def test_training_on_with_other_branches_is_said(tmp_path, capsys):
     assert convert(capsys, twin(), tmp_path, "--head_branches", "4")[0] == 0
     (tmp_path / "new").mkdir()
     assert convert(capsys, twin(), tmp_path / "new", "--reset_heads")[0] == 0
-    for folder, branches, said in (("out", 2, True), ("out", 4, False),
+    for folder, branches, told in (("out", 2, True), ("out", 4, False),
                                    ("new/out", 2, False), ("new/out", 4, False)):
         model = DeepLab(**TINY, head_branches=branches)
         with said() as lines:
             network.initialize(model, 0, str(tmp_path / folder))
         warned = [line for line in lines if "--config.model.head_branches=4" in line]
-        assert bool(warned) == said, (folder, branches, lines)
+        assert bool(warned) == told, (folder, branches, lines)
 
 
 def test_new_heads_have_the_branches_that_are_asked_for(tmp_path, capsys):
