@@ -25,6 +25,7 @@ from snr_jax.runs import network
 from snr_jax.weights.conversion import fold_torchvision_input
 from snr_jax.weights.torch_names import from_torch, to_torch
 from snr_jax.workdir.checkpoints import load_variables, save_variables
+from tests.commands import said
 
 TINY = {"stage_sizes": (1, 1, 1, 1), "width": 4, "num_classes": 13}
 SNR_NAMES = [*(f"IN{k}.{leaf}" for k in (1, 2, 3) for leaf in ("weight", "bias")),
