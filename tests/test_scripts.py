@@ -83,3 +83,13 @@ def test_commands_are_all_there():
     """A module that lies directly in the package can be run, and is one of the list."""
     doors = {path.stem for path in (ROOT / "snr_jax").glob("*.py")} - {"__init__", "cli"}
     assert {f"snr_jax.{door}" for door in doors} == MODULES.keys()
+
+
+@pytest.mark.parametrize("former, now", [
+    ("snr_jax.data.doctor", "snr_jax.doctor"), ("snr_jax.report", "snr_jax.compare"),
+])
+def test_a_former_spelling_names_the_new_one_and_works(former, now):
+    result = subprocess.run([sys.executable, "-m", former, "--help"], cwd=ROOT,
+                            capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0 and f"python -m {now}" in result.stdout
+    assert result.stderr == f"note: python -m {former} is python -m {now} now\n"

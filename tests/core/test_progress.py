@@ -60,3 +60,13 @@ def test_a_terminal_sees_one_line_that_changes(monkeypatch, terminal, texts):
     lines = stderr.getvalue().replace("\r", "\n").split("\n")[:-1]
     assert [int(line[7]) for line in lines] == texts
     assert stderr.getvalue().count("\r") == (3 if terminal else 0)
+
+
+def test_the_log_is_on_the_terminal_within_a_command_alone(capsys):
+    logger = logging.getLogger("snr_jax.some.room")
+    logger.warning("before")
+    with progress.log_on_terminal():
+        logger.info("a line")
+        logger.warning("a folder is odd")
+    logger.warning("after")
+    assert capsys.readouterr() == ("a line\nWARNING: a folder is odd\n", "")
