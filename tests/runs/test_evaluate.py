@@ -341,8 +341,6 @@ def test_label_ids_out_of_range(evaluate_flags, refused, data_root, tmp_path):
         (("--config.eval.batch_size=0",), "eval.batch_size is 0"),
         (("--config.model.dtype=float16",), "model.dtype is 'float16'"),
         (("--config.model.atrous=x",), "model.atrous is 'x'"),
-        (("--config.model.width=8",), "width 4 there, 8 here"),
-        (("--config.model.head_branches=4",), "head_branches 2 there, 4 here"),
         (("--checkpoint=nowhere",), "nowhere holds no checkpoint"),
         (("--checkpoint=",), "--checkpoint is missing"),
         (("--config=",), "--config"),
@@ -353,6 +351,17 @@ def test_label_ids_out_of_range(evaluate_flags, refused, data_root, tmp_path):
 )
 def test_mistakes(flags, words, evaluate_flags, refused):
     assert words in refused("evaluate", *evaluate_flags, *flags)
+
+
+def test_the_network_is_that_of_the_checkpoint(evaluated, evaluate_flags, command, tmp_path):
+    """The configuration says what is scored; what it says of the network is not asked."""
+    other = ["width=8", "head_branches=4", "norm_restitution=none", "stage_sizes=(3,4,23,3)"]
+    result = command("evaluate", *evaluate_flags, *ONE, "--out", tmp_path,
+                     *(f"--config.model.{key}" for key in other))
+    assert result.code == 0, result
+    found, whole = (each["results"]["network"] for each in (
+        read_record(tmp_path), evaluated["record"]))
+    assert (found["iou"], found["miou"]) == (whole["iou"], whole["miou"])
 
 
 def test_labels_without_a_scored_pixel(evaluate_flags, refused, data_root, tmp_path):
