@@ -135,7 +135,7 @@ def stopping_when(monkeypatch):
         def on_signals():
             yield lambda: signal.SIGTERM if condition() else None
 
-        monkeypatch.setattr(main.stopping, "on_signals", on_signals)
+        monkeypatch.setattr(main.signals, "on_signals", on_signals)
 
     return use
 
