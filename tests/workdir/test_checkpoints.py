@@ -583,7 +583,7 @@ def test_another_network_is_refused(tmp_path, change, there, here):
     other = MODEL.clone(**change)
     checkpoints.save_variables(tmp_path / "a", initial_variables(other, 0), meta_of(other))
     with pytest.raises(UserError) as error:
-        network.initialize(MODEL, 0, str(tmp_path / "a"), [].append)
+        network.initialize(MODEL, 0, str(tmp_path / "a"))
     message = str(error.value)
     assert there in message and here in message and str(tmp_path / "a") in message
     assert "Set --config." in message or "Set '--config." in message
