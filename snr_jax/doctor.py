@@ -9,7 +9,6 @@ configuration cannot be meant.
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from snr_jax.core.files import write_text
 from snr_jax.core.labels import Classes
 from snr_jax.core.progress import make_progress
 from snr_jax.data import decode
-from snr_jax.data.domains import DOMAINS, create_domain, is_own, names
+from snr_jax.data.domains import DOMAINS, create_domain, is_own, names, origin
 from snr_jax.data.faults.survey import Survey, describe, statistics, survey, table
 from snr_jax.data.samples import Domain, Labels, Sample
 from snr_jax.report import findings
@@ -143,22 +142,17 @@ def _chosen(args: flags.FlagValues) -> tuple[str, dict[str, Place], int | Classe
     return cli.config_name(args), places(config, sides), classes
 
 
-def _origin(domain: Domain) -> str:
-    """Where a set lies, which tells it from another of its name."""
-    return os.path.realpath(domain.spec if is_own(domain.spec) else domain.directory)
-
-
 def _stats_file(args: flags.FlagValues, name: str, kept: Mapping[str, Mapping]) -> Path:
     """The file for the statistics; that of another own set under the same name is left alone."""
     folder = Path("runs", "class_stats")
     if args["config"].value is not None or not is_own(args.domain):
         return folder / f"{name}.json"
-    origin = next(iter(kept.values()))["set"]
+    (here,) = {of_split["set"] for of_split in kept.values()}
 
     def is_other(path: Path) -> bool:
         try:
             there = json.loads(path.read_text()).values()
-            return any(of_split["set"] != origin for of_split in there)
+            return any(of_split["set"] != here for of_split in there)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False  # not there, or of before
 
@@ -180,7 +174,7 @@ def command(args: flags.FlagValues) -> int:
             sample=args.sample, progress=make_progress("samples"),
         )
         if found.pixels.any():
-            kept[f"{place.name}/{place.split}"] = statistics(found) | {"set": _origin(place.domain)}
+            kept[f"{place.name}/{place.split}"] = statistics(found) | {"set": origin(place.domain)}
     if args.html:
         write_text(args.html, findings.render(f"Data of {name}", [
             section(title, one) for title, one in surveys.items()

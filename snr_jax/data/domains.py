@@ -7,6 +7,7 @@ files need no row but a YAML file (`own.py`).
 import dataclasses
 import difflib
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,14 +61,19 @@ def name_of(spec: str) -> str:
 def names(spec: str) -> list[str]:
     """What a set may be called, the shortest first: "gta5"; of lake/data.yaml "data", "lake_data".
 
-    A file's names end with its whole path, so that two files have no list alike.
+    The last has a checksum of the file's whole path, so that two files have no list alike.
     """
     if not is_own(spec):
         return [spec]
     path = Path(os.path.abspath(spec))
     parts = [*path.parts[1:-1], path.stem]
     longer = ["_".join(parts[-number:]) for number in range(1, len(parts) + 1)]
-    return [*longer, f"{longer[-1]}{path.suffix}"]
+    return [*longer, f"{path.stem}_{zlib.crc32(os.fsencode(path)):08x}"]
+
+
+def origin(domain: Domain) -> str:
+    """Where a set lies, of one's own its file: what tells it from another of its name."""
+    return os.path.realpath(domain.spec if is_own(domain.spec) else domain.directory)
 
 
 def distinct_names(specs: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import class_names
-from snr_jax.data.samples import Labels, Sample
+from snr_jax.data.samples import Domain, Labels, Sample
 
 _SAMPLED = 8  # images of a split whose files are read for the checksum of the content
 _NAMED = 3  # differences that are told in words
@@ -44,6 +44,12 @@ def meaning(labels: Labels) -> dict:
     names = class_names(labels.classes)
     numbers = {str(i): names[c] for i, c in enumerate(labels.lookup) if c < len(names)}
     return {"classes": list(names), "numbers": numbers}
+
+
+def numbers_of(domain: Domain) -> dict[str, str]:
+    """What the numbers in the labels of one's own set mean by its file, as JSON gives it back."""
+    table = (domain.ids or {}).get("own")
+    return {str(i): name for i, name in sorted(table.names.items())} if table else {}
 
 
 def checksum(meant: Mapping) -> str:

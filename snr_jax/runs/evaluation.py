@@ -21,7 +21,7 @@ from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.progress import progress_text
 from snr_jax.core.steps import make_eval_step, make_predict_step
 from snr_jax.data import pipeline, prefetch
-from snr_jax.data.domains import CONDITIONS, create_domain, distinct_names, is_own
+from snr_jax.data.domains import CONDITIONS, create_domain, distinct_names, is_own, origin
 from snr_jax.data.identity import exchanged, meaning
 from snr_jax.data.samples import Domain
 from snr_jax.data.splits import Split, open_split
@@ -220,7 +220,7 @@ def open_rows(
             splits |= {part.name: part for part in found}
         else:
             whole = opened(entry)
-        place = (whole.domain.name, *map(os.path.realpath, _places(whole.domain)))
+        place = (whole.domain.name, origin(whole.domain))
         if place in in_mean or whole.name in in_mean.values():
             raise UserError(f"--domains names {whole.name} twice; leave one out")
         splits[whole.name] = whole
@@ -237,11 +237,6 @@ def _domain(entry: str, root: str) -> Domain:
     if folder:
         raise UserError(f"--domains: {name} says itself where its files lie; leave out ={folder}")
     return domain
-
-
-def _places(domain: Domain) -> list[str]:
-    """What a domain is read from: of one's own set its file, too, which may lie beside another."""
-    return [domain.directory, *([domain.spec] if is_own(domain.spec) else [])]
 
 
 def read_otherwise(meta: dict, rows: Rows) -> list[str]:
