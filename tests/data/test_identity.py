@@ -106,7 +106,7 @@ def test_prepared_data_without_images_are_those_of_the_place(sets):
 def test_prepared_data_of_changed_files_or_numbers_are_refused(sets):
     folder = prepare(sets, "source")
     exchange_ids(sets / "source/data.yaml")
-    words = r"data_17x33 was not prepared from data as it is.*the number 0 in labels is ground there"
+    words = "data_17x33 was not prepared from data as it is.*the number 0 in labels is ground there"
     with pytest.raises(UserError, match=words):
         opened(sets, "source")
     exchange_ids(sets / "target/data.yaml")  # of another set: nothing to do with it
