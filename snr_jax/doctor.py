@@ -9,6 +9,7 @@ configuration cannot be meant.
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -142,21 +143,19 @@ def _chosen(args: flags.FlagValues) -> tuple[str, dict[str, Place], int | Classe
     return cli.config_name(args), places(config, sides), classes
 
 
-def _stats_file(args: flags.FlagValues, name: str, kept: Mapping[str, Mapping]) -> Path:
+def _stats_file(args: flags.FlagValues, name: str, kept: Mapping[str, Mapping]) -> str:
     """The file for the statistics; that of another own set under the same name is left alone."""
-    folder = Path("runs", "class_stats")
-    if args["config"].value is not None or not is_own(args.domain):
-        return folder / f"{name}.json"
-    (here,) = {of_split["set"] for of_split in kept.values()}
+    here = {of_split["set"] for of_split in kept.values()}
 
-    def is_other(path: Path) -> bool:
+    def is_other(path: str) -> bool:
         try:
-            there = json.loads(path.read_text()).values()
-            return any(of_split["set"] != here for of_split in there)
+            return {of["set"] for of in json.loads(Path(path).read_text()).values()} != here
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False  # not there, or of before
 
-    files = [folder / f"{other}.json" for other in names(args.domain)]
+    alone = args["config"].value is None and is_own(args.domain)
+    called = names(args.domain) if alone else [name]
+    files = [os.path.join("runs", "class_stats", f"{other}.json") for other in called]
     return next((path for path in files if not is_other(path)), files[-1])
 
 

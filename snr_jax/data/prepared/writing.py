@@ -83,17 +83,13 @@ def prepare(
     }
     out = _place_of(domain, folder, size, described)
     partial = _partial(out)
-    shards = {
-        split: _shards(partial, split, listing, size, images, labelled)
-        for split, listing in listed.items()
-    }
+    shards = {split: _shards(partial, split, listing, size, images, labelled)
+              for split, listing in listed.items()}
     record = {
         "domain": domain.name, "set": origin(domain), "numbers": numbers_of(domain),
         "size": list(size), "images": images, "layout": listed[splits[0]].labels.layout,
-        "splits": {
-            split: of_split | {"shards": [shard.path.name for shard in shards[split]]}
-            for split, of_split in described.items()
-        },
+        "splits": {s: of | {"shards": [x.path.name for x in shards[s]]}
+                   for s, of in described.items()},
     }
     if out.exists():
         _refuse_other(out, record)
