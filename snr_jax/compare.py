@@ -23,7 +23,7 @@ from snr_jax.core.files import write_text
 from snr_jax.report import tables
 from snr_jax.report.html import render
 from snr_jax.report.published import HEADER, beside, cells, published, scored_unlike
-from snr_jax.studies.comparison import compare, group_by_seed, rows, setting
+from snr_jax.studies.comparison import compare, group_by_seed, rows, setting, unlike
 from snr_jax.workdir import record
 
 FLAGS = flags.FlagValues()
@@ -66,14 +66,20 @@ def command(args: flags.FlagValues, *runs: str) -> None:
 
 
 def _common_setting(folders: Sequence[Path]) -> str:
-    """Source and target of all runs. Raises UserError if they differ."""
-    settings = {folder: setting(record.read(folder)) for folder in folders}
-    first = settings[folders[0]]
-    for folder, other in settings.items():
+    """Source and target of all runs. Raises UserError if they differ, by name or in the data."""
+    records = {folder: record.read(folder) for folder in folders}
+    first = setting(records[folders[0]])
+    for folder, there in records.items():
+        other = setting(there)
         if other._replace(task=first.task) != first:
             raise UserError(
                 f"{folders[0]} is {first}, {folder} is {other}; their scores are of different "
                 "things. Make a report for each"
+            )
+        if words := unlike(records[folders[0]], there):
+            raise UserError(
+                f"{folders[0]} and {folder} are of other data under one name ({'; '.join(words)}); "
+                "their scores are of different things. Make a report for each"
             )
     return f"{first.source} → {first.target}"
 

@@ -28,7 +28,7 @@ from snr_jax.core.files import write_text
 from snr_jax.core.labels import Classes
 from snr_jax.core.progress import make_progress
 from snr_jax.data import decode
-from snr_jax.data.domains import DOMAINS, create_domain, is_own
+from snr_jax.data.domains import DOMAINS, create_domain, is_own, names, origin
 from snr_jax.data.faults.survey import Survey, describe, statistics, survey, table
 from snr_jax.data.samples import Domain, Labels, Sample
 from snr_jax.report import findings
@@ -62,8 +62,9 @@ MOST_PICTURES = 50  # findings of a split that are shown; the rest is text
 
 
 class Place(NamedTuple):
-    """A split to read. target: of adaptation, whose labels nobody opens."""
+    """A split to read. name: its set's, as in scores. target: of adaptation, its labels unread."""
 
+    name: str
     domain: Domain
     split: str
     require_labels: bool = True
@@ -74,9 +75,9 @@ def places(config: ConfigDict, sides: Mapping[str, Domain]) -> dict[str, Place]:
     """Role → place: every split that training with this configuration opens."""
 
     def place(role: str) -> Place:
-        of = arguments.split_arguments(config, role)
-        return Place(sides[role.partition("_")[0]], of["split"], of["require_labels"],
-                     target=role == "target")
+        side, of = role.partition("_")[0], arguments.split_arguments(config, role)
+        return Place(arguments.split_name(config, side), sides[side], of["split"],
+                     of["require_labels"], target=role == "target")
 
     roles = ["source", *(["target"] if config.loss.target else []), "source_val",
              *(["target_val"] if config.target.val_split else [])]
@@ -131,7 +132,7 @@ def _chosen(args: flags.FlagValues) -> tuple[str, dict[str, Place], int | Classe
         if args.dir or not is_own(spec):  # which lies beside its file
             place = cli.require(args, "dir", "--dir datasets/GTA5")
             domain = dataclasses.replace(domain, directory=place)
-        place = Place(domain, args.split, not args.no_labels)
+        place = Place(domain.name, domain, args.split, not args.no_labels)
         return domain.name, {"split": place}, domain.classes or int(args.num_classes)
     if args.domain or args.dir:
         raise UserError("--config and --domain exclude each other; give one of them")
@@ -142,28 +143,43 @@ def _chosen(args: flags.FlagValues) -> tuple[str, dict[str, Place], int | Classe
     return cli.config_name(args), places(config, sides), classes
 
 
+def _stats_file(args: flags.FlagValues, name: str, kept: Mapping[str, Mapping]) -> str:
+    """The file for the statistics; that of another own set under the same name is left alone."""
+    here = {of_split["set"] for of_split in kept.values()}
+
+    def is_other(path: str) -> bool:
+        try:
+            return {of["set"] for of in json.loads(Path(path).read_text()).values()} != here
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False  # not there, or of before
+
+    alone = args["config"].value is None and is_own(args.domain)
+    called = names(args.domain) if alone else [name]
+    files = [os.path.join("runs", "class_stats", f"{other}.json") for other in called]
+    return next((path for path in files if not is_other(path)), files[-1])
+
+
 def command(args: flags.FlagValues) -> int:
     for flag in ("html", "stats"):
         if args[flag].value and Path(args[flag].value).is_dir():
             raise UserError(f"--{flag} {args[flag].value} is a folder; expected a file")
     name, chosen, classes = _chosen(args)
-    surveys = {}
+    surveys, kept = {}, {}
     for role, place in chosen.items():
-        title = f"{role}: {place.domain.name}/{place.split}"
-        surveys[title] = survey(
+        title = f"{role}: {place.name}/{place.split}"
+        surveys[title] = found = survey(
             place.domain, place.split, classes=classes,
             require_labels=place.require_labels, read_labels=not place.target,
             sample=args.sample, progress=make_progress("samples"),
         )
+        if found.pixels.any():
+            kept[f"{place.name}/{place.split}"] = statistics(found) | {"set": origin(place.domain)}
     if args.html:
         write_text(args.html, findings.render(f"Data of {name}", [
             section(title, one) for title, one in surveys.items()
         ]))
-    kept = {title.partition(": ")[2]: statistics(one) for title, one in surveys.items()
-            if one.pixels.any()}
     if kept:
-        stats = args.stats or os.path.join("runs", "class_stats", f"{name}.json")
-        write_text(stats, json.dumps(kept) + "\n")
+        write_text(args.stats or _stats_file(args, name, kept), json.dumps(kept) + "\n")
     for title, one in surveys.items():
         print(f"{title}\n{describe(one)}")
     return 1 if any(one.faults for one in surveys.values()) else 0

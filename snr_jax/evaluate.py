@@ -18,7 +18,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from snr_jax.config import arguments, checks
 from snr_jax.config.keys import SIDES
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import write_text
-from snr_jax.core.labels import Classes, class_names
+from snr_jax.core.labels import Classes
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import create_parallel
 from snr_jax.data.faults.look import look
@@ -99,14 +99,15 @@ def command(args: flags.FlagValues) -> None:
     sides = arguments.create_domains(config)
     classes = arguments.create_classes(config.num_classes, sides["source"])
     model, variables, meta = network.load(checkpoint, **network.computation(config))
-    _refuse_other_classes(checkpoint, meta, classes)
+    variables = network.in_order(variables, meta, classes, str(checkpoint.path))
     rows = _open_rows(args, config, sides, classes)
     for split in rows.read.values():
         print(f"{checkpoint.path} on {split.told}; results go to {out}", flush=True)
     for split in rows.read.values():
         for warning in look(split.samples, split.labels):
             print(f"WARNING {warning}", flush=True)
-    for note in unlike_training(meta, config):
+    notes = [*unlike_training(meta, config), *evaluation.read_otherwise(meta, rows)]
+    for note in notes:
         if not (args.domains and "target.size" in note):  # their sizes are their own
             print(f"note: {note}", flush=True)
     results = _score(args, config, model, variables, rows, checkpoint.step)
@@ -124,17 +125,16 @@ def command(args: flags.FlagValues) -> None:
         record |= {"results": scores}
     write_text(out / "evaluation.json", json.dumps(_finite(record), indent=1))
     for name, split in rows.read.items() if args.pictures else ():
-        file = f"predictions_{name.replace('/', '_')}.png" if args.domains else "predictions.png"
+        file = _picture_name(name, rows.read) if args.domains else "predictions.png"
         write_png(panel(pictures(model, variables, split.first(args.pictures))), out / file)
     print(f"written: {out}")
 
 
-def _refuse_other_classes(checkpoint: Checkpoint, meta: dict, classes: Classes) -> None:
-    if (there := class_names(network.classes_of(meta))) != class_names(classes):
-        raise UserError(
-            f"{checkpoint.path} knows the classes {', '.join(there)}; the configuration has "
-            f"{', '.join(class_names(classes))}. Set --config.source.domain to that of its training"
-        )
+def _picture_name(name: str, names: Collection[str]) -> str:
+    """The file of a row's predictions; a slash is no part of its name."""
+    plain = [other.replace("/", "_") for other in names]
+    alone = plain.count(name.replace("/", "_")) == 1
+    return f"predictions_{name.replace('/', '_' if alone else '%2F')}.png"
 
 
 def _score(

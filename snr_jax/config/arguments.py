@@ -15,6 +15,8 @@ from snr_jax.core.labels import Classes
 from snr_jax.data import domains
 from snr_jax.data.samples import Domain
 
+TEACHER = "_teacher"  # the end of the names of its scores
+
 
 def create_domains(config: ConfigDict) -> dict[str, Domain]:
     """The domains by side, source and target, with the places of their files.
@@ -27,6 +29,20 @@ def create_domains(config: ConfigDict) -> dict[str, Domain]:
         )
         for side in ("source", "target")
     }
+
+
+def split_name(config: ConfigDict, side: str) -> str:
+    """What the scores of a side are called: its domain, with the side where both are called alike.
+
+    So they are, too, where one is called as the other's teacher.
+    """
+    called = {side: domains.name_of(config[side].domain) for side in ("source", "target")}
+    ends = ("", TEACHER) if has_teacher(config) else ("",)
+    scored = {name + end for name in called.values() for end in ends}
+    alike = config.target.val_split and len(scored) < 2 * len(ends)
+    if alike or config.source.domain == config.target.domain:
+        return f"{called[side]}_{side}"
+    return called[side]
 
 
 def split_arguments(config: ConfigDict, role: str) -> dict:

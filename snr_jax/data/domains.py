@@ -7,6 +7,8 @@ files need no row but a YAML file (`own.py`).
 import dataclasses
 import difflib
 import os
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,36 @@ def is_own(spec: str) -> bool:
 def name_of(spec: str) -> str:
     """`Domain.name`, without reading anything."""
     return Path(spec).stem if is_own(spec) else spec
+
+
+def names(spec: str) -> list[str]:
+    """What a set may be called, the shortest first: "gta5"; of lake/data.yaml "data", "lake_data".
+
+    The last has a checksum of the file's whole path, so that two files have no list alike.
+    """
+    if not is_own(spec):
+        return [spec]
+    path = Path(os.path.abspath(spec))
+    parts = [*path.parts[1:-1], path.stem]
+    longer = ["_".join(parts[-number:]) for number in range(1, len(parts) + 1)]
+    return [*longer, f"{path.stem}_{zlib.crc32(os.fsencode(path)):08x}"]
+
+
+def origin(domain: Domain) -> str:
+    """Where a set lies, of one's own its file: what tells it from another of its name."""
+    return os.path.realpath(domain.spec if is_own(domain.spec) else domain.directory)
+
+
+def distinct_names(specs: Sequence[str]) -> list[str]:
+    """A name for each: that of `name_of`, and of own sets that are called alike a longer one."""
+    lists = [names(spec) for spec in specs]
+    while True:
+        chosen = [of_spec[0] for of_spec in lists]
+        alike = {i for i, name in enumerate(chosen) if chosen.count(name) > 1}
+        if not any(len(lists[i]) > 1 for i in alike):
+            return chosen
+        lists = [of_spec[1:] or of_spec if i in alike else of_spec
+                 for i, of_spec in enumerate(lists)]
 
 
 # ---------------------------------------------------------------- what is particular to a set

@@ -72,7 +72,7 @@ def count_classes(
     Every label is read once; the counts are kept beside the data, in `directory`. Raises UserError
     for a label that cannot be read.
     """
-    kept = Path(directory) / f"class_counts_{_key(samples, labels)}.npy"
+    kept = Path(directory) / f"class_counts_{_key(samples, labels, directory)}.npy"
     try:
         counts = np.load(kept)
         if counts.shape == (len(samples), len(labels.classes)):
@@ -102,19 +102,25 @@ def count_classes(
     return counts
 
 
-def _key(samples: Sequence[Sample], labels: Labels) -> str:
-    """Checksum of the ids, the sizes of the label files, and the classes that they are read as."""
+def _key(samples: Sequence[Sample], labels: Labels, directory: str) -> str:
+    """Checksum of the ids, the sizes of the label files, and the classes that they are read as.
+
+    Of one's own set, several of which may share a directory, also of each file's place and time.
+    """
     digest = hashlib.sha256(labels.lookup.tobytes())
     for sample in samples:
         try:
-            size = os.stat(sample.label).st_size
+            file = os.stat(sample.label)
         except OSError as error:
             raise UserError(
                 f"{sample.label} cannot be read ({error.strerror}). Rare class sampling counts the "
                 "label files once; unpack them there, or set "
                 "--config.source.rare_class_temperature=0"
             ) from None
-        digest.update(f"{sample.id} {size}\n".encode())
+        digest.update(f"{sample.id} {file.st_size}\n".encode())
+        if labels.ids == "own":
+            place = os.path.relpath(sample.label, directory)
+            digest.update(f"{place} {file.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:12]
 
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from snr_jax.core.labels import Classes
+from snr_jax.core.labels import Classes, class_names
 from snr_jax.data.prepared import reading
 from snr_jax.data.prepared.reading import Prepared
 from snr_jax.data.samples import Domain, Labels, Sample, list_samples
@@ -46,6 +46,10 @@ def open_split(
             domain, split, classes=classes, require_labels=require_labels
         )
         prepared, where = None, f" in {domain.directory}"
+    foreign = set(class_names(domain.classes or ())) - set(class_names(classes))
+    if foreign and require_labels:
+        shown = ", ".join(name for name in class_names(domain.classes) if name in foreign)
+        notes = [*notes, f"its classes {shown} are none of the network's: their pixels are ignored"]
     told = "; ".join([f"{domain.name}/{split}: {len(samples)} images{where}", *notes])
     return Split(
         domain.name, domain, split, size, samples, labels, prepared, told

@@ -21,7 +21,9 @@ from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.progress import progress_text
 from snr_jax.core.steps import make_eval_step, make_predict_step
 from snr_jax.data import pipeline, prefetch
-from snr_jax.data.domains import CONDITIONS, create_domain, is_own
+from snr_jax.data.domains import CONDITIONS, create_domain, distinct_names, is_own, origin
+from snr_jax.data.identity import exchanged, meaning
+from snr_jax.data.samples import Domain
 from snr_jax.data.splits import Split, open_split
 from snr_jax.report.pictures import colorize
 
@@ -143,8 +145,12 @@ def pictures(
     model: DeepLab,
     variables: dict,
     split: Split,
+    known: Classes | None = None,
 ) -> list[dict[str, np.ndarray]]:
-    """{"input", "label", "prediction"}, uint8 RGB [h,w,3] each, per sample. variables: numpy."""
+    """{"input", "label", "prediction"}, uint8 RGB [h,w,3] each, per sample. variables: numpy.
+
+    known: the network's classes, where they are others than the split's.
+    """
     predict = _compiled_prediction(model, tuple(split.size))
     variables = jax.device_put(variables)
     return [
@@ -152,7 +158,7 @@ def pictures(
             "input": batch["image"][0],
             "label": colorize(batch["label"][0], split.labels.classes),
             "prediction": colorize(
-                np.asarray(predict(variables, batch["image"]))[0], split.labels.classes
+                np.asarray(predict(variables, batch["image"]))[0], known or split.labels.classes
             ),
         }
         for batch in pipeline.eval_batches(
@@ -187,35 +193,61 @@ def open_rows(
     as `open_split`, and for an entry that is named twice.
     """
 
+    listed = {
+        entry: [f"acdc_{c}{entry[len('acdc'):]}" for c in CONDITIONS]
+        for entry in entries if entry.partition("=")[0] == "acdc"
+    }
+    every = list(dict.fromkeys([*entries, *(part for parts in listed.values() for part in parts)]))
+    names = dict(zip(every, distinct_names(every), strict=True))
+
     def opened(entry: str) -> Split:
-        name, _, folder = entry.partition("=")
-        domain = create_domain(name)
-        if not is_own(name):
-            domain = create_domain(name, os.path.join(root, folder or domain.folder))
+        domain = _domain(entry, root)
         found = open_split(
             domain, split, size=size or domain.train_size, classes=classes, max_images=max_images
         )
-        return found._replace(name=f"{found.name}={folder}" if folder else found.name)
+        return found._replace(name=names[entry])
 
     splits: dict[str, Split] = {}
     parts: dict[str, tuple[str, ...]] = {}
-    in_mean = []
+    in_mean = {}  # what is scored → its row
     for entry in entries:
-        name, equals, folder = entry.partition("=")
-        if name == "acdc":
-            found = [opened(f"acdc_{c}{equals}{folder}") for c in CONDITIONS]
+        if entry in listed:
+            found = [opened(part) for part in listed[entry]]
             samples = [sample for part in found for sample in part.samples]
-            domain = create_domain(name, found[0].domain.directory)
+            domain = create_domain("acdc", found[0].domain.directory)
             whole = found[0]._replace(name=entry, domain=domain, samples=samples)
             parts[entry] = tuple(part.name for part in found)
             splits |= {part.name: part for part in found}
         else:
             whole = opened(entry)
-        if whole.name in in_mean:
+        place = (whole.domain.name, origin(whole.domain))
+        if place in in_mean or whole.name in in_mean.values():
             raise UserError(f"--domains names {whole.name} twice; leave one out")
         splits[whole.name] = whole
-        in_mean.append(whole.name)
-    return Rows(splits, parts, tuple(in_mean))
+        in_mean[place] = whole.name
+    return Rows(splits, parts, tuple(in_mean.values()))
+
+
+def _domain(entry: str, root: str) -> Domain:
+    """DOMAIN, or DOMAIN=DIR for another folder below `root` than its own."""
+    name, _, folder = (entry, "", "") if is_own(entry) else entry.partition("=")
+    domain = create_domain(name)
+    if not is_own(name):
+        return create_domain(name, os.path.join(root, folder or domain.folder))
+    if folder:
+        raise UserError(f"--domains: {name} says itself where its files lie; leave out ={folder}")
+    return domain
+
+
+def read_otherwise(meta: dict, rows: Rows) -> list[str]:
+    """Notes on rows of the set that the network was trained on, whose numbers meant others then."""
+    there = meta.get("labels", {})
+    return [
+        f"the labels of {name} are read otherwise than in training: {', '.join(words)}"
+        for name, split in rows.read.items() if split.domain.spec == there.get("domain")
+        if (words := exchanged({"numbers": there.get("numbers")},
+                               {"numbers": meaning(split.labels)["numbers"]}))
+    ]
 
 
 def with_sums(counts: Mapping[str, np.ndarray], rows: Rows) -> dict[str, dict]:

@@ -16,7 +16,7 @@ from snr_jax.core.parallel import Parallel
 from snr_jax.core.progress import make_progress
 from snr_jax.core.self_training import make_classmix_step
 from snr_jax.core.steps import make_adaptation_step, make_source_step
-from snr_jax.data import domains, pipeline, rare
+from snr_jax.data import pipeline, rare
 from snr_jax.data.faults import look as data_look
 from snr_jax.data.prepared import reading
 from snr_jax.data.rare import RareClasses
@@ -50,7 +50,7 @@ def open_splits(config: ConfigDict) -> dict[str, Split]:
         split = open_split(
             sides[side], classes=classes, **arguments.split_arguments(config, role)
         )
-        return split._replace(name=split_name(config, side))
+        return split._replace(name=arguments.split_name(config, side))
 
     training = ["source", *(["target"] if config.loss.target else [])]
     splits = {role: opened(role) for role in (*training, "source_val")}
@@ -60,12 +60,6 @@ def open_splits(config: ConfigDict) -> dict[str, Split]:
     if config.target.val_split:
         splits["target_val"] = opened("target_val")
     return splits
-
-
-def split_name(config: ConfigDict, side: str) -> str:
-    """What the scores of a side are called: its domain, with the side where both are alike."""
-    name = domains.name_of(config[side].domain)
-    return f"{name}_{side}" if config.source.domain == config.target.domain else name
 
 
 def describe(splits: Mapping[str, Split]) -> list[str]:

@@ -2,15 +2,18 @@
 
 import logging
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from snr_jax.config import arguments
 from snr_jax.core import labels
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import Classes
+from snr_jax.core.labels import Classes, class_names
 from snr_jax.core.models.create import create_model
 from snr_jax.core.models.deeplab import ARCHITECTURE, DeepLab, architecture
 from snr_jax.core.state import initial_variables
@@ -19,6 +22,8 @@ from snr_jax.workdir import checkpoints
 from snr_jax.workdir.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)
+
+HEADS = ("layer5", "layer6", "restitution")  # begin the names of what has an output for each class
 
 
 def load(checkpoint: Checkpoint | str, **options: Any) -> tuple[DeepLab, dict, dict]:
@@ -34,7 +39,9 @@ def load_for(config: ConfigDict, checkpoint: Checkpoint) -> tuple[DeepLab, dict,
     want = arguments.model_arguments(config, None)
     model, variables, meta = load(checkpoint, **computation(config))
     refuse_mismatch(str(checkpoint.path), meta["model"], want)
-    return model, variables, meta
+    source = arguments.create_domains(config)["source"]
+    classes = arguments.create_classes(config.num_classes, source)
+    return model, in_order(variables, meta, classes, str(checkpoint.path)), meta
 
 
 def computation(config: ConfigDict) -> dict[str, str]:
@@ -59,6 +66,39 @@ def classes_of(meta: dict) -> Classes:
         ) from None
 
 
+def in_order(variables: dict, meta: dict, classes: Classes, path: str) -> dict:
+    """The variables of a checkpoint with the outputs of its heads in the order of `classes`.
+
+    A line says so where theirs is another. Raises UserError, by name, where classes differ.
+    """
+    there, here = class_names(classes_of(meta)), class_names(classes)
+    if there == here:
+        return variables
+    if set(there) != set(here):
+        lacking, new = ([name for name in one if name not in other]
+                        for one, other in ((there, here), (here, there)))
+        raise UserError(
+            f"the heads of {path} know other classes than the configuration: "
+            f"{_list(lacking)} there alone, {_list(new)} here alone. Set --config.source.domain to "
+            "that of its training, give classes that mean the same the same name, or convert its "
+            "PyTorch file with --reset_heads to begin with new heads"
+        )
+    logger.info("the classes of %s stand in another order (%s there; %s here): its heads are "
+                "reordered by name", path, _list(there), _list(here))
+    order = [there.index(name) for name in here]
+    params = {
+        name: jax.tree.map(lambda leaf: np.take(leaf, order, axis=-1), tree)
+        if name.startswith(HEADS) else tree
+        for name, tree in variables["params"].items()
+    }
+    return {**variables, "params": params}
+
+
+def _list(names: Sequence[str]) -> str:
+    more = ", ..." if len(names) > 8 else ""
+    return (", ".join(names[:8]) or "none") + more
+
+
 def refuse_mismatch(path: str, have: dict, want: dict, allowed: tuple[str, ...] = ()) -> None:
     """UserError where a checkpoint's arguments `have` are not the configuration's `want`."""
     differing = [k for k in ARCHITECTURE if have[k] != want[k] and k not in allowed]
@@ -74,10 +114,13 @@ def refuse_mismatch(path: str, have: dict, want: dict, allowed: tuple[str, ...] 
         )
 
 
-def initialize(model: DeepLab, seed: int, init_from: str) -> dict:
+def initialize(
+    model: DeepLab, seed: int, init_from: str, *, classes: Classes | None = None
+) -> dict:
     """Initial variables (numpy): random, or those of a checkpoint with an account of every tensor.
 
-    A network without SNR may start one with it; the tensors that are new then are named.
+    A network without SNR may start one with it; the tensors that are new then are named. classes:
+    in whose order its heads are put, as `in_order`; None where the checkpoint's are the run's.
     """
     initial = initial_variables(model, seed)
     if not init_from:
@@ -97,12 +140,15 @@ def initialize(model: DeepLab, seed: int, init_from: str) -> dict:
     if meta["model"]["norm_restitution"] == "none":
         allowed += ("norm_restitution",)
     refuse_mismatch(init_from, meta["model"], want, allowed)
+    trained = meta.get("source", {}).get("heads") != []  # else they are initial, of no class yet
+    if classes is not None and trained:
+        loaded = in_order(loaded, meta, classes, init_from)
     variables, account = merge(initial, loaded)
     logger.info("initial values from %s\n%s", found.path, account)
     if account.missing:
         logger.info("new, at their initial values: %s", ", ".join(account.missing))
     there, here = meta["model"]["head_branches"], model.head_branches
-    if there != here and meta.get("source", {}).get("heads") != []:  # [] where they are initial
+    if there != here and trained:
         logger.warning("the heads of %s were trained as sums of %d branches and are used here as "
                        "sums of %d. Set --config.model.head_branches=%d to keep what they compute",
                        init_from, there, here, there)

@@ -66,7 +66,7 @@ def _train(run: Run, profile_dir: str) -> dict[str, dict]:
     tx, schedule = experiment.create_optimizer(config)
     rare_classes = experiment.rare_classes(config, run.splits["source"])
     with states.open_manager(workdir, config.keep_checkpoints) as manager:
-        state, resumed = _initial_state(config, model, tx, manager)
+        state, resumed = _initial_state(run, model, tx, manager)
         start = int(state.step)
         _announce(run, model, state, parallel)
         run.unless_stopped(f"stopped before step {start + 1}; nothing is lost")
@@ -93,16 +93,17 @@ def _train(run: Run, profile_dir: str) -> dict[str, dict]:
 
 
 def _initial_state(
-    config: ConfigDict, model: DeepLab, tx: optax.GradientTransformation, manager: states.Manager
+    run: Run, model: DeepLab, tx: optax.GradientTransformation, manager: states.Manager
 ) -> tuple[TrainState, bool]:
     """The state to begin with (numpy), and whether a run goes on with it."""
-    create = partial(create_state, tx=tx, with_teacher=arguments.has_teacher(config))
+    create = partial(create_state, tx=tx, with_teacher=arguments.has_teacher(run.config))
     shapes = jax.eval_shape(create, variable_shapes(model))
     state = states.restore_state(manager, shapes)
     if state is not None:
         logger.info("going on from the checkpoint of step %d in %s", state.step, manager.directory)
         return state, True
-    variables = network.initialize(model, **arguments.initial_arguments(config))
+    initial = arguments.initial_arguments(run.config)
+    variables = network.initialize(model, **initial, classes=run.classes)
     return jax.device_get(create(variables)), False
 
 

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from snr_jax.config import arguments
+from snr_jax.config.arguments import TEACHER
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import Parallel
 from snr_jax.core.progress import format_duration
 from snr_jax.core.state import TrainState
+from snr_jax.data.identity import meaning
 from snr_jax.data.splits import Split
 from snr_jax.report.pictures import panel
 from snr_jax.report.tables import percent
@@ -27,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 # The splits that are scored, and the name under which the best variables by each are kept.
 BEST = {"source_val": "best_source", "target_val": "oracle_target"}
-TEACHER = "_teacher"  # the end of the names of its scores
 
 
 def validate(
@@ -84,6 +85,10 @@ def describe(run: Run, model: DeepLab, step: int, results: dict[str, dict]) -> d
         "model": architecture(model), "source": source, "scores": results,
         "class_names": [c.name for c in run.classes],
         "class_colors": [c.color for c in run.classes],
+        "labels": {
+            "domain": run.splits["source"].domain.spec,
+            "numbers": meaning(run.splits["source"].labels)["numbers"],
+        },
     }
 
 
@@ -184,9 +189,10 @@ def incomparable(best: Mapping, new: Mapping, domain: str) -> list[str]:
         float(best["scores"][domain]["miou"]), int(best["scores"][domain]["settings"]["step"])
     except (KeyError, TypeError, ValueError, AttributeError):
         return [f"it has no score of {domain}"]
+    later = {"meaning"} - there.keys()  # scores of before do not say what the numbers meant
     return [
         f"its score of {domain} is with {key} {there.get(key)!r}, not {here.get(key)!r}"
-        for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)
+        for key in sorted((there.keys() | here.keys()) - later) if there.get(key) != here.get(key)
     ]
 
 

@@ -10,12 +10,13 @@ from ml_collections import ConfigDict
 
 from snr_jax.config import arguments
 from snr_jax.core.errors import UserError
+from snr_jax.data.identity import exchanged
 from snr_jax.data.splits import Split
 from snr_jax.report.chart import Curve
 from snr_jax.report.published import NETWORK, Row, Setting
 from snr_jax.runs import network, validation
 from snr_jax.runs.evaluation import pictures
-from snr_jax.runs.experiment import open_splits, split_name
+from snr_jax.runs.experiment import open_splits
 from snr_jax.workdir import checkpoints, record
 from snr_jax.workdir.metrics import read_scalars
 
@@ -84,7 +85,8 @@ def rows(folders: Folders) -> list[Row]:
         config, role = ConfigDict(there["config"]), _scored_role(there)
         side = role.partition("_")[0]
         data, size = there["data"][role], config[side].size
-        for shown, split in _networks(name, group[0], split_name(config, side)).items():
+        scored = arguments.split_name(config, side)
+        for shown, split in _networks(name, group[0], scored).items():
             scores = [_last_scores(folder, read_scalars(folder), split) for folder in group]
             steps = sorted({score["step"] for score in scores})
             unfinished = "" if steps == [config.num_steps] else (
@@ -116,6 +118,21 @@ def setting(there: Mapping) -> Setting:
     city = f"_{Path(target.dir).name.lower()}" if target.domain == "crosscity" else ""
     task = "adaptation" if "target" in there["data"] else "generalisation"
     return Setting(config.source.domain, target.domain + city, task, config.num_classes)
+
+
+def unlike(there: Mapping, here: Mapping) -> list[str]:
+    """Where two records of one setting are of other sets all the same: other files, or numbers.
+
+    Splits of other counts are not compared: `eval.max_images` may be the reason.
+    """
+    found = []
+    for role in there["data"].keys() & here["data"].keys():
+        one, other = there["data"][role], here["data"][role]
+        alike = one["split"] == other["split"] and one["images"] == other["images"]
+        differing = [key for key in ("ids", "content") if alike and one[key] != other[key]]
+        words = [*(["other files"] if differing else []), *exchanged(one, other)]
+        found += [f"{role}: {', '.join(words)}"] if words else []
+    return sorted(found)
 
 
 def _scored_role(there: Mapping) -> str:
@@ -221,8 +238,9 @@ def _pictures(
         if not chosen:
             break
         interrupt()
-        model, variables, _ = network.load(str(folder))
-        drawn = pictures(model, variables, split._replace(samples=chosen))
+        model, variables, meta = network.load(str(folder))
+        chosen_split = split._replace(samples=chosen)
+        drawn = pictures(model, variables, chosen_split, known=network.classes_of(meta))
         for row, picture in zip(rows, drawn, strict=True):
             row |= {"input": picture["input"], "label": picture["label"],
                     name: picture["prediction"]}

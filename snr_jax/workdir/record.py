@@ -2,14 +2,14 @@
 
     config    the configuration, model.dtype as it is computed in where that is "auto"
     initial   "random", or a checksum of the values that init_from names
-    data      of every split the number of images and checksums of their ids and of a sample of them
+    data      of every split the number of images and checksums of their ids and of a sample of
+              them; where its labels are read, the classes and the numbers that mean them
     starts    every start of the run: time, step, versions of code and libraries, devices
 
 The first three make its results, up to rounding, and are compared; `fingerprint` and `differences`
 do that for whoever keeps a number beside what it was made with. The starts are for the reader.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -18,7 +18,7 @@ import platform
 import subprocess
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -29,7 +29,7 @@ from snr_jax.config.arguments import to_dict
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import write_text
 from snr_jax.core.models.create import resolve_dtype
-from snr_jax.data.samples import Sample
+from snr_jax.data.identity import checksum, exchanged, identity, meaning
 from snr_jax.data.splits import Split
 from snr_jax.report import tables
 from snr_jax.workdir import checkpoints
@@ -48,7 +48,6 @@ LIBRARIES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "tensorflow-cpu",
     "tensorflow",
 )
-_SAMPLED = 8  # images of a split whose files are read for the checksum of the content
 
 
 def fingerprint(config: ConfigDict, splits: Mapping[str, Split]) -> dict:
@@ -62,7 +61,8 @@ def fingerprint(config: ConfigDict, splits: Mapping[str, Split]) -> dict:
     """
     data = {
         role: {"domain": split.domain.spec, "split": split.split,
-               **_identity(split, labels=role != "target")}
+               **_identity(split, labels=role != "target"),
+               **(meaning(split.labels) if role != "target" else {})}
         for role, split in splits.items()
     }
     recorded = to_dict(config)
@@ -79,15 +79,24 @@ def differences(there: Mapping, here: Mapping) -> list[str]:
     before, now = _comparable(there), _comparable(here)
     if None not in (there["initial"], here["initial"]):
         before["init_from"], now["init_from"] = there["initial"], here["initial"]
-    return [
+    lines = [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and key not in FREE_KEYS
     ]
+    meant = {
+        role: exchanged(there["data"][role], here["data"][role])
+        for role in here["data"] if role in there["data"]
+    }
+    return lines + [f"data of {role}: {', '.join(words)}" for role, words in meant.items() if words]
 
 
 def _comparable(record: Mapping) -> dict:
-    data = {f"data of {role}": of_split for role, of_split in record["data"].items()}
+    """By key, without what `exchanged` compares."""
+    data = {
+        f"data of {role}": {k: v for k, v in of_split.items() if k not in ("classes", "numbers")}
+        for role, of_split in record["data"].items()
+    }
     return flatten_dict(record["config"], sep=".") | flatten_dict(data, sep=".")
 
 
@@ -98,31 +107,12 @@ def _identity(split: Split, labels: bool) -> dict:
     return identity(split.samples, labels=labels)
 
 
-def identity(samples: Sequence[Sample], *, labels: bool = True) -> dict:
-    """The number of images, a checksum of their ids, and one of the files of eight of them.
-
-    labels: whether the label files belong to it. Raises UserError for a file that cannot be read.
-    """
-    number = min(_SAMPLED, len(samples))
-    chosen = [samples[i * len(samples) // number] for i in range(number)]
-    content = hashlib.sha256()
-    for sample in chosen:
-        for path in (sample.image, sample.label) if labels else (sample.image,):
-            try:
-                content.update(hashlib.sha256(Path(path).read_bytes()).digest())
-            except OSError as error:
-                raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    ids = hashlib.sha256("\n".join(sample.id for sample in samples).encode())
-    return {
-        "images": len(samples), "ids": ids.hexdigest()[:16], "content": content.hexdigest()[:16]
-    }
-
-
 def evaluation_settings(split: Split, *, protocol: str, flip: bool, dtype: str) -> dict:
     """What a score depends on besides the network. Scores of other settings are not compared."""
     return {
         "domain": split.domain.spec, "split": split.split, **identity(split.samples),
         "size": list(split.size), "classes": len(split.labels.classes),
+        "meaning": checksum(meaning(split.labels)),
         "protocol": protocol, "flip": flip, "dtype": dtype,
     }
 

@@ -3,9 +3,10 @@
 import pytest
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import class_names, palette
+from snr_jax.core.labels import class_names, own_classes, palette
 from snr_jax.data.domains import create_domain
 from snr_jax.data.samples import list_samples
+from snr_jax.data.splits import open_split
 from tests.data.test_layout_rows import touch
 
 FIVE = """
@@ -48,6 +49,18 @@ def test_train_ids_and_the_classes_of_cityscapes(write, tmp_path):
     assert listing.labels.lookup[[0, 18, 19, 255]].tolist() == [0, 18, 254, 255]
     thirteen = list_samples(create_domain(path, tmp_path), "all", classes=13)
     assert thirteen.labels.lookup[3] == 255  # a wall is no class among the 13
+
+
+def test_classes_that_the_network_does_not_have_are_told(write, tmp_path):
+    domain = create_domain(write(FIVE))
+    touch(tmp_path, "frames/a/1.jpg", "masks/a/1_mask.png")
+
+    def told(classes, **options):
+        return open_split(domain, "train", size=(9, 9), classes=classes, **options).told
+
+    lake = own_classes(["sky", "ship", "water"])
+    assert "; its classes boat are none of the network's: their pixels are ignored" in told(lake)
+    assert "ignored" not in told(domain.classes) + told(lake, require_labels=False)
 
 
 def test_images_alone(write, tmp_path):

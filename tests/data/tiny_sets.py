@@ -68,3 +68,19 @@ def write_cityscapes(folder: Path, count=5, split="val", height=24, width=48, la
             label = Image.fromarray(random_ids(number, height, width))
             label.save(root / "gtFine" / split / city / f"{id}_gtFine_labelIds.png")
     return root
+
+
+def write_two_classes(folder: Path, seed: int, count: int = 3) -> Path:
+    """data.yaml with images and masks of two classes in the splits train and val."""
+    for split in ("train", "val"):
+        for number in range(count):
+            image = natural_image(100 * seed + number, 33, 65)
+            mask = np.where(random_ids(seed + number, 33, 65) % 2, 9, 0).astype(np.uint8)
+            for kind, pixels in (("images", image), ("masks", mask)):
+                (folder / kind / split).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(folder / kind / split / f"{number}.png")
+    (folder / "data.yaml").write_text(
+        "images: images/{split}/*.png\nlabels: masks/{split}/*.png\nsplits: [train, val]\n"
+        "classes: {ground: , thing: }\nids: {0: ground, 9: thing}\n"
+    )
+    return folder / "data.yaml"

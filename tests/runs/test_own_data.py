@@ -52,7 +52,7 @@ def test_training_opens_no_label_of_the_target(labels, own, command):
         "target.val_split": "",
     })
     config = ["--config", ADAPT, *flags]
-    result = command("data.doctor", *config, "--stats", own / "stats.json")
+    result = command("doctor", *config, "--stats", own / "stats.json")
     assert result.code == 0 and "no faults" in result.out, result
     result = command("main", *config, "--workdir", own / "run")
     assert result.code == 0, result

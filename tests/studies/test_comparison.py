@@ -164,3 +164,19 @@ def test_the_command_refuses_what_it_cannot_show(generalised, refused, tmp_path)
     assert "holds no run.json" in refused("compare", tmp_path / "none")
     assert "named twice" in refused("compare", run, run)
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("role, key, value, words", [
+    ("target_val", "content", "another", "target_val: other files"),
+    ("source_val", "numbers", {"7": "sidewalk"},
+     "source_val: the number 7 in labels is road there, sidewalk now"),
+])  # fmt: skip
+def test_runs_on_other_data_under_one_name_are_no_page(
+    role, key, value, words, generalised, refused, tmp_path
+):
+    other = copy(generalised, tmp_path / "other", seed=7)
+    there = json.loads((other / "run.json").read_text())
+    there["data"][role][key] = value
+    (other / "run.json").write_text(json.dumps(there))
+    error = refused("compare", generalised.workdir, other, "--out", tmp_path / "page.html")
+    assert words in error and "of other data under one name" in error

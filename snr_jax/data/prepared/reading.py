@@ -1,6 +1,7 @@
 """Prepared data: a domain resized once to its training size, as a TFDS data set of array_record.
 
-FOLDER/<domain>_<height>x<width> is written by `writing.py`; `open_prepared` reads it, by index. A
+FOLDER/<domain>_<height>x<width> is written by `writing.py`; `open_prepared` reads it, by index. Of
+two own sets that are called alike the second has its folder in the name too (`domains.names`). A
 record holds what training reads from the files, bit for bit. Random scales are made from the stored
 size, which has to reach the largest of them.
 
@@ -15,7 +16,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -26,7 +27,9 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes
 from snr_jax.data import decode
 from snr_jax.data.decode import tf
-from snr_jax.data.samples import Domain, Labels, Sample
+from snr_jax.data.domains import is_own, names, origin
+from snr_jax.data.identity import exchanged, identity, numbers_of
+from snr_jax.data.samples import Domain, Labels, Sample, list_samples
 
 NAME = "snr_jax"  # of the data set in TFDS's file names
 RECORD = "prepared.json"  # what was prepared: read before anything else
@@ -103,11 +106,14 @@ def open_prepared(
 ) -> tuple[list[Sample], Labels, Prepared] | None:
     """The samples of a split as `list_samples` gives them; None if the domain is not there.
 
-    Their paths are those of the files in the domain's directory, which need not exist. Raises
-    UserError for a folder that is damaged or lacks the split, and for a `scale_range` beyond what
-    is stored.
+    Their paths are those of the files in the domain's directory, which need not exist; if they do,
+    they must be those that were prepared. Raises UserError if they are not, for a folder that is
+    damaged or lacks the split, and for a `scale_range` beyond what is stored.
     """
-    path = _choose(folder, domain.name, size, scale_range)
+    named = _named(folder, domain)
+    now = {split: _identities(domain, split)} if named else {}
+    sizes = {each: path for each, path in named if not is_another(path, domain, now)}
+    path = _choose(folder, domain, size, scale_range, sizes)
     if path is None:
         return None
     record = read_record(path)
@@ -131,36 +137,85 @@ def open_prepared(
         for id, image, label in zip(stored["ids"], stored["images"], labels, strict=True)
     ]
     identities = stored["identities"]
+    wrong = _unlike(identities, now[split]) + exchanged(record, {"numbers": numbers_of(domain)})
+    if wrong:
+        raise UserError(f"{path} was not prepared from {domain.name} as it is in "
+                        f"{domain.directory} ({', '.join(wrong)}). {REMEDY}")
     if scale_range:  # resized twice: other pixels than from the files, so other data for a record
         identities = {k: v | {"resized_from": record["size"]} for k, v in identities.items()}
     prepared = Prepared(path, split, tuple(record["size"]), identities, tuple(map(str, shards)))
     return samples, domain.labels(layouts[0], classes), prepared
 
 
+def _named(folder: str | os.PathLike, domain: Domain) -> list[tuple[tuple[int, int], Path]]:
+    """Sizes and folders that are called as the domain may be, the usual name last."""
+    paths = sorted(Path(folder).glob("*"))
+    found = []
+    for name in reversed(names(domain.spec or domain.name)):
+        regex = re.compile(rf"{re.escape(name)}_(\d+)x(\d+)")
+        matches = [(regex.fullmatch(path.name), path) for path in paths]
+        found += [((int(m[1]), int(m[2])), path) for m, path in matches if m]
+    return found
+
+
+def _identities(domain: Domain, split: str) -> dict | None:
+    """`identity` of the files of a split, "images" and "pairs"; None where they are not there."""
+    try:
+        samples = list_samples(domain, split, classes=domain.classes or 19, require_labels=False)[0]
+        found = {"images": identity(samples, labels=False)}
+        if all(sample.label for sample in samples):
+            found["pairs"] = identity(samples)
+    except UserError:  # whoever needs the files says what is wrong
+        return None
+    return found
+
+
+def _unlike(there: Mapping, here: Mapping | None) -> list[str]:
+    """In which of their identities two splits differ, in words; [] where one has no files."""
+    if here is None:
+        return []
+    kind = "pairs" if "pairs" in there and "pairs" in here else "images"
+    return [f"other {key}" for key in here[kind] if there[kind].get(key) != here[kind][key]]
+
+
+def is_another(path: Path, domain: Domain, now: Mapping[str, dict | None]) -> bool:
+    """Whether a folder is of another own set that is called alike.
+
+    That is one whose file lies elsewhere, and whose files or numbers are others. now: split → the
+    identities of the domain's files. A folder of before, that does not say, is the domain's.
+    """
+    try:
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        if not is_own(domain.spec) or record.get("set", origin(domain)) == origin(domain):
+            return False
+        stored = {s: of["identities"] for s, of in record["splits"].items() if s in now}
+        same = stored and all(now[s] and not _unlike(stored[s], now[s]) for s in stored)
+        return not same or bool(exchanged(record, {"numbers": numbers_of(domain)}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False  # damaged: whoever reads it says so
+
+
 def _choose(
-    folder: str | os.PathLike, domain: str, size: Sequence[int],
-    scale_range: tuple[float, float] | None,
+    folder: str | os.PathLike, domain: Domain, size: Sequence[int],
+    scale_range: tuple[float, float] | None, sizes: Mapping[tuple[int, int], Path],
 ) -> Path | None:
     """Where the domain lies at `size`; of a random scale at the smallest size that reaches it."""
     if not scale_range:
-        path = place(folder, domain, size)
-        return path if path.exists() else None
-    named = re.compile(rf"{re.escape(domain)}_(\d+)x(\d+)")
-    found = [named.fullmatch(path.name) for path in Path(folder).glob("*")]
-    sizes = sorted((tuple(map(int, match.groups())) for match in found if match), key=math.prod)
+        return sizes.get(tuple(size))
     largest = [round(side * scale_range[1]) for side in size]
-    for stored in sizes:
+    for stored in sorted(sizes, key=math.prod):
         if stored[0] >= largest[0] and stored[1] >= largest[1]:
-            return place(folder, domain, stored)
+            return sizes[stored]
     if not sizes:
         return None
     reached = max(min(have / side for have, side in zip(each, size)) for each in sizes)
+    shown = ", ".join(f"{h}x{w}" for h, w in sorted(sizes, key=math.prod))
     raise UserError(
-        f"data.scale_range is {scale_range}, which makes {domain} up to {largest[0]}x{largest[1]} "
-        f"(height x width), and {folder} holds {', '.join(f'{h}x{w}' for h, w in sizes)}: up to "
+        f"data.scale_range is {scale_range}, which makes {domain.name} up to "
+        f"{largest[0]}x{largest[1]} (height x width), and {folder} holds {shown}: up to "
         f"{math.floor(100 * reached) / 100:g} times. Lower the upper end, prepare it with "
-        f"scripts/prepare_data.py --domain {domain} --size {largest[0]},{largest[1]}, or set "
-        "--config.data.prepared= to read the files"
+        f"scripts/prepare_data.py --domain {domain.spec or domain.name} --size "
+        f"{largest[0]},{largest[1]}, or set --config.data.prepared= to read the files"
     )
 
 

@@ -10,20 +10,23 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import write_text, written_whole
 from snr_jax.data.decode import tf
+from snr_jax.data.domains import names, origin
 from snr_jax.data.faults.inspection import inspect
+from snr_jax.data.identity import numbers_of
 from snr_jax.data.prepared import spread
 from snr_jax.data.prepared.reading import (
     NAME,
     RECORD,
     example,
     features,
+    is_another,
     place,
     read_record,
     tfds,
@@ -74,20 +77,19 @@ def prepare(
     if images not in IMAGE_KINDS:
         raise UserError(f"images is {images!r}; expected one of {', '.join(IMAGE_KINDS)}")
     listed, labelled = _listed(domain, splits)
-    out = place(folder, domain.name, size)
-    partial = out.with_name(f"{out.name}.partial")
-    shards = {
-        split: _shards(partial, split, listing, size, images, labelled)
+    described = {
+        split: _describe(listing.samples, domain.directory, labelled, identify)
         for split, listing in listed.items()
     }
+    out = _place_of(domain, folder, size, described)
+    partial = _partial(out)
+    shards = {split: _shards(partial, split, listing, size, images, labelled)
+              for split, listing in listed.items()}
     record = {
-        "domain": domain.name, "size": list(size), "images": images,
-        "layout": listed[splits[0]].labels.layout,
-        "splits": {
-            split: _describe(listing.samples, domain.directory, labelled, identify)
-            | {"shards": [shard.path.name for shard in shards[split]]}
-            for split, listing in listed.items()
-        },
+        "domain": domain.name, "set": origin(domain), "numbers": numbers_of(domain),
+        "size": list(size), "images": images, "layout": listed[splits[0]].labels.layout,
+        "splits": {s: of | {"shards": [x.path.name for x in shards[s]]}
+                   for s, of in described.items()},
     }
     if out.exists():
         _refuse_other(out, record)
@@ -111,6 +113,21 @@ def prepare(
     logger.info("%s: %d images in %d shards, read again, agree with their checksums", out,
                 sum(len(shard.samples) for shard in every), len(every))
     return out
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(f"{out.name}.partial")
+
+
+def _place_of(
+    domain: Domain, folder: str | os.PathLike, size: tuple[int, int], described: Mapping[str, dict]
+) -> Path:
+    """The folder under the first name of the domain that no other set has taken."""
+    now = {split: of_split["identities"] for split, of_split in described.items()}
+    places = [place(folder, name, size) for name in names(domain.spec or domain.name)]
+    free = (out for out in places
+            if not any(is_another(each, domain, now) for each in (out, _partial(out))))
+    return next(free, places[-1])
 
 
 def _listed(domain: Domain, splits: Sequence[str]) -> tuple[dict[str, Listing], bool]:
@@ -178,7 +195,9 @@ def _shards(
 def _refuse_other(folder: Path, record: dict) -> None:
     try:
         found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        differing = [key for key in record if found.get(key) != record[key]]
+        # Where it lies may change; what its numbers mean, folders of before do not say.
+        compared = record.keys() - {"set"} - ({"numbers"} - found.keys())
+        differing = [key for key in record if key in compared and found.get(key) != record[key]]
     except (OSError, ValueError, AttributeError):
         differing = [f"{RECORD} cannot be read"]
     if differing:

@@ -1,0 +1,81 @@
+"""What makes a set itself: what lies in it, and what the numbers in its labels mean.
+
+Its name is for people: `domains.names` makes those of several sets differ.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from snr_jax.core.errors import UserError
+from snr_jax.core.labels import class_names
+from snr_jax.data.samples import Domain, Labels, Sample
+
+_SAMPLED = 8  # images of a split whose files are read for the checksum of the content
+_NAMED = 3  # differences that are told in words
+
+
+def identity(samples: Sequence[Sample], *, labels: bool = True) -> dict:
+    """The number of images, a checksum of their ids, and one of the files of eight of them.
+
+    labels: whether the label files belong to it. Raises UserError for a file that cannot be read.
+    """
+    number = min(_SAMPLED, len(samples))
+    chosen = [samples[i * len(samples) // number] for i in range(number)]
+    content = hashlib.sha256()
+    for sample in chosen:
+        for path in (sample.image, sample.label) if labels else (sample.image,):
+            try:
+                content.update(hashlib.sha256(Path(path).read_bytes()).digest())
+            except OSError as error:
+                raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    ids = hashlib.sha256("\n".join(sample.id for sample in samples).encode())
+    return {
+        "images": len(samples), "ids": ids.hexdigest()[:16], "content": content.hexdigest()[:16]
+    }
+
+
+def meaning(labels: Labels) -> dict:
+    """The classes in order, and which of them a number in a label file is, as JSON gives it back.
+
+    {"classes": [name, ...], "numbers": {"7": name, ...}}; other numbers are no class.
+    """
+    names = class_names(labels.classes)
+    numbers = {str(i): names[c] for i, c in enumerate(labels.lookup) if c < len(names)}
+    return {"classes": list(names), "numbers": numbers}
+
+
+def numbers_of(domain: Domain) -> dict[str, str]:
+    """What the numbers in the labels of one's own set mean by its file, as JSON gives it back."""
+    table = (domain.ids or {}).get("own")
+    return {str(i): name for i, name in sorted(table.names.items())} if table else {}
+
+
+def checksum(meant: Mapping) -> str:
+    """One of a `meaning`, which a score keeps."""
+    return hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def exchanged(there: Mapping, here: Mapping) -> list[str]:
+    """Where two mappings that hold a `meaning` differ in it, in words.
+
+    What one of them does not hold, as records of before, is not compared.
+    """
+
+    def both(key: str, kind: type) -> bool:
+        return isinstance(there.get(key), kind) and isinstance(here.get(key), kind)
+
+    before, now = {}, {}
+    if both("classes", list):
+        before |= {f"class {i}": name for i, name in enumerate(there["classes"])}
+        now |= {f"class {i}": name for i, name in enumerate(here["classes"])}
+    if both("numbers", dict):
+        before |= {f"the number {i} in labels": name for i, name in there["numbers"].items()}
+        now |= {f"the number {i} in labels": name for i, name in here["numbers"].items()}
+    lines = [
+        f"{what} is {before.get(what, 'no class')} there, {now.get(what, 'no class')} now"
+        for what in {**before, **now} if before.get(what) != now.get(what)
+    ]
+    more = [f"{len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
+    return lines[:_NAMED] + more
