@@ -190,7 +190,7 @@ def open_rows(
     def opened(entry: str) -> Split:
         name, _, folder = entry.partition("=")
         domain = create_domain(name)
-        if not is_own(name):
+        if folder or not is_own(name):
             domain = create_domain(name, os.path.join(root, folder or domain.folder))
         found = open_split(
             domain, split, size=size or domain.train_size, classes=classes, max_images=max_images

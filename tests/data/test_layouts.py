@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from snr_jax.data.layouts import Layout, pairs
+from snr_jax.data import layouts
+from snr_jax.data.layouts import Layout, Pairs
 
 CITY = Layout(("left/{split}/*/*_left.png",), "fine/{split}/*/*_labelIds.png")
 
@@ -13,6 +14,10 @@ def touch(root: Path, *names: str) -> None:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
+
+
+def pairs(root: Path, layout: Layout, split: str) -> Pairs:
+    return layouts.match(root, layout, split, layouts.create_list()).pairs
 
 
 def test_partners_have_the_same_stars(tmp_path):
