@@ -39,7 +39,10 @@ flags.DEFINE_string(
     "domain", None, f"Read this, not --config: {', '.join(DOMAINS)}, or my_domain.yaml.",
     flag_values=FLAGS,
 )
-flags.DEFINE_string("dir", None, "The folder of --domain; an own one's files lie beside it.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "dir", None, "The folder of --domain; by default an own one's files lie beside it.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string("split", "train", "The split of --domain.", flag_values=FLAGS)
 flags.DEFINE_enum(
     "num_classes", "19", ["19", "16", "13"], "How many classes its labels are read as.",

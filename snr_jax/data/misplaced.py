@@ -65,7 +65,8 @@ def _near(root: Path, pattern: Parts, what: str, listed: ListFolder) -> Iterator
         if found := look(*folders[:i], *["*"] * depth, *folders[i:], names):
             inner = found[0].relative_to(root).parts[: i + depth]
             outer = root.joinpath(*inner[:i])
-            yield f"{told(found)}: move what is in {root.joinpath(*inner)} to {outer}"
+            given = "" if i else ", or give it as the folder where the whole set lies in it"
+            yield f"{told(found)}: move what is in {root.joinpath(*inner)} to {outer}{given}"
     here = root.resolve()
     if folders and folders[0] == here.name and look(*folders[1:], names):
         yield f"The folder given is {here.name} itself: give the one above, {here.parent}"
