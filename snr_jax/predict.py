@@ -24,7 +24,12 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes
 from snr_jax.core.progress import make_progress
 from snr_jax.inference.photos import (
-    Photos, find_images, printable, read_image, result_names, write_results,
+    Photos,
+    find_images,
+    printable,
+    read_image,
+    result_names,
+    write_results,
 )
 from snr_jax.inference.tiles import Network, create_network, segment
 from snr_jax.runs import network
@@ -39,7 +44,10 @@ LEAST = 33  # pixels a side that the network sees
 FLAGS = flags.FlagValues()
 cli.define_compilation_cache(FLAGS)
 flags.DEFINE_string("checkpoint", None, "The network: a run, or a checkpoint.", flag_values=FLAGS)
-flags.DEFINE_string("images", None, "Folder of the images, of any size, read in depth; or a file, or a pattern.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "images", None, "Folder of the images, of any size, read in depth; or a file, or a pattern.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string("out", None, "Folder for the results.", flag_values=FLAGS)
 flags.DEFINE_list(
     "size", None,
@@ -101,7 +109,8 @@ def command(args: flags.FlagValues) -> int:
         print(f"note: to be seen at {size[0]}x{size[1]}, {squeezed} images were squeezed or "
               f"stretched by more than {SQUEEZE}; --size, or --tile, keeps their shape")
     if failures:
-        print(f"error: {len(failures)} of {len(photos.paths)} images have no result:", file=sys.stderr)
+        whole = len(photos.paths)
+        print(f"error: {len(failures)} of {whole} images have no result:", file=sys.stderr)
         print("\n".join(f"  {failure}" for failure in failures), file=sys.stderr, flush=True)
     return 1 if failures else 0
 

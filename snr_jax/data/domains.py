@@ -15,7 +15,7 @@ import scipy.io
 from snr_jax.core.errors import UserError
 from snr_jax.data.layouts import Layout
 from snr_jax.data.own import load_own
-from snr_jax.data.samples import Domain
+from snr_jax.data.samples import OWN_SUFFIXES, Domain
 
 # Frames of GTA5 that are entirely black.
 GTA5_BLANK = frozenset(
@@ -50,7 +50,7 @@ def create_domain(spec: str, directory: str | os.PathLike | None = None) -> Doma
 
 def is_own(spec: str) -> bool:
     """Whether it is the YAML file of one's own data set."""
-    return str(spec).endswith((".yaml", ".yml"))
+    return str(spec).endswith(OWN_SUFFIXES)
 
 
 def is_usual(folder: str) -> bool:

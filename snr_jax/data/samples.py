@@ -16,6 +16,7 @@ from snr_jax.core.labels import ID_TABLES, Classes, IdTable
 from snr_jax.data import layouts, misplaced
 from snr_jax.data.layouts import Found, Layout, ListFolder
 
+OWN_SUFFIXES = (".yaml", ".yml")  # of files that describe a data set of one's own
 # root, split, ids that were found → ids of the split, notes for the log
 Select = Callable[[Path, str, set[str]], tuple[set[str], list[str]]]
 
@@ -37,6 +38,7 @@ class Domain:
     splits: name → what {split} stands for in the layouts.
     select: which of the files a split has, where folders do not tell.
     classes: those of an own data set; None: the protocols' classes.
+    hint: what to know where nothing is found.
     """
 
     name: str
@@ -49,7 +51,7 @@ class Domain:
     ids: Mapping[str, IdTable] | None = None  # Layout.ids → table; ID_TABLES if None
     directory: str = ""
     spec: str = ""
-    hint: str = ""  # said where nothing is found
+    hint: str = ""
 
     def __str__(self) -> str:
         return "; or ".join(map(str, self.layouts))
@@ -57,7 +59,7 @@ class Domain:
     @property
     def is_own(self) -> bool:
         """Whether a YAML file describes it."""
-        return self.spec.endswith((".yaml", ".yml"))
+        return self.spec.endswith(OWN_SUFFIXES)
 
     def labels(self, layout: Layout, classes: int | Classes) -> "Labels":
         """How the label files of that layout are read as those classes."""
