@@ -70,7 +70,7 @@ def _near(root: Path, pattern: Parts, what: str, listed: ListFolder) -> Iterator
     here = root.resolve()
     if folders and folders[0] == here.name and look(*folders[1:], names):
         yield f"The folder given is {here.name} itself: give the one above, {here.parent}"
-    for i, folder in enumerate(folders):
+    for i, folder in reversed(list(enumerate(folders))):
         if found := look(*folders[:i], *folders[i + 1 :], names):
             into = "folders" if "*" in folder else f"a folder {folder}"
             yield f"{told(found)}, without {into} at that place: move them into {into}"

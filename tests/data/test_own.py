@@ -50,6 +50,29 @@ def test_train_ids_and_the_classes_of_cityscapes(write, tmp_path):
     assert thirteen.labels.lookup[3] == 255  # a wall is no class among the 13
 
 
+def test_truth_values_of_yaml_are_names(write):
+    domain = create_domain(write(
+        "images: a/*.png\nsplits: [on, off]\nclasses: {yes: , no: , on: [1, 2, 3], Off: , true: }\n"
+        "ids: {0: no, 1: yes, 2: true}"
+    ))
+    assert class_names(domain.classes) == ("yes", "no", "on", "Off", "true")
+    assert dict(domain.splits) == {"on": "on", "off": "off"}
+    assert domain.ids["own"].names == {0: "no", 1: "yes", 2: "true"}
+
+
+def test_another_folder_counts(write, tmp_path):
+    path = write("images: a/*.png\nsplits: [train]")
+    touch(tmp_path, "a/1.png", "other/a/2.png")
+
+    def ids(domain):
+        return [s.id for s in list_samples(domain, "train", require_labels=False).samples]
+
+    assert ids(create_domain(path)) == ["1"]
+    assert ids(create_domain(path, tmp_path / "other")) == ["2"]
+    with pytest.raises(UserError, match=r"no directory .*nowhere.*lie beside .*lake.yaml"):
+        ids(create_domain(path, tmp_path / "nowhere"))
+
+
 def test_images_alone(write, tmp_path):
     path = write("images: [photos/*.jpg, photos/*.png]")
     touch(tmp_path, "photos/a.jpg", "photos/b.png")
@@ -80,6 +103,19 @@ def test_images_alone(write, tmp_path):
         ("images: a/*.png\nclasses: {water: [0, 0, 300], sky: }", "0 to 255 for 'water'"),
         ("images: a/*.png\nids: {1: water}", "names of the classes (road, sidewalk"),
         ("images: a/*.png\nids: {300: road}", "numbers in 0 to 255"),
+        ("images: a/*.png\nids: {true: road}", "numbers in 0 to 255"),
+        ("images: ~/a/*.png", "from the file's folder"),
+        ("images: a/*.png\nlabels: ~/a/*.png", "no ~ and no / before it"),
+        ("images: a/**.png", "as frames/{split}/*.jpg or frames/**/*.jpg"),
+        ("images: a/**", "images is 'a/**'"),
+        ("images: a/**/*.png\nlabels: b/*.png", "as many stars as a/**/*.png"),
+        ("images: [a/*.png, a/*/*.png]\nlabels: b/*.png", "as a/*.png and a/*/*.png"),
+        ("images: a/*.png\nclasses: {1: , 2: }", "1 is read as something else, so quote it"),
+        ("images: a/*.png\nclasses: {a: , null: }", "quote it, as 'null'"),
+        ("images: a/*.png\nsplits: [1, 2]", "a number as a name is quoted, as '1'"),
+        ("images: a/*.png\nimages: b/*.png", "the key 'images' stands twice in line 2"),
+        ("images: a/*.png\nclasses:\n  a:\n  b:\n  a:", "the key 'a' stands twice in line 5"),
+        ("images: a/*.png\nids: {0: road, 0x0: sky}", "the key 0 stands twice"),
     ],
 )
 def test_mistakes_name_the_file_and_the_key(text, words, write):
