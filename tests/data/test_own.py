@@ -2,10 +2,13 @@
 
 import pytest
 
+from configs import gta2city_uda
+from snr_jax.config.arguments import create_domains
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import class_names, palette
+from snr_jax.core.labels import CLASSES, class_names, palette
 from snr_jax.data.domains import create_domain
 from snr_jax.data.samples import list_samples
+from snr_jax.runs.evaluation import open_rows
 from tests.data.test_layout_rows import touch
 
 FIVE = """
@@ -71,6 +74,21 @@ def test_another_folder_counts(write, tmp_path):
     assert ids(create_domain(path, tmp_path / "other")) == ["2"]
     with pytest.raises(UserError, match=r"no directory .*nowhere.*lie beside .*lake.yaml"):
         ids(create_domain(path, tmp_path / "nowhere"))
+
+
+def test_another_folder_counts_in_a_configuration_and_in_a_table(write, tmp_path):
+    path = write("images: a/*.png\nlabels: b/*.png\nsplits: [val]")
+    touch(tmp_path, "a/1.png", "b/1.png", "data/other/a/2.png", "data/other/b/2.png")
+    config = gta2city_uda.get_config()
+    config.data.root, config.source.domain = str(tmp_path / "data"), path
+    for folder, place in {"GTA5": "", "NTHU/Rome": "", "": "", "other": "data/other"}.items():
+        config.source.dir = folder
+        assert create_domains(config)["source"].directory == str(tmp_path / place), folder
+    for entry, id in {path: "1", f"{path}=other": "2"}.items():
+        rows = open_rows([entry], root=config.data.root, split="val", size=None, max_images=0,
+                         classes=CLASSES)
+        (split,) = rows.splits.values()
+        assert [sample.id for sample in split.samples] == [id]
 
 
 def test_images_alone(write, tmp_path):

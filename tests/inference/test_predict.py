@@ -460,7 +460,8 @@ def test_folders_are_read_in_depth_and_the_results_mirror_them(checkpoint, comma
 
 
 FOUND = {  # what is given → the images, by their paths from the folder that the results mirror
-    "ulm/a.png": ["a.png"], "ulm": ["a.png", "b.JPG"], "*/a.png": ["[x]/a.png", "bern/a.png", "ulm/a.png"],
+    "ulm/a.png": ["a.png"], "ulm": ["a.png", "b.JPG"],
+    "*/a.png": ["[x]/a.png", "bern/a.png", "ulm/a.png"],
     "u*": ["ulm/a.png", "ulm/b.JPG"], "ulm/[b-z].JPG": ["b.JPG"],
     "**/a.png": ["[x]/a.png", "bern/a.png", "bern/deep/a.png", "ulm/a.png"],
     "bern/**": ["a.png", "deep/a.png"], "[x]": ["a.png"], "[x]/a.png": ["a.png"],

@@ -65,7 +65,7 @@ def test_every_layout_and_domain_is_tried():
     assert {name for name, *_ in READ} == set(LAYOUTS)
     assert {domain for _, domain, *_ in READ} == set(DOMAINS)
     assert {layout.folder for layout in LAYOUTS.values()} - {"CityscapesTrainIds"} == {
-        domain.directory for domain in DOMAINS.values()
+        domain.folder for domain in DOMAINS.values()
     }
 
 
