@@ -177,3 +177,12 @@ def test_folders_are_listed_once(tmp_path, monkeypatch):
         found = layouts.match(tmp_path, CITY, "train", listed)
         layouts.unread(tmp_path, CITY, ["train", "val"], "train", found, listed)
     assert len(calls) == len(set(calls))
+
+
+def test_labels_and_other_splits_below_are_no_surprise(tmp_path):
+    touch(tmp_path, "1.png", "gt/1.png", "val/2.png", "val/gt/2.png")
+    layout, folders = Layout(("{split}/*.png",), "{split}/gt/*.png"), [".", "val"]
+    listed = layouts.create_list()
+    found = layouts.match(tmp_path, layout, ".", listed)
+    assert list(found.pairs) == ["1"]
+    assert not layouts.unread(tmp_path, layout, folders, ".", found, listed)
