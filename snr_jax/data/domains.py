@@ -178,7 +178,7 @@ DOMAINS = {
             (Layout(tuple(f"Images/{{split}}/*.{end}" for end in ("png", "jpg", "jpeg")),
                     "Labels/{split}/*_eval.png"),),
             {"train": "Train", "val": "Test", "test": "Test"}, (512, 1024),
-            hint="A city's folder is meant: crosscity=NTHU/Rome in --domains of evaluate, "
+            hint="a city's folder is meant: crosscity=NTHU/Rome in --domains of evaluate, "
                  "--config.target.dir=NTHU/Rome, --dir datasets/NTHU/Rome",
         ),
         Domain(

@@ -333,7 +333,8 @@ def unread(
                 )
                 reasons.setdefault(why, []).append(path)
         for name, path in listed(folder).folders:
-            if path not in known and not _is_hidden(name) and (deep := _deep(path, listed)):
+            surprise = path not in known and not _is_hidden(name) and not _leads_up(path)
+            if surprise and (deep := _deep(path, listed)):
                 reasons.setdefault("in a deeper folder", []).extend(deep)
     return reasons
 
@@ -349,6 +350,11 @@ def _known_folders(
             for _, folder in _folders(root, pattern[:-1], listed):
                 known |= {folder, *folder.parents}
     return known
+
+
+def _leads_up(path: Path) -> bool:
+    above = path.parent.resolve()
+    return path.is_symlink() and path.resolve() in (above, *above.parents)
 
 
 def _deep(folder: Path, listed: ListFolder) -> list[Path]:

@@ -38,7 +38,7 @@ class Domain:
     splits: name → what {split} stands for in the layouts.
     select: which of the files a split has, where folders do not tell.
     classes: those of an own data set; None: the protocols' classes.
-    hint: what to know where nothing is found.
+    hint: what to know where its files lie in another folder than the one given.
     """
 
     name: str
@@ -182,9 +182,9 @@ def _choose_layout(
 
 
 def _near(domain: Domain, split: str, what: str) -> str:
-    """What lies near the files that are not found, and what to know of the domain."""
-    near = misplaced.explain(Path(domain.directory), domain.layouts, domain.splits[split], what)
-    return ". ".join(filter(None, (near, domain.hint)))
+    """What lies near the files that are not found, with the mend."""
+    folder = domain.splits[split]
+    return misplaced.explain(Path(domain.directory), domain.layouts, folder, what, domain.hint)
 
 
 def _refuse_missing(

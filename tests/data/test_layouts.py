@@ -144,6 +144,7 @@ def test_a_folder_that_cannot_be_read_is_no_empty_one(closed, tmp_path, monkeypa
 def test_what_is_not_read_is_counted_with_the_reason(tmp_path):
     touch(tmp_path, "a/train/1.png", "a/train/2.tif", "a/train/2.webp", "a/train/._1.png",
           "a/train/notes.txt", "a/train/1.PNG", "a/train/more/deep/3.png", "a/val/4.png")
+    (tmp_path / "a/train/loop").symlink_to(tmp_path / "a")
     layout = Layout(("a/{split}/*.png",), "")
     listed = layouts.create_list()
     found = layouts.match(tmp_path, layout, "train", listed)
