@@ -20,7 +20,7 @@ from snr_jax.process import signals
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("domain", None, "Data set, as gta5 or my_domain.yaml.", flag_values=FLAGS)
-flags.DEFINE_string("dir", None, "Folder of the data set; an own one's file names it.",
+flags.DEFINE_string("dir", None, "Folder of the data set; an own one lies beside its file.",
                     flag_values=FLAGS)
 flags.DEFINE_list("splits", ["train"], "Splits to prepare, as train,val.", flag_values=FLAGS)
 flags.DEFINE_list("size", None, "HEIGHT,WIDTH; by default the domain's own.", flag_values=FLAGS)
@@ -46,9 +46,9 @@ def command(args: flags.FlagValues) -> None:
     from snr_jax.workdir import record
 
     name = cli.require(args, "domain", "--domain gta5")
-    # One's own file says where its set lies.
-    place = None if is_own(name) else cli.require(args, "dir", "--dir datasets/GTA5")
-    domain = create_domain(name, place)
+    domain = create_domain(name, args.dir)
+    if not is_own(name):  # which lies beside its file
+        cli.require(args, "dir", "--dir datasets/GTA5")
     out = cli.require(args, "out", "--out datasets/prepared")
     size = _size(args["size"].value) if args["size"].value else domain.train_size
     if args.beam_options and not args.beam_runner:

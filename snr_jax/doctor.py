@@ -7,7 +7,6 @@ Exits 0 where training would run, 1 with faults, 2 where a split cannot be liste
 configuration cannot be meant.
 """
 
-import dataclasses
 import json
 import os
 import sys
@@ -40,7 +39,10 @@ flags.DEFINE_string(
     "domain", None, f"Read this, not --config: {', '.join(DOMAINS)}, or my_domain.yaml.",
     flag_values=FLAGS,
 )
-flags.DEFINE_string("dir", None, "The folder of --domain.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "dir", None, "The folder of --domain; by default an own one's files lie beside it.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string("split", "train", "The split of --domain.", flag_values=FLAGS)
 flags.DEFINE_enum(
     "num_classes", "19", ["19", "16", "13"], "How many classes its labels are read as.",
@@ -129,9 +131,8 @@ def _chosen(args: flags.FlagValues) -> tuple[str, dict[str, Place], int | Classe
     if args["config"].value is None:
         spec = cli.require(args, "domain", "--domain gta5")
         domain = create_domain(spec, args.dir)
-        if args.dir or not is_own(spec):  # which lies beside its file
-            place = cli.require(args, "dir", "--dir datasets/GTA5")
-            domain = dataclasses.replace(domain, directory=place)
+        if not is_own(spec):  # which lies beside its file
+            cli.require(args, "dir", "--dir datasets/GTA5")
         place = Place(domain.name, domain, args.split, not args.no_labels)
         return domain.name, {"split": place}, domain.classes or int(args.num_classes)
     if args.domain or args.dir:

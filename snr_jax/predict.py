@@ -1,11 +1,12 @@
-"""Segment a folder of images.
+"""Segment images: those of a folder and of the folders in it, of a pattern, or one.
 
     python -m snr_jax.predict --checkpoint runs/gta5_dg --images photos --out predictions
 
 For each image, whatever its size, in --out: NAME_color.png (official colours), NAME_overlay.png,
 NAME_trainIds.png and NAME_labelIds.png (for the benchmark's server), and with --confidence
 NAME_confidence.png (probability of the predicted class, 0-255). Results have the image's size.
-NAME is the file's name without its suffix, or with it where two images would share the name.
+NAME is the file's name without its suffix, or with it where two images would share the name; the
+folders of the results are those of the images. --images also takes a file, and 'photos/*/*.jpg'.
 An image that cannot be read is left out and named at the end; the exit code is 1 then.
 """
 
@@ -22,7 +23,14 @@ from snr_jax import cli
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes
 from snr_jax.core.progress import make_progress
-from snr_jax.inference.photos import find_images, printable, read_image, result_names, write_results
+from snr_jax.inference.photos import (
+    Photos,
+    find_images,
+    printable,
+    read_image,
+    result_names,
+    write_results,
+)
 from snr_jax.inference.tiles import Network, create_network, segment
 from snr_jax.runs import network
 from snr_jax.workdir import checkpoints
@@ -36,7 +44,10 @@ LEAST = 33  # pixels a side that the network sees
 FLAGS = flags.FlagValues()
 cli.define_compilation_cache(FLAGS)
 flags.DEFINE_string("checkpoint", None, "The network: a run, or a checkpoint.", flag_values=FLAGS)
-flags.DEFINE_string("images", None, "Folder of the images, of any size.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "images", None, "Folder of the images, of any size, read in depth; or a file, or a pattern.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string("out", None, "Folder for the results.", flag_values=FLAGS)
 flags.DEFINE_list(
     "size", None,
@@ -66,12 +77,11 @@ flags.DEFINE_enum(
 def command(args: flags.FlagValues) -> int:
     where = cli.require(args, "checkpoint", "--checkpoint runs/gta5_dg")
     images = cli.require(args, "images", "--images photos")
-    paths, others = find_images(images)
+    photos = find_images(images, Path(args.out) if args.out else None)
     out = Path(cli.require(args, "out", "--out predictions"))
     tile, overlap = _tiles(args.tile, args.overlap)
     size = _pixels("size", args.size) if args.size not in (None, ["own"]) else None
-    if out.resolve() == Path(images).resolve():
-        raise UserError(f"--out {out} is the folder of the images; choose another for the results")
+    _refuse_among_images(photos, out)
     cli.use_compilation_cache(args)
     checkpoint = checkpoints.find(where)
     model, variables, meta = network.load(checkpoint, dtype=args.dtype)
@@ -81,33 +91,46 @@ def command(args: flags.FlagValues) -> int:
     seen = f"at {size[0]}x{size[1]}" if size else "at their own size"
     if tile:
         seen = f"in tiles of {tile[0]}x{tile[1]} that share {overlap} pixels or more, {seen}"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be made: {error.strerror}; choose another") from None
-    print(f"{checkpoint.path}: {len(paths)} images, seen by the network {seen}{why}; "
+    _make_folder(out)
+    print(f"{checkpoint.path}: {len(photos.paths)} images, seen by the network {seen}{why}; "
           f"results go to {out}")
-    if others:
+    if others := photos.others:
         shown = ", ".join(map(printable, others[:3])) + (", ..." if len(others) > 3 else "")
-        print(f"left out, since hidden, a folder or of another suffix: {len(others)} ({shown})")
+        print("left out, since hidden, a folder without images or read already, or of another "
+              f"suffix: {len(others)} ({shown})")
     net = create_network(model, variables)
     if size or tile:  # that it does not fit is told before the first image
         net(*(size or tile))
     failures, squeezed = _segment_all(
-        paths, out, net, network.classes_of(meta), args.confidence,
+        photos, out, net, network.classes_of(meta), args.confidence,
         size=size, tile=tile, overlap=overlap, flip=args.flip,
     )
     if squeezed:
         print(f"note: to be seen at {size[0]}x{size[1]}, {squeezed} images were squeezed or "
               f"stretched by more than {SQUEEZE}; --size, or --tile, keeps their shape")
     if failures:
-        print(f"error: {len(failures)} of {len(paths)} images have no result:", file=sys.stderr)
+        whole = len(photos.paths)
+        print(f"error: {len(failures)} of {whole} images have no result:", file=sys.stderr)
         print("\n".join(f"  {failure}" for failure in failures), file=sys.stderr, flush=True)
     return 1 if failures else 0
 
 
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made: {error.strerror}; choose another") from None
+
+
+def _refuse_among_images(photos: Photos, out: Path) -> None:
+    folders = {path.parent for path in photos.paths}
+    images = {(photos.folder / folder).resolve() for folder in folders}
+    if any((out / folder).resolve() in images for folder in folders):
+        raise UserError(f"--out {out} is the folder of the images; choose another for the results")
+
+
 def _segment_all(
-    paths: list[Path],
+    photos: Photos,
     out: Path,
     net: Network,
     known: Classes,
@@ -120,18 +143,21 @@ def _segment_all(
     """
     failures, squeezed = [], 0
     show = make_progress("images", logger, every_seconds=5)
-    for done, (path, name) in enumerate(zip(paths, result_names(paths), strict=True), start=1):
+    names = result_names(photos.paths)
+    for done, (inner, name) in enumerate(zip(photos.paths, names, strict=True), start=1):
+        path = photos.folder / inner
         try:
             image = read_image(path)
             classes, confidence = segment(net, image, **options)
         except UserError as error:
             failures.append(f"{path}: {error}")
-            print(f"left out: {printable(path.name)}", flush=True)
+            print(f"left out: {printable(str(inner))}", flush=True)
         else:
             squeezed += _is_squeezed(options["tile"] or image.size[::-1], options["size"])
             files = {"confidence": confidence} if with_confidence else {}
+            _make_folder((out / name).parent)
             write_results(out / name, np.asarray(image), classes, known, **files)
-        show(done, len(paths))
+        show(done, len(names))
     return failures, squeezed
 
 

@@ -270,3 +270,27 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert call("--domain", "gta5", "--dir", root, "--html", tmp_path / "page.html") == 2
     assert (tmp_path / "page.html").read_text() == "before"
     assert not list(tmp_path.glob("*.tmp*"))
+
+
+def test_the_folder_of_ones_own_set_counts(tmp_path, capsys):
+    write_gta5(tmp_path, [1, 2])
+    write_gta5(tmp_path / "other", [3])
+    (tmp_path / "mine.yaml").write_text("images: GTA5/images/*.png\nsplits: [train]\n")
+    for flags, count in ((), 2), (("--dir", tmp_path / "other"), 1):
+        assert call("--domain", "mine.yaml", "--no_labels", *flags) == 0
+        assert f"\n{count} samples" in capsys.readouterr().out
+    assert call("--domain", "mine.yaml", "--no_labels", "--dir", "nowhere") == 2
+    assert "there is no directory nowhere" in capsys.readouterr().err
+
+
+def test_what_is_not_read_is_counted(tmp_path, capsys):
+    root = write_gta5(tmp_path)
+    for name in ("00001.JPG", "00002.tif", "more/00001.png", "._00001.png"):
+        (root / "images" / name).parent.mkdir(exist_ok=True)
+        (root / "images" / name).write_bytes(b"")
+    assert call("--domain", "gta5", "--dir", root) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (warning,) = [line for line in lines if line.startswith("WARNING")]
+    assert f"2 of another suffix ({root}/images/00001.JPG, {root}/images/00002.tif)" in warning
+    assert f"1 in a deeper folder ({root}/images/more/00001.png)" in warning
+    assert f"not read: 1 hidden ({root}/images/._00001.png)" in lines

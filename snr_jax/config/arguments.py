@@ -21,14 +21,18 @@ TEACHER = "_teacher"  # the end of the names of its scores
 def create_domains(config: ConfigDict) -> dict[str, Domain]:
     """The domains by side, source and target, with the places of their files.
 
-    Raises UserError for a domain that does not exist, or whose own file cannot be read.
+    A set of one's own lies beside its file where `dir` is another domain's usual folder, which a
+    configuration has by default. Raises UserError for a domain that does not exist, or whose own
+    file cannot be read.
     """
-    return {
-        side: domains.create_domain(
-            config[side].domain, os.path.join(config.data.root, config[side].dir)
+
+    def create(spec: str, folder: str) -> Domain:
+        beside = domains.is_own(spec) and (not folder or domains.is_usual(folder))
+        return domains.create_domain(
+            spec, None if beside else os.path.join(config.data.root, folder)
         )
-        for side in ("source", "target")
-    }
+
+    return {side: create(config[side].domain, config[side].dir) for side in ("source", "target")}
 
 
 def split_name(config: ConfigDict, side: str) -> str:

@@ -17,7 +17,7 @@ import scipy.io
 from snr_jax.core.errors import UserError
 from snr_jax.data.layouts import Layout
 from snr_jax.data.own import load_own
-from snr_jax.data.samples import Domain
+from snr_jax.data.samples import OWN_SUFFIXES, Domain
 
 # Frames of GTA5 that are entirely black.
 GTA5_BLANK = frozenset(
@@ -31,11 +31,13 @@ CONDITIONS = ("fog", "night", "rain", "snow")
 def create_domain(spec: str, directory: str | os.PathLike | None = None) -> Domain:
     """The domain of that name, or of that YAML file, with its files in `directory`.
 
-    One's own set lies beside its file, whatever the directory; without one the other domains lie
-    in their usual folder. Raises UserError, listing the right names, for one that does not exist.
+    Without one, one's own set lies beside its file, the other domains in their usual folder.
+    Raises UserError, listing the right names, for one that does not exist.
     """
     if is_own(spec):
-        return load_own(spec)
+        own = load_own(spec)
+        place = own.directory if directory is None else os.fspath(directory)
+        return dataclasses.replace(own, directory=place)
     if spec not in DOMAINS:
         near = difflib.get_close_matches(str(spec).lower(), DOMAINS, n=1)
         guess = f" Did you mean {near[0]!r}?" if near else ""
@@ -50,7 +52,13 @@ def create_domain(spec: str, directory: str | os.PathLike | None = None) -> Doma
 
 def is_own(spec: str) -> bool:
     """Whether it is the YAML file of one's own data set."""
-    return str(spec).endswith((".yaml", ".yml"))
+    return str(spec).endswith(OWN_SUFFIXES)
+
+
+def is_usual(folder: str) -> bool:
+    """Whether it is the usual folder of a domain of the table, or one in it."""
+    return any(Path(known.folder) in (Path(folder), *Path(folder).parents)
+               for known in DOMAINS.values())
 
 
 def name_of(spec: str) -> str:
@@ -202,6 +210,8 @@ DOMAINS = {
             (Layout(tuple(f"Images/{{split}}/*.{end}" for end in ("png", "jpg", "jpeg")),
                     "Labels/{split}/*_eval.png"),),
             {"train": "Train", "val": "Test", "test": "Test"}, (512, 1024),
+            hint="a city's folder is meant: crosscity=NTHU/Rome in --domains of evaluate, "
+                 "--config.target.dir=NTHU/Rome, --dir datasets/NTHU/Rome",
         ),
         Domain(
             "bdd100k", "BDD100K",

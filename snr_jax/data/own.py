@@ -1,6 +1,7 @@
 """A data set of one's own, described by a small YAML file:
 
-    images: frames/{split}/*.jpg   # or a list; from the file's folder; * is what names differ in
+    images: frames/{split}/*.jpg   # or a list; from the file's folder; * is what names differ in,
+                                   # ** folders of any depth, as frames/**/*.jpg
     labels: masks/{split}/*.png    # gray or palette PNG; leave out for a target without labels
     splits: [train, val]           # or {train: folder, val: folder}; default: train, val, test
     classes:                       # in the order of the trainIds; leave out for Cityscapes' 19
@@ -8,30 +9,53 @@
       boat:
     ids: {1: water, 2: boat}       # number in the label files → class; other numbers are ignored.
                                    # Left out: the numbers are the trainIds, 255 ignored
+
+The words on, off, yes, no, true and false are names like others here.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import CLASSES, Classes, IdTable, class_names, own_classes
+from snr_jax.data import layouts
 from snr_jax.data.layouts import Layout
 from snr_jax.data.samples import Domain
 
 Refuse = Callable[[str, str], NoReturn]  # key, what is expected of it
 
 KEYS = ("images", "labels", "splits", "classes", "ids")
+PATTERN = ("a pattern with a star, from the file's folder, as frames/{split}/*.jpg or "
+           "frames/**/*.jpg (no ~ and no / before it: move the file there, or link the folder)")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without truth values, which nothing here is, and with every key once."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, regex) for tag, regex in known if tag != "tag:yaml.org,2002:bool"]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value
+                if key.tag != "tag:yaml.org,2002:merge"]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", node.value[i][0].start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def load_own(path: str) -> Domain:
     """The domain of a YAML file. Raises UserError, naming the file and the key, if it is none."""
     try:
-        content = yaml.safe_load(Path(path).read_text("utf-8-sig"))
+        content = yaml.load(Path(path).read_text("utf-8-sig"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
         raise UserError(f"{path} cannot be read as YAML: {reason}") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path} is no table of keys; expected {', '.join(KEYS)}")
@@ -45,17 +69,17 @@ def load_own(path: str) -> Domain:
     images = content.get("images")
     images = [images] if isinstance(images, str) else images
     if not images or not isinstance(images, list) or not all(map(_is_pattern, images)):
-        refuse("images", "a pattern with a star, from the file's folder, as frames/{split}/*.jpg, "
-               "or a list of them")
+        refuse("images", f"{PATTERN}, or a list of them")
     labels = content.get("labels") or ""
-    stars = images[0].count("*")
-    if labels and not (_is_pattern(labels) and labels.count("*") == stars):
-        refuse("labels", f"a pattern with as many stars as {images[0]}")
+    stars = {layouts.stars(pattern) for pattern in images}
+    if labels and not (_is_pattern(labels) and {layouts.stars(labels)} == stars):
+        refuse("labels", f"{PATTERN}, with as many stars as {' and '.join(images)}")
     splits = content.get("splits", ["train", "val", "test"])
     pairs = list(splits.items()) if isinstance(splits, Mapping) else []
     pairs = [(name, name) for name in splits] if isinstance(splits, list) else pairs
     if not pairs or not all(isinstance(x, str) for pair in pairs for x in pair):
-        refuse("splits", "names, as [train, val], or {train: folder, val: folder}")
+        refuse("splits", "names, as [train, val], or {train: folder, val: folder}; a number as "
+               "a name is quoted, as '1'")
     classes = _classes(content, refuse)
     ids = _ids(content, refuse, classes)
     return Domain(
@@ -72,7 +96,10 @@ def load_own(path: str) -> Domain:
 
 
 def _is_pattern(value: Any) -> bool:
-    return isinstance(value, str) and "*" in value and not value.startswith("/")
+    if not isinstance(value, str) or "*" not in value or value.startswith(("/", "~")):
+        return False
+    *folders, last = layouts.parts(value)
+    return "**" not in last and not any("**" in folder and folder != "**" for folder in folders)
 
 
 def _classes(content: Mapping, refuse: Refuse) -> Classes:
@@ -82,8 +109,11 @@ def _classes(content: Mapping, refuse: Refuse) -> Classes:
     if not isinstance(given, Mapping) or not 2 <= len(given) <= 254:
         refuse("classes", "2 to 254 names with their colours, as {water: [0, 90, 200], boat: }")
     for name, color in given.items():
+        if not isinstance(name, str) or not name.strip():
+            refuse("classes", f"names as text; {name!r} is read as something else, so quote it, "
+                   f"as '{'null' if name is None else name}'")
         numbers = isinstance(color, list) and len(color) == 3
-        if not isinstance(name, str) or not (
+        if not (
             color is None or (numbers and all(isinstance(c, int) and 0 <= c <= 255 for c in color))
         ):
             refuse("classes", f"a colour of three numbers in 0 to 255 for {name!r}, or nothing")

@@ -13,8 +13,10 @@ import numpy as np
 from snr_jax.core import labels as label_tables
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import ID_TABLES, Classes, IdTable
-from snr_jax.data.layouts import Layout, Pairs, expected, pairs
+from snr_jax.data import layouts, misplaced
+from snr_jax.data.layouts import Found, Layout, ListFolder
 
+OWN_SUFFIXES = (".yaml", ".yml")  # of files that describe a data set of one's own
 # root, split, ids that were found → ids of the split, notes for the log
 Select = Callable[[Path, str, set[str]], tuple[set[str], list[str]]]
 
@@ -36,6 +38,7 @@ class Domain:
     splits: name → what {split} stands for in the layouts.
     select: which of the files a split has, where folders do not tell.
     classes: those of an own data set; None: the protocols' classes.
+    hint: what to know where its files lie in another folder than the one given.
     """
 
     name: str
@@ -48,9 +51,15 @@ class Domain:
     ids: Mapping[str, IdTable] | None = None  # Layout.ids → table; ID_TABLES if None
     directory: str = ""
     spec: str = ""
+    hint: str = ""
 
     def __str__(self) -> str:
         return "; or ".join(map(str, self.layouts))
+
+    @property
+    def is_own(self) -> bool:
+        """Whether a YAML file describes it."""
+        return self.spec.endswith(OWN_SUFFIXES)
 
     def labels(self, layout: Layout, classes: int | Classes) -> "Labels":
         """How the label files of that layout are read as those classes."""
@@ -78,34 +87,53 @@ class Listing(NamedTuple):
     notes: list[str]
 
 
-def find(domain: Domain, split: str) -> tuple[Layout, Pairs, list[str]]:
-    """The layout that is there, the split's images and labels, there or missing, and notes.
+class Place(NamedTuple):
+    """Where a split was found: the layout that is there, its files, and notes for the log."""
 
-    Raises UserError for a missing directory and an unknown or empty split.
+    layout: Layout
+    found: Found
+    notes: list[str]
+    unread: dict[str, list[Path]]  # why → images beside those of the split that are not read
+
+
+def find(domain: Domain, split: str) -> Place:
+    """The layout that is there, and the split's images and labels, there or missing.
+
+    Raises UserError for a missing directory, a folder that cannot be read, and an unknown or empty
+    split.
     """
     root = Path(domain.directory)
-    if not root.is_dir():
+    if not layouts.is_folder(root):
+        where = (
+            f"Set config.data.root to the folder that holds {domain.folder}/" if not domain.is_own
+            else f"Leave the folder out where the files lie beside {domain.spec}"
+        )
+        hint = f". {domain.hint}" if domain.hint else ""
         raise UserError(
             f"{domain.name}: there is no directory {domain.directory}. Expected there: {domain}. "
-            f"Set config.data.root to the folder that holds {domain.folder}/"
+            f"{where}{hint}"
         )
     if split not in domain.splits:
         raise UserError(
             f"{domain.name} has no split {split!r}; it has {', '.join(domain.splits)}"
         )
-    layout, found = _choose_layout(domain, root, split)
-    notes = []
+    listed = layouts.create_list()
+    layout, found = _choose_layout(domain, root, split, listed)
+    folder, notes = domain.splits[split], []
+    unread = layouts.unread(root, layout, domain.splits.values(), folder, found, listed)
     if domain.select:
-        ids, notes = domain.select(root, split, set(found))
-        folder = domain.splits[split]
-        found = {id: found.get(id) or expected(root, layout, folder, id) for id in ids}
-    if not found:
-        there = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
+        ids, notes = domain.select(root, split, set(found.pairs))
+        found = found._replace(pairs={
+            id: found.pairs.get(id) or layouts.expected(root, layout, folder, id) for id in ids
+        })
+    if not found.pairs:
+        here = sorted(name for entries in listed(root) for name, _ in entries)
+        there = ", ".join(here[:8]) or "nothing"
         raise UserError(
             f"{domain.name}: the split {split!r} in {domain.directory} is empty. Expected: "
-            f"{domain}. There is: {there}"
+            f"{domain}. There is: {there}. {_near(domain, split, 'images')}".rstrip(" .")
         )
-    return layout, found, notes
+    return Place(layout, found, notes, unread)
 
 
 def list_samples(
@@ -117,49 +145,60 @@ def list_samples(
     target set); else it is an error. Raises UserError for a missing directory, an unknown or
     empty split, and missing files.
     """
-    layout, found, notes = find(domain, split)
-    present = _files({path.parent for pair in found.values() for path in pair if path})
-    missing = [image for image, _ in found.values() if image not in present]
-    _refuse_missing(domain, "images", missing, len(found), layout)
-    unlabelled = [label for _, label in found.values() if label not in present]
+    layout, (pairs, present, _), notes, unread = find(domain, split)
+    told = layouts.tell_unread(unread, Path(domain.directory))
+    missing = [image for image, _ in pairs.values() if image not in present]
+    _refuse_missing(domain, split, "images", missing, len(pairs), layout, told)
+    unlabelled = [label for _, label in pairs.values() if label not in present]
     if require_labels:
         if not layout.labels:
             raise UserError(
                 f"{domain.name} has no labels; without them a set serves as the target of "
                 "training alone, not as source or for evaluation"
             )
-        _refuse_missing(domain, "labels", unlabelled, len(found), layout)
+        _refuse_missing(domain, split, "labels", unlabelled, len(pairs), layout, told)
     elif unlabelled:
-        notes = [*notes, f"{len(unlabelled)} of {len(found)} images have no label"]
+        notes = [*notes, f"{len(unlabelled)} of {len(pairs)} images have no label"]
+    if told:
+        notes = [*notes, f"not read: {told}"]
     samples = [
         Sample(id, str(image), str(label) if label in present else None)
-        for id, (image, label) in sorted(found.items())
+        for id, (image, label) in sorted(pairs.items())
     ]
     return Listing(samples, domain.labels(layout, classes), notes)
 
 
-def _choose_layout(domain: Domain, root: Path, split: str) -> tuple[Layout, Pairs]:
+def _choose_layout(
+    domain: Domain, root: Path, split: str, listed: ListFolder
+) -> tuple[Layout, Found]:
     """The first layout with images and labels, else the first with any file."""
     folder = domain.splits[split]
-    tried = [(layout, pairs(root, layout, folder)) for layout in domain.layouts]
+    tried = [(layout, layouts.match(root, layout, folder, listed)) for layout in domain.layouts]
     whole = [
         (layout, found) for layout, found in tried
-        if any(i.exists() and l and l.exists() for i, l in found.values())
+        if any({image, label} <= found.files for image, label in found.pairs.values())
     ]
-    return next(iter(whole + [pair for pair in tried if pair[1]]), tried[0])
+    return next(iter(whole + [pair for pair in tried if pair[1].pairs]), tried[0])
 
 
-def _files(folders: set[Path]) -> set[Path]:
-    return {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
+def _near(domain: Domain, split: str, what: str) -> str:
+    """What lies near the files that are not found, with the mend."""
+    folder = domain.splits[split]
+    return misplaced.explain(Path(domain.directory), domain.layouts, folder, what, domain.hint)
 
 
 def _refuse_missing(
-    domain: Domain, what: str, missing: list[Path | None], total: int, layout: Layout
+    domain: Domain, split: str, what: str, missing: list[Path | None], total: int, layout: Layout,
+    unread: str,
 ) -> None:
-    if missing:
-        shown = ", ".join(sorted(str(path) for path in missing)[:3])
-        more = ", ..." if len(missing) > 3 else ""
-        raise UserError(
-            f"{domain.name}: {len(missing)} of {total} {what} are missing: {shown}{more}. "
-            f"Expected: {layout}. Unpack the archives again, or leave these ids out of the split"
-        )
+    if not missing:
+        return
+    shown = ", ".join(sorted(str(path) for path in missing)[:3])
+    more = ", ..." if len(missing) > 3 else ""
+    beside = f" Not read there: {unread}." if unread else ""
+    near = _near(domain, split, what) if len(missing) == total else ""
+    mend = near or "Unpack the archives again, or leave these ids out of the split"
+    raise UserError(
+        f"{domain.name}: {len(missing)} of {total} {what} are missing: {shown}{more}. "
+        f"Expected: {layout}.{beside} {mend}"
+    )

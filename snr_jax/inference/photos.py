@@ -1,8 +1,14 @@
-"""Image files of a user's folder, and the files of their results."""
+"""Image files of a user's folders, and the files of their results."""
 
+import fnmatch
+import glob
+import itertools
+import os
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -17,39 +23,101 @@ _STRIP = 256  # rows of a picture that are drawn at a time
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 
 
-def find_images(folder: str) -> tuple[list[Path], list[str]]:
-    """The image files of a folder by name, and the names of what else lies there.
+class Photos(NamedTuple):
+    """Image files, by their paths from a folder, sorted; and what else lies there, by name."""
 
-    Hidden files, folders and files with other suffixes are no images. Raises UserError if there is
-    no folder, or no image in it.
+    folder: Path
+    paths: list[Path]
+    others: list[str]
+
+
+def find_images(given: str, out: Path | None = None) -> Photos:
+    """The image files of a folder in any depth, of a pattern as photos/*/*.jpg, or the one file.
+
+    Hidden files and folders, files with other suffixes, empty folders, folders that were read
+    under another name (a link may loop) and the folder `out` are left out. Raises UserError if
+    there is nothing, no image in it, or a folder that cannot be read.
     """
-    root = Path(folder)
-    if root.is_file():
-        raise UserError(f"--images: {folder} is a file; give the folder that holds it")
-    if not root.is_dir():
-        raise UserError(f"--images: there is no folder {folder}")
-    entries = sorted(root.iterdir())
-    found = [path for path in entries if _is_image_name(path)]
-    if not found:
-        raise UserError(f"--images: {folder} holds no {', '.join(SUFFIXES)} file")
-    return found, [path.name for path in entries if not _is_image_name(path)]
+    root = Path(given)
+    if os.path.lexists(given):
+        chosen = [root]
+        root = root if root.is_dir() else root.parent
+    else:
+        names = itertools.takewhile(lambda name: not glob.has_magic(name), root.parts)
+        root = Path(*names)
+        chosen = _matching(given, root)
+    found, others = _read_folders(chosen, out and out.resolve())
+    images = {path for path in found if _is_image_name(path)}
+    if not images:
+        what = f"{given} is a file and" if Path(given).is_file() else given
+        raise UserError(f"--images: {what} holds no {', '.join(SUFFIXES)} file")
+    names = [path.relative_to(root).as_posix() for path in {*others, *found} - images]
+    return Photos(root, sorted(path.relative_to(root) for path in images), sorted(names))
 
 
 def _is_image_name(path: Path) -> bool:
     # A link to nowhere stays: the user means it, and is told that it cannot be read.
-    regular = path.is_file() or not path.exists()
-    return regular and path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return path.suffix.lower() in SUFFIXES and (path.is_file() or not path.exists())
+
+
+def _matching(pattern: str, root: Path) -> list[Path]:
+    """What a pattern stands for; ** stands for folders of any depth."""
+    if "**" in pattern:  # glob would follow links that loop
+        files, _ = _read_folders([root] if root.is_dir() else [], None)
+        anywhere = str(Path(pattern)).replace("**/", "*")
+        found = [path for path in files if fnmatch.fnmatchcase(str(path), anywhere)]
+    else:
+        found = sorted(map(Path, glob.glob(pattern)))
+    if not found:
+        kind = "nothing that matches" if glob.has_magic(pattern) else "no folder"
+        raise UserError(f"--images: there is {kind} {pattern}")
+    return found
+
+
+def _read_folders(chosen: Sequence[Path], out: Path | None) -> tuple[list[Path], list[Path]]:
+    """The files in folders of any depth that are not hidden, and what is left out.
+
+    Links to folders come last: a folder that is reached by several ways keeps its own.
+    """
+    files: list[Path] = []
+    others: list[Path] = []
+    links: list[Path] = []
+    seen: set[Path] = set()
+    named, todo = set(chosen), list(chosen[::-1])
+    while todo or links:
+        path = todo.pop() if todo else links.pop(0)
+        hidden = path.name.startswith(".") and path not in named
+        if not path.is_dir():
+            (others if hidden else files).append(path)
+            continue
+        real = path.resolve()
+        if hidden or real in seen or (real == out and path not in named):
+            others.append(path)
+            continue
+        seen.add(real)
+        try:
+            inside = sorted(path.iterdir())
+        except OSError as error:
+            raise UserError(f"--images: {path} cannot be read: {error.strerror}") from None
+        linked = [each for each in inside if each.is_symlink() and each.is_dir()]
+        links += linked
+        todo += sorted(set(inside) - set(linked), reverse=True)
+        others += [] if inside else [path]
+    return files, others
 
 
 def result_names(paths: list[Path]) -> list[str]:
-    """What the results of each image are named after: its stem, if no other image shares that.
+    """What the results of each image are named after: its path without the suffix, if no other
+    image shares that.
 
-    Else its whole name: photo.jpg and photo.png give photo.jpg_color.png and photo.png_color.png.
+    Else its whole path: photo.jpg and photo.png give photo.jpg_color.png and photo.png_color.png.
     """
-    stems = [path.stem for path in paths]
-    taken = {path.name for path in paths}
-    unique = {stem for stem in stems if stems.count(stem) == 1 and stem not in taken}
-    return [path.stem if path.stem in unique else path.name for path in paths]
+    stems = Counter(path.with_suffix("") for path in paths)
+    taken = set(paths)
+    return [
+        str(path if stems[stem] > 1 or stem in taken else stem)
+        for path in paths for stem in [path.with_suffix("")]
+    ]
 
 
 def printable(name: str) -> str:

@@ -232,10 +232,8 @@ def _domain(entry: str, root: str) -> Domain:
     """DOMAIN, or DOMAIN=DIR for another folder below `root` than its own."""
     name, _, folder = (entry, "", "") if is_own(entry) else entry.partition("=")
     domain = create_domain(name)
-    if not is_own(name):
+    if folder or not is_own(name):
         return create_domain(name, os.path.join(root, folder or domain.folder))
-    if folder:
-        raise UserError(f"--domains: {name} says itself where its files lie; leave out ={folder}")
     return domain
 
 

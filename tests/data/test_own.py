@@ -2,11 +2,14 @@
 
 import pytest
 
+from configs import gta2city_uda
+from snr_jax.config.arguments import create_domains
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import class_names, own_classes, palette
+from snr_jax.core.labels import CLASSES, class_names, own_classes, palette
 from snr_jax.data.domains import create_domain
 from snr_jax.data.samples import list_samples
 from snr_jax.data.splits import open_split
+from snr_jax.runs.evaluation import open_rows
 from tests.data.test_layout_rows import touch
 
 FIVE = """
@@ -63,6 +66,44 @@ def test_classes_that_the_network_does_not_have_are_told(write, tmp_path):
     assert "ignored" not in told(domain.classes) + told(lake, require_labels=False)
 
 
+def test_truth_values_of_yaml_are_names(write):
+    domain = create_domain(write(
+        "images: a/*.png\nsplits: [on, off]\nclasses: {yes: , no: , on: [1, 2, 3], Off: , true: }\n"
+        "ids: {0: no, 1: yes, 2: true}"
+    ))
+    assert class_names(domain.classes) == ("yes", "no", "on", "Off", "true")
+    assert dict(domain.splits) == {"on": "on", "off": "off"}
+    assert domain.ids["own"].names == {0: "no", 1: "yes", 2: "true"}
+
+
+def test_another_folder_counts(write, tmp_path):
+    path = write("images: a/*.png\nsplits: [train]")
+    touch(tmp_path, "a/1.png", "other/a/2.png")
+
+    def ids(domain):
+        return [s.id for s in list_samples(domain, "train", require_labels=False).samples]
+
+    assert ids(create_domain(path)) == ["1"]
+    assert ids(create_domain(path, tmp_path / "other")) == ["2"]
+    with pytest.raises(UserError, match=r"no directory .*nowhere.*lie beside .*lake.yaml"):
+        ids(create_domain(path, tmp_path / "nowhere"))
+
+
+def test_another_folder_counts_in_a_configuration_and_in_a_table(write, tmp_path):
+    path = write("images: a/*.png\nlabels: b/*.png\nsplits: [val]")
+    touch(tmp_path, "a/1.png", "b/1.png", "data/other/a/2.png", "data/other/b/2.png")
+    config = gta2city_uda.get_config()
+    config.data.root, config.source.domain = str(tmp_path / "data"), path
+    for folder, place in {"GTA5": "", "NTHU/Rome": "", "": "", "other": "data/other"}.items():
+        config.source.dir = folder
+        assert create_domains(config)["source"].directory == str(tmp_path / place), folder
+    for entry, id in {path: "1", f"{path}=other": "2"}.items():
+        rows = open_rows([entry], root=config.data.root, split="val", size=None, max_images=0,
+                         classes=CLASSES)
+        (split,) = rows.splits.values()
+        assert [sample.id for sample in split.samples] == [id]
+
+
 def test_images_alone(write, tmp_path):
     path = write("images: [photos/*.jpg, photos/*.png]")
     touch(tmp_path, "photos/a.jpg", "photos/b.png")
@@ -93,6 +134,19 @@ def test_images_alone(write, tmp_path):
         ("images: a/*.png\nclasses: {water: [0, 0, 300], sky: }", "0 to 255 for 'water'"),
         ("images: a/*.png\nids: {1: water}", "names of the classes (road, sidewalk"),
         ("images: a/*.png\nids: {300: road}", "numbers in 0 to 255"),
+        ("images: a/*.png\nids: {true: road}", "numbers in 0 to 255"),
+        ("images: ~/a/*.png", "from the file's folder"),
+        ("images: a/*.png\nlabels: ~/a/*.png", "no ~ and no / before it"),
+        ("images: a/**.png", "as frames/{split}/*.jpg or frames/**/*.jpg"),
+        ("images: a/**", "images is 'a/**'"),
+        ("images: a/**/*.png\nlabels: b/*.png", "as many stars as a/**/*.png"),
+        ("images: [a/*.png, a/*/*.png]\nlabels: b/*.png", "as a/*.png and a/*/*.png"),
+        ("images: a/*.png\nclasses: {1: , 2: }", "1 is read as something else, so quote it"),
+        ("images: a/*.png\nclasses: {a: , null: }", "quote it, as 'null'"),
+        ("images: a/*.png\nsplits: [1, 2]", "a number as a name is quoted, as '1'"),
+        ("images: a/*.png\nimages: b/*.png", "the key 'images' stands twice in line 2"),
+        ("images: a/*.png\nclasses:\n  a:\n  b:\n  a:", "the key 'a' stands twice in line 5"),
+        ("images: a/*.png\nids: {0: road, 0x0: sky}", "the key 0 stands twice"),
     ],
 )
 def test_mistakes_name_the_file_and_the_key(text, words, write):

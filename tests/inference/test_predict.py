@@ -436,6 +436,75 @@ def test_names_of_results(files, names):
     assert tuple(photos.result_names([Path(name) for name in files])) == names
 
 
+def test_names_of_results_in_folders():
+    paths = [Path(name) for name in ("a/x.jpg", "a/x.png", "b/x.jpg", "x.jpg")]
+    assert photos.result_names(paths) == ["a/x.jpg", "a/x.png", "b/x", "x"]
+
+
+def test_folders_are_read_in_depth_and_the_results_mirror_them(checkpoint, command, tmp_path):
+    images, out = tmp_path / "images", tmp_path / "images" / "out"
+    for name in ("ulm/a.png", "bern/a.png", "bern/old/a.png", ".cache/a.png", "a.png"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        draw(images / name, 33, 65)
+    (images / "bern/loop").symlink_to(images)
+    (images / "bern/notes.txt").write_text("no image")
+    (images / "bern/old/b.png").write_text("no image either")
+    for _ in range(2):  # the second time what the first one wrote lies there
+        result = command("predict", "--checkpoint", checkpoint, "--images", images, "--out", out)
+        assert result.code == 1 and "5 images, seen" in result.out
+        assert "left out: bern/old/b.png" in result.out
+        assert {path.relative_to(out).as_posix() for path in out.rglob("*_color.png")} == {
+            "ulm/a_color.png", "bern/a_color.png", "bern/old/a_color.png", "a_color.png"
+        }  # fmt: skip
+    assert "another suffix: 4 (.cache, bern/loop, bern/notes.txt, ...)" in result.out
+
+
+FOUND = {  # what is given → the images, by their paths from the folder that the results mirror
+    "ulm/a.png": ["a.png"], "ulm": ["a.png", "b.JPG"],
+    "*/a.png": ["[x]/a.png", "bern/a.png", "ulm/a.png"],
+    "u*": ["ulm/a.png", "ulm/b.JPG"], "ulm/[b-z].JPG": ["b.JPG"],
+    "**/a.png": ["[x]/a.png", "bern/a.png", "bern/deep/a.png", "ulm/a.png"],
+    "bern/**": ["a.png", "deep/a.png"], "[x]": ["a.png"], "[x]/a.png": ["a.png"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", FOUND)
+def test_a_folder_a_file_or_a_pattern(given, tmp_path):
+    for name in ("ulm/a.png", "ulm/b.JPG", "bern/a.png", "bern/deep/a.png", "[x]/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for number in range(3):  # links that loop in 3 to the power of any depth
+        (tmp_path / f"bern/deep/loop{number}").symlink_to(tmp_path / "bern")
+    found = photos.find_images(str(tmp_path / given))
+    assert [path.as_posix() for path in found.paths] == FOUND[given]
+    assert all((found.folder / path).is_file() for path in found.paths)
+
+
+def test_nothing_that_matches_and_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"nothing that matches .*/x/\*.png"):
+        photos.find_images(str(tmp_path / "x" / "*.png"))
+    (tmp_path / "closed").mkdir()
+    real = Path.iterdir
+
+    def iterdir(path):  # as for users who are not root
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(UserError, match="closed cannot be read: Permission denied"):
+        photos.find_images(str(tmp_path))
+
+
+def test_mirrored_results_never_go_among_the_images(checkpoint, refused, tmp_path):
+    (tmp_path / "a" / "a").mkdir(parents=True)
+    draw(tmp_path / "a" / "x.png", 33, 65)
+    draw(tmp_path / "a" / "a" / "y.png", 33, 65)
+    error = refused("predict", "--checkpoint", checkpoint, "--images", tmp_path / "a",
+                    "--out", tmp_path)
+    assert "is the folder of the images" in error
+
+
 def test_images_that_share_a_stem(checkpoint, command, tmp_path):
     images = tmp_path / "images"
     images.mkdir()

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE, UNKNOWN, Classes, class_names
 from snr_jax.core.progress import Show
-from snr_jax.data.decode import IMAGE_FORMATS
+from snr_jax.data import layouts
 from snr_jax.data.faults.inspection import Finding, difference, inspect
 from snr_jax.data.faults.look import label_fault
 from snr_jax.data.layouts import Pairs
@@ -26,8 +26,6 @@ MENDS = {
     "must agree": "Take image and label from the same release, neither resized nor cropped",
     "holds the label ids": "Take the labels of this data set, or name the ids in its YAML file",
 }
-IMAGE_ENDS = (".png", ".jpg", ".jpeg", *(f".{name.lower()}" for name in IMAGE_FORMATS))
-NUM_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -75,12 +73,14 @@ def survey(
     UserError for a missing directory, an unknown or empty split, and a set without labels that
     needs them.
     """
-    layout, found, notes = find(domain, split)
+    layout, (found, _, _), notes, unread = find(domain, split)
     if require_labels and not layout.labels:
         raise UserError(f"{domain.name} has no labels; without them a set serves as the target of "
                         "training alone. Add the key labels to its file")
     labels = domain.labels(layout, classes)
-    faults, warnings = _missing(found, labels, require_labels), _extra(found)
+    faults, warnings = _missing(found, labels, require_labels), _extra(unread)
+    if hidden := {why: files for why, files in unread.items() if why == layouts.HIDDEN}:
+        notes = [*notes, f"not read: {layouts.tell_unread(hidden)}"]
     samples, unlabelled = _there(found, read_labels)
     if unlabelled and not require_labels:
         notes = [*notes, f"{unlabelled} of {len(samples)} images have no label"]
@@ -158,21 +158,17 @@ def _missing(found: Pairs, labels: Labels, require_labels: bool) -> list[Fault]:
     return faults
 
 
-def _extra(found: Pairs) -> list[Fault]:
-    """Images beside those of the split that no pattern matches, or second ones of an id."""
-    images = {image for image, _ in found.values()}
-    ends = {image.suffix for image in images}
-    odd = sorted(
-        str(path) for folder in {image.parent for image in images} if folder.is_dir()
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_ENDS and path.suffix not in ends
-    )
+def _extra(unread: Mapping[str, Sequence[Path]]) -> list[Fault]:
+    """Images beside those of the split that are not read, but for hidden ones."""
+    odd = {why: files for why, files in unread.items() if why != layouts.HIDDEN}
     if not odd:
         return []
-    more = ", ..." if len(odd) > NUM_NAMED else ""
-    return [Fault(f"extra images, that no pattern matches or that are second ones of an id, are "
-                  f"not read: {len(odd)}, {', '.join(odd[:NUM_NAMED])}{more}. Convert them to "
-                  f"{', '.join(sorted(ends))}, or move them away", Sample("", odd[0], None))]
+    first = next(iter(odd.values()))[0]
+    return [Fault(
+        f"extra images, that no pattern matches or that are second ones of an id, are not read: "
+        f"{layouts.tell_unread(odd)}. Convert them, name them in a pattern of your own, or move "
+        "them away", Sample("", str(first), None)
+    )]
 
 
 def _odd(sample: Sample, finding: Finding) -> list[Fault]:

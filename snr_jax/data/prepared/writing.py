@@ -139,6 +139,9 @@ def _listed(domain: Domain, splits: Sequence[str]) -> tuple[dict[str, Listing], 
         split: list_samples(domain, split, classes=classes, require_labels=False)
         for split in splits
     }
+    for split, listing in listed.items():
+        for note in listing.notes:
+            logger.info("%s/%s: %s", domain.name, split, note)
     labelled = {all(x.label for x in listing.samples) for listing in listed.values()}
     if len(labelled) > 1 or len({listing.labels.layout for listing in listed.values()}) > 1:
         raise UserError(
