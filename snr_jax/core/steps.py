@@ -14,6 +14,8 @@ Batches (numpy or device arrays):
   source_image uint8 [B,H,W,3] RGB, source_label uint8 [B,H,W] trainIds with 255 ignored,
   target_image uint8 [B,h,w,3]; domains may differ in size. Both are mirrored already: the mirror
   comes before the resizing of the labels. The step blurs and subtracts the mean.
+  target_extent int32 [B,2], only where a target image may be smaller than [h,w]: the height and
+  width that are image; what lies below or at the right of them is padding, of the mean colour.
   Evaluation: image uint8 [B,H,W,3], label uint8 [B,H',W'] at the size it is scored at,
   valid bool [B], False for the padding of a short last batch.
 """

@@ -158,4 +158,4 @@ def batches(
         yield from map(named, stream("source"))
         return
     for source, target in zip(stream("source"), stream("target"), strict=True):
-        yield named(source) | {"target_image": target["image"]}
+        yield named(source) | {f"target_{key}": value for key, value in target.items()}

@@ -68,3 +68,23 @@ def write_cityscapes(folder: Path, count=5, split="val", height=24, width=48, la
             label = Image.fromarray(random_ids(number, height, width))
             label.save(root / "gtFine" / split / city / f"{id}_gtFine_labelIds.png")
     return root
+
+
+def write_masks(folder: Path, *, count=4, ids="{0: background, 255: target}", inside=255) -> str:
+    """The YAML file of a set of photos of 40x80 whose masks are 0, and `inside` in the right half.
+
+    ids: of the file, "" for none.
+    """
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (folder / kind / split).mkdir(parents=True)
+        for number in range(count):
+            photo = Image.fromarray(natural_image(number, 40, 80))
+            photo.save(folder / "images" / split / f"{number}.png")
+            mask = np.zeros((40, 80), np.uint8)
+            mask[:, 40:] = inside
+            Image.fromarray(mask).save(folder / "masks" / split / f"{number}.png")
+    lines = ["images: images/{split}/*.png", "labels: masks/{split}/*.png", "splits: [train, val]",
+             "classes: {background: , target: }", *([f"ids: {ids}"] if ids else [])]
+    (folder / "set.yaml").write_text("\n".join(lines))
+    return str(folder / "set.yaml")
