@@ -35,7 +35,8 @@ from snr_jax.core import losses
 from snr_jax.core.augment import augment, to_network_input
 from snr_jax.core.labels import IGNORE
 from snr_jax.core.metrics import confusion_matrix
-from snr_jax.core.models.deeplab import Output
+from snr_jax.core.models.deeplab import Output, map_size
+from snr_jax.core.models.layers import interpolated
 from snr_jax.core.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -271,6 +272,58 @@ def make_predict_step(
         return (p + probabilities(image[:, :, ::-1])[:, :, ::-1]) / 2 if flip else p
 
     return predict
+
+
+class Places(NamedTuple):
+    """Where rows (or columns) of a label lie in a map of logits, as `layers.interpolation` says."""
+
+    low: jax.Array  # int32 [n]
+    high: jax.Array  # int32 [n]
+    weight: jax.Array  # float [n], of `high`
+
+
+class Window(NamedTuple):
+    """Rows and columns of a label that are scored together."""
+
+    rows: Places
+    columns: Places
+    mirrored: Places  # the same columns in the map of the mirrored image
+
+
+def make_logits_step(*, model: nn.Module, flip: bool = False) -> Callable[..., list[jax.Array]]:
+    """step(variables, batch) → the logits [B,h,w,C] of "image", of stride 8.
+
+    flip: and those of the mirrored image.
+    """
+
+    def step(variables: dict, batch: Batch) -> list[jax.Array]:
+        image = batch["image"]
+        size = map_size(image.shape[1:3])
+        return [
+            model.apply(variables, to_network_input(x), train=False, output_size=size).main
+            for x in ([image, image[:, :, ::-1]] if flip else [image])
+        ]
+
+    return step
+
+
+def make_window_step(*, num_classes: int, axis_name: str | None = None) -> Callable[..., jax.Array]:
+    """step(maps, batch, window) → confusion matrix int32 [C,C] of "label" [B,rows,columns].
+
+    What `make_eval_step` counts at a label's own size, a window at a time: one program for labels
+    of every size. maps: of `make_logits_step`.
+    """
+
+    def step(maps: list[jax.Array], batch: Batch, window: Window) -> jax.Array:
+        p = [
+            jax.nn.softmax(interpolated(interpolated(x, 1, *window.rows), 2, *columns))
+            for x, columns in zip(maps, (window.columns, window.mirrored))
+        ]
+        p = (p[0] + p[1]) / 2 if len(p) > 1 else p[0]
+        confusion = confusion_matrix(batch["label"], p.argmax(-1), num_classes)
+        return lax.psum(confusion, axis_name) if axis_name else confusion
+
+    return step
 
 
 def make_eval_step(
