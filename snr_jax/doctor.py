@@ -62,12 +62,14 @@ MOST_PICTURES = 50  # findings of a split that are shown; the rest is text
 
 
 class Place(NamedTuple):
-    """A split to read. target: of adaptation, whose labels nobody opens."""
+    """A split to read. target: of adaptation, whose labels nobody opens. source: of training."""
 
     domain: Domain
     split: str
     require_labels: bool = True
     target: bool = False
+    source: bool = False
+    size: tuple[int, int] | None = None  # at which its images are seen
 
 
 def places(config: ConfigDict, sides: Mapping[str, Domain]) -> dict[str, Place]:
@@ -76,7 +78,7 @@ def places(config: ConfigDict, sides: Mapping[str, Domain]) -> dict[str, Place]:
     def place(role: str) -> Place:
         of = arguments.split_arguments(config, role)
         return Place(sides[role.partition("_")[0]], of["split"], of["require_labels"],
-                     target=role == "target")
+                     target=role == "target", source=role == "source", size=of["size"])
 
     roles = ["source", *(["target"] if config.loss.target else []), "source_val",
              *(["target_val"] if config.target.val_split else [])]
@@ -131,7 +133,8 @@ def _chosen(args: flags.FlagValues) -> tuple[str, dict[str, Place], int | Classe
         if args.dir or not is_own(spec):  # which lies beside its file
             place = cli.require(args, "dir", "--dir datasets/GTA5")
             domain = dataclasses.replace(domain, directory=place)
-        place = Place(domain, args.split, not args.no_labels)
+        source = args.split == "train" and not args.no_labels
+        place = Place(domain, args.split, not args.no_labels, source=source)
         return domain.name, {"split": place}, domain.classes or int(args.num_classes)
     if args.domain or args.dir:
         raise UserError("--config and --domain exclude each other; give one of them")
@@ -153,6 +156,7 @@ def command(args: flags.FlagValues) -> int:
         surveys[title] = survey(
             place.domain, place.split, classes=classes,
             require_labels=place.require_labels, read_labels=not place.target,
+            training=place.source, size=place.size,
             sample=args.sample, progress=make_progress("samples"),
         )
     if args.html:

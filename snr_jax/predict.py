@@ -22,6 +22,7 @@ from snr_jax import cli
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes
 from snr_jax.core.progress import make_progress
+from snr_jax.core.shapes import SQUEEZE, is_squeezed
 from snr_jax.inference.photos import find_images, printable, read_image, result_names, write_results
 from snr_jax.inference.tiles import Network, create_network, segment
 from snr_jax.runs import network
@@ -30,7 +31,6 @@ from snr_jax.workdir import checkpoints
 logger = logging.getLogger("snr_jax.predict")
 
 PUBLISHED_SIZE = (512, 1024)  # at which the published Cityscapes numbers are scored
-SQUEEZE = 1.6  # from 4:3 to 2:1, as a photo to the size of Cityscapes, it is 1.5
 LEAST = 33  # pixels a side that the network sees
 
 FLAGS = flags.FlagValues()
@@ -128,7 +128,8 @@ def _segment_all(
             failures.append(f"{path}: {error}")
             print(f"left out: {printable(path.name)}", flush=True)
         else:
-            squeezed += _is_squeezed(options["tile"] or image.size[::-1], options["size"])
+            have = options["tile"] or image.size[::-1]
+            squeezed += is_squeezed(have, options["size"] or have)
             files = {"confidence": confidence} if with_confidence else {}
             write_results(out / name, np.asarray(image), classes, known, **files)
         show(done, len(paths))
@@ -140,12 +141,6 @@ def _default_size(meta: dict) -> tuple[tuple[int, int], str]:
     if recorded:
         return tuple(recorded), " as in its training"
     return PUBLISHED_SIZE, " as the published numbers are scored (the checkpoint records no size)"
-
-
-def _is_squeezed(have: tuple[int, int], seen: tuple[int, int] | None) -> bool:
-    """Whether resizing from one height and width to the other changes the shape much."""
-    ratio = 1 if seen is None else have[0] * seen[1] / (have[1] * seen[0])
-    return max(ratio, 1 / ratio) > SQUEEZE
 
 
 def _tiles(tile: list[str] | None, overlap: int | None) -> tuple[tuple[int, int] | None, int]:

@@ -13,6 +13,7 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE, UNKNOWN, Classes, class_names
 from snr_jax.core.progress import Show
 from snr_jax.data.decode import IMAGE_FORMATS
+from snr_jax.data.faults.doubts import by_class, label_doubt, shape_doubt, teaches_one_class
 from snr_jax.data.faults.inspection import Finding, difference, inspect
 from snr_jax.data.faults.look import label_fault
 from snr_jax.data.layouts import Pairs
@@ -63,17 +64,20 @@ def survey(
     split: str,
     *,
     classes: int | Classes = 19,
+    size: tuple[int, int] | None = None,
     require_labels: bool = True,
     read_labels: bool = True,
+    training: bool = False,
     sample: int = 0,
     progress: Show = lambda done, total: None,
     num_threads: int | None = None,
 ) -> Survey:
     """Decodes `sample` images and labels spread over the split, all for 0, past the broken ones.
 
-    Without `read_labels` no label is opened. `progress` is called after each sample. Raises
-    UserError for a missing directory, an unknown or empty split, and a set without labels that
-    needs them.
+    Without `read_labels` no label is opened. size: at which images are seen. training: labels are
+    learnt from, and those of one class alone are a fault. `progress` is called after each sample.
+    Raises UserError for a missing directory, an unknown or empty split, and a set without labels
+    that needs them.
     """
     layout, found, notes = find(domain, split)
     if require_labels and not layout.labels:
@@ -102,14 +106,18 @@ def survey(
         faults.append(Fault(text, samples[0]))
     else:
         warnings += _suspect(labelled, labels)
-    pixels, number = _by_class(by_id, labels), len(labels.classes)
+        doubt = [Fault(text) for text in [by_id.any() and label_doubt(by_id, labels)] if text]
+        whole = training and len(read) == len(found)
+        (faults if whole and teaches_one_class(by_id, labels) else warnings).extend(doubt)
+    warnings += _squeezed(read, size)
+    pixels, number = by_class(by_id, labels), len(labels.classes)
     good = (one for one, finding in read if not finding.faults and not finding.blank)
     return Survey(
         layout=str(layout), num_samples=len(found), num_read=len(samples), notes=notes,
         warnings=warnings, faults=faults,
         sizes=dict(Counter(f.size for _, f in read if f.size).most_common()),
         pixels=pixels[:number],
-        by_label={one.id: _by_class(f.pixels, labels)[:number] for one, f in labelled},
+        by_label={one.id: by_class(f.pixels, labels)[:number] for one, f in labelled},
         ignored=int(pixels[IGNORE]), unknown=int(pixels[UNKNOWN]), good=next(good, None),
         labels=labels,
     )
@@ -128,6 +136,14 @@ def _there(found: Pairs, read_labels: bool) -> tuple[list[Sample], int]:
     return samples, sum(label is None for _, label in there.values())
 
 
+def _squeezed(
+    read: Sequence[tuple[Sample, Finding]], size: tuple[int, int] | None
+) -> list[Fault]:
+    sizes = [(one.image, finding.size) for one, finding in read if finding.size]
+    doubt = shape_doubt(sizes, size) if size else None
+    return [Fault(doubt)] if doubt else []
+
+
 def _suspect(labelled: Sequence[tuple[Sample, Finding]], labels: Labels) -> list[Fault]:
     """Labels that cannot be meant, one by one."""
     reasons = ((one, label_fault(finding.pixels, labels)) for one, finding in labelled)
@@ -135,11 +151,6 @@ def _suspect(labelled: Sequence[tuple[Sample, Finding]], labels: Labels) -> list
         Fault(f"{one.label}: {reason}. {MENDS['is no label']}", one)
         for one, reason in reasons if reason
     ]
-
-
-def _by_class(pixels: np.ndarray, labels: Labels) -> np.ndarray:
-    """int64 [256], by the files' own ids → int64 [256], by trainId."""
-    return np.bincount(labels.lookup, weights=pixels, minlength=256).astype(np.int64)
 
 
 def _missing(found: Pairs, labels: Labels, require_labels: bool) -> list[Fault]:
@@ -236,6 +247,8 @@ def describe(found: Survey) -> str:
         width = max(len("class"), *(len(name) for name, _, _ in rows))
         rows = [("class", "% of pixels", "in labels"), *rows]
         lines += [f"{a:<{width}} {b:>11} {c:>9}".rstrip() for a, b, c in rows]
+        missing = [name for (name, *_), images in zip(table(found), found.images) if not images]
+        lines += [f"no label holds {', '.join(missing)}"] if missing else []
     lines += [f"WARNING {warning.text}" for warning in found.warnings]
     lines += [f"FAULT {fault.text}" for fault in found.faults]
     lines.append(f"{len(found.faults)} faults" if found.faults else "no faults")
