@@ -65,12 +65,6 @@ def paste_mask(label: jax.Array, chosen: jax.Array) -> jax.Array:
     return (_slots(label, chosen.shape[-1] - 1) & chosen[:, None, None, :]).any(-1)
 
 
-def within(extent: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Where an image is and not its padding. extent int [N,2] (height, width) → bool [N,*size]."""
-    rows, columns = (jnp.arange(side) < extent[:, i, None] for i, side in enumerate(size))
-    return rows[:, :, None] & columns[:, None, :]
-
-
 # ---------------------------------------------------------------- what the student sees of a mix
 
 

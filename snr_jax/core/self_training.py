@@ -32,6 +32,7 @@ from snr_jax.core.steps import (
     make_update,
     prepared,
     source_terms,
+    within,
 )
 
 TEACHER_MODES = ("train", "eval")
@@ -88,10 +89,8 @@ def label_target(
     """
     output, moved = model.apply(teacher, image, train=train, mutable=["batch_stats"])
     label, sure = mixing.pseudo_label(output.main, threshold=threshold)
-    is_image = None
-    if extent is not None:
-        is_image = mixing.within(extent, label.shape[1:])
-        label = jnp.where(is_image, label, IGNORE)
+    is_image = within(extent, label.shape[1:])
+    label = label if is_image is None else jnp.where(is_image, label, IGNORE)
     weights, share = pixel_weights(sure, weight=weight, rows_left_out=rows_left_out,
                                    is_image=is_image, axis_name=axis_name)
     stats = moved["batch_stats"]

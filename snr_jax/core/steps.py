@@ -75,6 +75,14 @@ class View(NamedTuple):
     terms: Callable[[Output, Batch], Terms]
 
 
+def within(extent: jax.Array | None, size: tuple[int, int]) -> jax.Array | None:
+    """Where an image is and not its padding. extent: target_extent [N,2] → bool [N,*size]."""
+    if extent is None:
+        return None
+    rows, columns = (jnp.arange(side) < extent[:, i, None] for i, side in enumerate(size))
+    return rows[:, :, None] & columns[:, None, :]
+
+
 def prepared(
     prepare: Prepare, stream: Stream, step: jax.Array, image: jax.Array, *, seed: int,
     axis_name: str | None,
@@ -213,7 +221,7 @@ def make_adaptation_step(
     *,
     model: nn.Module,
     tx: optax.GradientTransformation,
-    target_loss: Callable[[jax.Array], losses.Sum],
+    target_loss: Callable[..., losses.Sum],
     lambda_target: float = 0.1,
     seed: int = 0,
     lambda_seg: float = 0.0,
@@ -238,9 +246,12 @@ def make_adaptation_step(
                          accumulate_steps=accumulate_steps, axis_name=axis_name)
 
     def of_target(output: Output, part: Batch) -> Terms:
-        terms = {"loss_target": Term(lambda_target, target_loss(output.main))}
+        is_image = within(part.get("extent"), output.main.shape[1:3])
+        padded = () if is_image is None else (is_image,)
+        terms = {"loss_target": Term(lambda_target, target_loss(output.main, *padded))}
         if lambda_seg:
-            aux = losses.guidance(output.main, output.aux, threshold=guidance_threshold)
+            aux = losses.guidance(
+                output.main, output.aux, *padded, threshold=guidance_threshold)
             terms["loss_target_aux"] = Term(lambda_seg * lambda_target, aux)
         return terms
 
@@ -248,8 +259,10 @@ def make_adaptation_step(
         source_image = see(Stream.SOURCE_IMAGE, state.step, batch["source_image"])
         target_image = see(Stream.TARGET_IMAGE, state.step, batch["target_image"])
         source = {"image": source_image, "label": batch["source_label"]}
-        return update(
-            state, [View(source, of_source), View({"image": target_image}, of_target)])
+        target = {"image": target_image}
+        if "target_extent" in batch:
+            target["extent"] = batch["target_extent"]
+        return update(state, [View(source, of_source), View(target, of_target)])
 
     return step
 

@@ -16,6 +16,7 @@ from snr_jax.core.self_training import (
     teacher_share,
 )
 from snr_jax.core.state import create_state
+from snr_jax.core.steps import within
 from tests.core.tiny import Probe, assert_trees_close, batch, quick_jit, variables
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)  # the trace after one step is the gradient
@@ -77,7 +78,7 @@ def test_weights_by_hand():
 def test_padding_is_neither_sure_nor_counted():
     """Of five pixels of image two are sure; of three of padding two."""
     sure = jnp.array([[[True, True], [False, True]], [[True, False], [False, False]]])
-    is_image = mixing.within(jnp.array([[1, 1], [2, 2]]), (2, 2))
+    is_image = within(jnp.array([[1, 1], [2, 2]]), (2, 2))
     assert is_image.tolist() == [[[True, False], [False, False]], [[True, True], [True, True]]]
     options = {"rows_left_out": (0, 0), "is_image": is_image}
     by_share, share = pixel_weights(sure, weight="share", **options)

@@ -100,16 +100,10 @@ def survey(
         warnings += _odd(one, finding)
     labelled = [(one, finding) for one, finding in read if finding.pixels is not None]
     by_id = sum((finding.pixels for _, finding in labelled), np.zeros(256, np.int64))
-    fault = label_fault(by_id, labels) if by_id.any() else None
-    if fault:
-        text = f"{fault}. {MENDS['is no label']}; {samples[0].label} is the first"
-        faults.append(Fault(text, samples[0]))
-    else:
-        warnings += _suspect(labelled, labels)
-        doubt = [Fault(text) for text in [by_id.any() and label_doubt(by_id, labels)] if text]
-        whole = training and len(read) == len(found)
-        (faults if whole and teaches_one_class(by_id, labels) else warnings).extend(doubt)
-    warnings += _squeezed(read, size)
+    refused, doubted = _judged(labelled, by_id, labels, training and len(read) == len(found))
+    faults, warnings = faults + refused, warnings + doubted
+    shapes = [(one.image, finding.size) for one, finding in read if finding.size]
+    warnings += _named(shape_doubt(shapes, size) if size else None)
     pixels, number = by_class(by_id, labels), len(labels.classes)
     good = (one for one, finding in read if not finding.faults and not finding.blank)
     return Survey(
@@ -136,11 +130,21 @@ def _there(found: Pairs, read_labels: bool) -> tuple[list[Sample], int]:
     return samples, sum(label is None for _, label in there.values())
 
 
-def _squeezed(
-    read: Sequence[tuple[Sample, Finding]], size: tuple[int, int] | None
-) -> list[Fault]:
-    sizes = [(one.image, finding.size) for one, finding in read if finding.size]
-    doubt = shape_doubt(sizes, size) if size else None
+def _judged(
+    labelled: Sequence[tuple[Sample, Finding]], by_id: np.ndarray, labels: Labels, training: bool
+) -> tuple[list[Fault], list[Fault]]:
+    """Faults and warnings of what the labels hold, each alone and all together."""
+    if by_id.any() and (fault := label_fault(by_id, labels)):
+        first = labelled[0][0]
+        text = f"{fault}. {MENDS['is no label']}; {first.label} is the first"
+        return [Fault(text, first)], []
+    warnings, doubt = _suspect(labelled, labels), _named(label_doubt(by_id, labels))
+    if training and teaches_one_class(by_id, labels):
+        return doubt, warnings
+    return [], warnings + doubt
+
+
+def _named(doubt: str | None) -> list[Fault]:
     return [Fault(doubt)] if doubt else []
 
 
