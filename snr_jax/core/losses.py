@@ -80,7 +80,9 @@ def maxsquare(logits: jax.Array, is_image: jax.Array | None = None) -> Sum:
     return Sum(-_kept(jnp.square(p), is_image).sum(), 2.0 * _size(p, is_image))
 
 
-def _image_weights(p: jax.Array, ratio: float, is_image: jax.Array | None) -> jax.Array:
+def _image_weights(
+    p: jax.Array, ratio: float, is_image: jax.Array | None = None
+) -> jax.Array:
     """Weight of each pixel, by how often its image predicts the same class. [N,H,W,C] → [N,H,W].
 
     h_c pixels of the image predicted as c, H = sum h: w_c = 1 / max(h_c^r H^(1-r), 1).

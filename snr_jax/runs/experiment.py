@@ -162,4 +162,6 @@ def batches(
         yield from map(named, stream("source"))
         return
     for source, target in zip(stream("source"), stream("target"), strict=True):
-        yield named(source) | {f"target_{key}": value for key, value in target.items()}
+        yield named(source) | {
+            f"target_{key}": target[key] for key in ("image", "extent") if key in target
+        }
