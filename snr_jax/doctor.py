@@ -64,13 +64,16 @@ MOST_PICTURES = 50  # findings of a split that are shown; the rest is text
 
 
 class Place(NamedTuple):
-    """A split to read. name: its set's, as in scores. target: of adaptation, its labels unread."""
+    """A split to read. name: its set's, as in scores. source, target: of training; the labels of a
+    target stay unread."""
 
     name: str
     domain: Domain
     split: str
     require_labels: bool = True
     target: bool = False
+    source: bool = False
+    size: tuple[int, int] | None = None  # at which its images are seen
 
 
 def places(config: ConfigDict, sides: Mapping[str, Domain]) -> dict[str, Place]:
@@ -79,7 +82,8 @@ def places(config: ConfigDict, sides: Mapping[str, Domain]) -> dict[str, Place]:
     def place(role: str) -> Place:
         side, of = role.partition("_")[0], arguments.split_arguments(config, role)
         return Place(arguments.split_name(config, side), sides[side], of["split"],
-                     of["require_labels"], target=role == "target")
+                     of["require_labels"], target=role == "target", source=role == "source",
+                     size=of["size"])
 
     roles = ["source", *(["target"] if config.loss.target else []), "source_val",
              *(["target_val"] if config.target.val_split else [])]
@@ -133,7 +137,8 @@ def _chosen(args: flags.FlagValues) -> tuple[str, dict[str, Place], int | Classe
         domain = create_domain(spec, args.dir)
         if not is_own(spec):  # which lies beside its file
             cli.require(args, "dir", "--dir datasets/GTA5")
-        place = Place(domain.name, domain, args.split, not args.no_labels)
+        source = args.split == "train" and not args.no_labels
+        place = Place(domain.name, domain, args.split, not args.no_labels, source=source)
         return domain.name, {"split": place}, domain.classes or int(args.num_classes)
     if args.domain or args.dir:
         raise UserError("--config and --domain exclude each other; give one of them")
@@ -171,6 +176,7 @@ def command(args: flags.FlagValues) -> int:
         surveys[title] = found = survey(
             place.domain, place.split, classes=classes,
             require_labels=place.require_labels, read_labels=not place.target,
+            training=place.source, size=place.size,
             sample=args.sample, progress=make_progress("samples"),
         )
         if found.pixels.any():

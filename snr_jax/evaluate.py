@@ -104,7 +104,7 @@ def command(args: flags.FlagValues) -> None:
     for split in rows.read.values():
         print(f"{checkpoint.path} on {split.told}; results go to {out}", flush=True)
     for split in rows.read.values():
-        for warning in look(split.samples, split.labels):
+        for warning in look(split.samples, split.labels, size=split.size):
             print(f"WARNING {warning}", flush=True)
     notes = [*unlike_training(meta, config), *evaluation.read_otherwise(meta, rows)]
     for note in notes:

@@ -23,6 +23,7 @@ from snr_jax import cli
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes
 from snr_jax.core.progress import make_progress
+from snr_jax.core.shapes import SQUEEZE, is_squeezed
 from snr_jax.inference.photos import (
     Photos,
     find_images,
@@ -38,7 +39,6 @@ from snr_jax.workdir import checkpoints
 logger = logging.getLogger("snr_jax.predict")
 
 PUBLISHED_SIZE = (512, 1024)  # at which the published Cityscapes numbers are scored
-SQUEEZE = 1.6  # from 4:3 to 2:1, as a photo to the size of Cityscapes, it is 1.5
 LEAST = 33  # pixels a side that the network sees
 
 FLAGS = flags.FlagValues()
@@ -153,7 +153,8 @@ def _segment_all(
             failures.append(f"{path}: {error}")
             print(f"left out: {printable(str(inner))}", flush=True)
         else:
-            squeezed += _is_squeezed(options["tile"] or image.size[::-1], options["size"])
+            have = options["tile"] or image.size[::-1]
+            squeezed += is_squeezed(have, options["size"] or have)
             files = {"confidence": confidence} if with_confidence else {}
             _make_folder((out / name).parent)
             write_results(out / name, np.asarray(image), classes, known, **files)
@@ -166,12 +167,6 @@ def _default_size(meta: dict) -> tuple[tuple[int, int], str]:
     if recorded:
         return tuple(recorded), " as in its training"
     return PUBLISHED_SIZE, " as the published numbers are scored (the checkpoint records no size)"
-
-
-def _is_squeezed(have: tuple[int, int], seen: tuple[int, int] | None) -> bool:
-    """Whether resizing from one height and width to the other changes the shape much."""
-    ratio = 1 if seen is None else have[0] * seen[1] / (have[1] * seen[0])
-    return max(ratio, 1 / ratio) > SQUEEZE
 
 
 def _tiles(tile: list[str] | None, overlap: int | None) -> tuple[tuple[int, int] | None, int]:

@@ -5,6 +5,9 @@ computed in at least float32 and is finite, with a zero gradient, where no pixel
 
 A loss returns a `Sum`, (total, normaliser): what it adds up over the batch and what to divide by.
 `mean` divides. Sums of parts of a batch can be added first; the loss is then that of all parts.
+
+is_image: bool [N,H,W] of an unlabelled target, False for padding, which takes part in nothing; None
+where there is none.
 """
 
 from collections.abc import Sequence
@@ -35,6 +38,18 @@ def _log_probs(logits: jax.Array) -> jax.Array:
     return jax.nn.log_softmax(at_least_float32(logits), axis=-1)
 
 
+def _kept(values: jax.Array, is_image: jax.Array | None) -> jax.Array:
+    """values [N,H,W,C], 0 for padding."""
+    return values if is_image is None else jnp.where(is_image[..., None], values, 0)
+
+
+def _size(values: jax.Array, is_image: jax.Array | None) -> jax.Array | float:
+    """How many of values [N,H,W,C] are of an image."""
+    if is_image is None:
+        return float(values.size)
+    return is_image.sum(dtype=float) * values.shape[-1]
+
+
 def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
     """values[..., index] without a gather, whose gradient is a scatter. [N,H,W,C] → [N,H,W]."""
     hit = lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1) == index[..., None]
@@ -59,54 +74,67 @@ def weighted_cross_entropy(logits: jax.Array, label: jax.Array, weight: jax.Arra
     return Sum(jnp.where(label != IGNORE, weight * nll, 0).sum(), float(label.size))
 
 
-def maxsquare(logits: jax.Array) -> Sum:
+def maxsquare(logits: jax.Array, is_image: jax.Array | None = None) -> Sum:
     """- sum p^2 / (2 N C H W): the mean runs over the classes too, as in the published code."""
     p = jnp.exp(_log_probs(logits))
-    return Sum(-jnp.square(p).sum(), 2.0 * p.size)
+    return Sum(-_kept(jnp.square(p), is_image).sum(), 2.0 * _size(p, is_image))
 
 
-def _image_weights(p: jax.Array, ratio: float) -> jax.Array:
+def _image_weights(
+    p: jax.Array, ratio: float, is_image: jax.Array | None = None
+) -> jax.Array:
     """Weight of each pixel, by how often its image predicts the same class. [N,H,W,C] → [N,H,W].
 
     h_c pixels of the image predicted as c, H = sum h: w_c = 1 / max(h_c^r H^(1-r), 1).
     """
     classes = p.shape[-1]
-    one_hot = jnp.argmax(p, -1)[..., None] == jnp.arange(classes)
+    one_hot = _kept(jnp.argmax(p, -1)[..., None] == jnp.arange(classes), is_image)
     histogram = one_hot.sum((1, 2)).astype(p.dtype)  # [N,C]
     total = histogram.sum(-1, keepdims=True)
     weights = 1 / jnp.maximum(histogram**ratio * total ** (1 - ratio), 1)
     return lax.stop_gradient(jnp.where(one_hot, weights[:, None, None], 0).sum(-1))
 
 
-def iw_maxsquare(logits: jax.Array, *, ratio: float = 0.2) -> Sum:
+def iw_maxsquare(
+    logits: jax.Array, is_image: jax.Array | None = None, *, ratio: float = 0.2
+) -> Sum:
     """- sum_pixels w sum_c p_c^2 / (N C), with image-wise class weights w without gradient."""
     p = jnp.exp(_log_probs(logits))
-    total = -(_image_weights(p, ratio) * jnp.square(p).sum(-1)).sum()
+    total = -(_image_weights(p, ratio, is_image) * jnp.square(p).sum(-1)).sum()
     return Sum(total, float(p.shape[0] * p.shape[-1]))
 
 
-def entropy(logits: jax.Array) -> Sum:
+def entropy(logits: jax.Array, is_image: jax.Array | None = None) -> Sum:
     """- sum p log p / (N C H W); the gradient runs through both factors."""
     log_p = _log_probs(logits)
-    return Sum(-(jnp.exp(log_p) * log_p).sum(), float(log_p.size))
+    return Sum(-_kept(jnp.exp(log_p) * log_p, is_image).sum(), _size(log_p, is_image))
 
 
-def iw_entropy(logits: jax.Array, *, ratio: float = 0.2) -> Sum:
+def iw_entropy(
+    logits: jax.Array, is_image: jax.Array | None = None, *, ratio: float = 0.2
+) -> Sum:
     """- sum_pixels w sum_c p_c log p_c / (N C), with image-wise class weights."""
     log_p = _log_probs(logits)
     p = jnp.exp(log_p)
-    total = -(_image_weights(p, ratio) * (p * log_p).sum(-1)).sum()
+    total = -(_image_weights(p, ratio, is_image) * (p * log_p).sum(-1)).sum()
     return Sum(total, float(p.shape[0] * p.shape[-1]))
 
 
-def hard(logits: jax.Array, *, threshold: float = 0.95) -> Sum:
+def hard(
+    logits: jax.Array, is_image: jax.Array | None = None, *, threshold: float = 0.95
+) -> Sum:
     """Cross-entropy against argmax p where max p > threshold."""
     p = jnp.exp(_log_probs(logits))
-    label = jnp.where(p.max(-1) > threshold, jnp.argmax(p, -1), IGNORE)
+    sure = p.max(-1) > threshold
+    sure = sure if is_image is None else sure & is_image
+    label = jnp.where(sure, jnp.argmax(p, -1), IGNORE)
     return cross_entropy(logits, label)
 
 
-def guidance(logits: jax.Array, aux: jax.Array, *, threshold: float = 0.95) -> Sum:
+def guidance(
+    logits: jax.Array, aux: jax.Array, is_image: jax.Array | None = None, *,
+    threshold: float = 0.95,
+) -> Sum:
     """Multi-level guidance: cross-entropy of the auxiliary logits against both heads' argmax.
 
     Targets are argmax (p + p_aux)/2 where max p > threshold or max p_aux > threshold. The gradient
@@ -114,6 +142,7 @@ def guidance(logits: jax.Array, aux: jax.Array, *, threshold: float = 0.95) -> S
     """
     p, p_aux = jnp.exp(_log_probs(logits)), jnp.exp(_log_probs(aux))
     sure = (p.max(-1) > threshold) | (p_aux.max(-1) > threshold)
+    sure = sure if is_image is None else sure & is_image
     label = jnp.where(sure, jnp.argmax((p + p_aux) / 2, -1), IGNORE)
     return cross_entropy(aux, label)
 

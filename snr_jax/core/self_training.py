@@ -17,6 +17,7 @@ from jax import lax
 
 from snr_jax.core import losses, mixing
 from snr_jax.core.augment import augment
+from snr_jax.core.labels import IGNORE
 from snr_jax.core.models.deeplab import Output
 from snr_jax.core.state import TrainState
 from snr_jax.core.steps import (
@@ -31,6 +32,7 @@ from snr_jax.core.steps import (
     make_update,
     prepared,
     source_terms,
+    within,
 )
 
 TEACHER_MODES = ("train", "eval")
@@ -49,35 +51,48 @@ def _blend(share: jax.Array, teacher: dict, student: dict) -> dict:
 
 
 def pixel_weights(
-    sure: jax.Array, *, weight: str, rows_left_out: tuple[int, int], axis_name: str | None = None
+    sure: jax.Array, *, weight: str, rows_left_out: tuple[int, int],
+    is_image: jax.Array | None = None, axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """What each pseudo label counts, float [N,H,W], and the share of sure pixels in the batch.
 
     sure: bool [N,H,W], where the teacher is above the threshold. weight: "share" gives every pixel
     that share, "pixel" 1 where it is sure and 0 elsewhere. rows_left_out: at top and bottom, whose
-    pixels count 0 (they enter the share).
+    pixels count 0 (they enter the share). is_image: bool [N,H,W], False for padding, which counts
+    0 and does not enter the share; None where there is none.
     """
-    share = sure.mean(dtype=float)
-    share = lax.pmean(share, axis_name) if axis_name else share
+    if is_image is None:
+        share = sure.mean(dtype=float)
+        share = lax.pmean(share, axis_name) if axis_name else share
+    else:
+        sure &= is_image
+        counts = jnp.stack([sure.sum(dtype=float), is_image.sum(dtype=float)])
+        counts = lax.psum(counts, axis_name) if axis_name else counts
+        share = counts[0] / jnp.maximum(counts[1], 1)
     weights = jnp.broadcast_to(share, sure.shape) if weight == "share" else sure.astype(float)
     top, bottom = rows_left_out
     row = jnp.arange(sure.shape[1])
     inside = (row >= top) & (row < sure.shape[1] - bottom)
-    return jnp.where(inside[:, None], weights, 0), share
+    counted = inside[:, None] if is_image is None else inside[:, None] & is_image
+    return jnp.where(counted, weights, 0), share
 
 
 def label_target(
     model: nn.Module, teacher: dict, image: jax.Array, *, threshold: float, weight: str,
     rows_left_out: tuple[int, int], train: bool, axis_name: str | None,
+    extent: jax.Array | None = None,
 ) -> tuple[Batch, jax.Array, dict]:
     """Pseudo "label" and its "weight", the share of sure pixels, and the teacher's statistics.
 
-    weight, rows_left_out: of `pixel_weights`. train: the images move the statistics.
+    weight, rows_left_out: of `pixel_weights`. train: the images move the statistics. extent: the
+    batch's target_extent; beyond it no pixel has a pseudo label.
     """
     output, moved = model.apply(teacher, image, train=train, mutable=["batch_stats"])
     label, sure = mixing.pseudo_label(output.main, threshold=threshold)
-    weights, share = pixel_weights(
-        sure, weight=weight, rows_left_out=rows_left_out, axis_name=axis_name)
+    is_image = within(extent, label.shape[1:])
+    label = label if is_image is None else jnp.where(is_image, label, IGNORE)
+    weights, share = pixel_weights(sure, weight=weight, rows_left_out=rows_left_out,
+                                   is_image=is_image, axis_name=axis_name)
     stats = moved["batch_stats"]
     stats = lax.pmean(stats, axis_name) if axis_name else stats
     return {"label": label, "weight": weights}, share, stats
@@ -166,7 +181,8 @@ def make_classmix_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         image = draw(prepare, Stream.SOURCE_IMAGE, state.step, batch["source_image"])
         target = draw(prepare, Stream.TARGET_IMAGE, state.step, batch["target_image"])
-        pseudo, share, teacher_stats = label(state.teacher, target)
+        pseudo, share, teacher_stats = label(
+            state.teacher, target, extent=batch.get("target_extent"))
         chosen = draw(choose, Stream.CLASS_CHOICE, state.step, batch["source_label"])
         mix = paste(batch, pseudo, chosen,
                     partial(draw, strengthen, Stream.MIX_COLORS, state.step))

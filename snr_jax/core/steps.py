@@ -14,6 +14,8 @@ Batches (numpy or device arrays):
   source_image uint8 [B,H,W,3] RGB, source_label uint8 [B,H,W] trainIds with 255 ignored,
   target_image uint8 [B,h,w,3]; domains may differ in size. Both are mirrored already: the mirror
   comes before the resizing of the labels. The step blurs and subtracts the mean.
+  target_extent int32 [B,2], only where a target image may be smaller than [h,w]: the height and
+  width that are image; what lies below or at the right of them is padding, of the mean colour.
   Evaluation: image uint8 [B,H,W,3], label uint8 [B,H',W'] at the size it is scored at,
   valid bool [B], False for the padding of a short last batch.
 """
@@ -33,7 +35,8 @@ from snr_jax.core import losses
 from snr_jax.core.augment import augment, to_network_input
 from snr_jax.core.labels import IGNORE
 from snr_jax.core.metrics import confusion_matrix
-from snr_jax.core.models.deeplab import Output
+from snr_jax.core.models.deeplab import Output, map_size
+from snr_jax.core.models.layers import interpolated
 from snr_jax.core.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -70,6 +73,14 @@ class View(NamedTuple):
 
     batch: Batch
     terms: Callable[[Output, Batch], Terms]
+
+
+def within(extent: jax.Array | None, size: tuple[int, int]) -> jax.Array | None:
+    """Where an image is and not its padding. extent: target_extent [N,2] → bool [N,*size]."""
+    if extent is None:
+        return None
+    rows, columns = (jnp.arange(side) < extent[:, i, None] for i, side in enumerate(size))
+    return rows[:, :, None] & columns[:, None, :]
 
 
 def prepared(
@@ -210,7 +221,7 @@ def make_adaptation_step(
     *,
     model: nn.Module,
     tx: optax.GradientTransformation,
-    target_loss: Callable[[jax.Array], losses.Sum],
+    target_loss: Callable[..., losses.Sum],
     lambda_target: float = 0.1,
     seed: int = 0,
     lambda_seg: float = 0.0,
@@ -235,9 +246,12 @@ def make_adaptation_step(
                          accumulate_steps=accumulate_steps, axis_name=axis_name)
 
     def of_target(output: Output, part: Batch) -> Terms:
-        terms = {"loss_target": Term(lambda_target, target_loss(output.main))}
+        is_image = within(part.get("extent"), output.main.shape[1:3])
+        padded = () if is_image is None else (is_image,)
+        terms = {"loss_target": Term(lambda_target, target_loss(output.main, *padded))}
         if lambda_seg:
-            aux = losses.guidance(output.main, output.aux, threshold=guidance_threshold)
+            aux = losses.guidance(
+                output.main, output.aux, *padded, threshold=guidance_threshold)
             terms["loss_target_aux"] = Term(lambda_seg * lambda_target, aux)
         return terms
 
@@ -245,8 +259,10 @@ def make_adaptation_step(
         source_image = see(Stream.SOURCE_IMAGE, state.step, batch["source_image"])
         target_image = see(Stream.TARGET_IMAGE, state.step, batch["target_image"])
         source = {"image": source_image, "label": batch["source_label"]}
-        return update(
-            state, [View(source, of_source), View({"image": target_image}, of_target)])
+        target = {"image": target_image}
+        if "target_extent" in batch:
+            target["extent"] = batch["target_extent"]
+        return update(state, [View(source, of_source), View(target, of_target)])
 
     return step
 
@@ -269,6 +285,58 @@ def make_predict_step(
         return (p + probabilities(image[:, :, ::-1])[:, :, ::-1]) / 2 if flip else p
 
     return predict
+
+
+class Places(NamedTuple):
+    """Where rows (or columns) of a label lie in a map of logits, as `layers.interpolation` says."""
+
+    low: jax.Array  # int32 [n]
+    high: jax.Array  # int32 [n]
+    weight: jax.Array  # float [n], of `high`
+
+
+class Window(NamedTuple):
+    """Rows and columns of a label that are scored together."""
+
+    rows: Places
+    columns: Places
+    mirrored: Places  # the same columns in the map of the mirrored image
+
+
+def make_logits_step(*, model: nn.Module, flip: bool = False) -> Callable[..., list[jax.Array]]:
+    """step(variables, batch) → the logits [B,h,w,C] of "image", of stride 8.
+
+    flip: and those of the mirrored image.
+    """
+
+    def step(variables: dict, batch: Batch) -> list[jax.Array]:
+        image = batch["image"]
+        size = map_size(image.shape[1:3])
+        return [
+            model.apply(variables, to_network_input(x), train=False, output_size=size).main
+            for x in ([image, image[:, :, ::-1]] if flip else [image])
+        ]
+
+    return step
+
+
+def make_window_step(*, num_classes: int, axis_name: str | None = None) -> Callable[..., jax.Array]:
+    """step(maps, batch, window) → confusion matrix int32 [C,C] of "label" [B,rows,columns].
+
+    What `make_eval_step` counts at a label's own size, a window at a time: one program for labels
+    of every size. maps: of `make_logits_step`.
+    """
+
+    def step(maps: list[jax.Array], batch: Batch, window: Window) -> jax.Array:
+        p = [
+            jax.nn.softmax(interpolated(interpolated(x, 1, *window.rows), 2, *columns))
+            for x, columns in zip(maps, (window.columns, window.mirrored))
+        ]
+        p = (p[0] + p[1]) / 2 if len(p) > 1 else p[0]
+        confusion = confusion_matrix(batch["label"], p.argmax(-1), num_classes)
+        return lax.psum(confusion, axis_name) if axis_name else confusion
+
+    return step
 
 
 def make_eval_step(

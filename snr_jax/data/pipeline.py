@@ -26,7 +26,8 @@ PADDING = {"image": (123, 117, 104), "label": IGNORE}
 CROP_TRIES = 10  # for a crop that holds the class that an image was drawn for
 
 T = TypeVar("T")
-Arrays = dict[str, tf.Tensor]  # "image" uint8 [H,W,3] and, where there is one, "label" uint8 [H,W]
+# "image" uint8 [H,W,3] and, where there is one, "label" uint8 [H,W]; "extent" int32 [2]
+Arrays = dict[str, tf.Tensor]
 
 
 def sample_at(position: int, num_samples: int, seed: int) -> int:
@@ -63,7 +64,8 @@ def train_batches(
     ignored. With `mirror` half of the samples are mirrored; then all are resized to [h,w], which is
     `size`. With `scale_range` or `crop` it is `crop` (`size` by default): the sample is resized to
     `size` times a factor uniform in `scale_range`, padded at the bottom and right with the mean
-    colour and 255 where smaller than `crop`, and cropped at random.
+    colour and 255 where smaller than `crop`, and cropped at random. Without labels, where some
+    sample may be padded, there is also "extent" int32 [B,2]: the height and width that are image.
 
     With `rare` a class is drawn and then an image that holds it; the crop is the first of ten that
     holds it too, else the last.
@@ -84,7 +86,7 @@ def train_batches(
     rows = batch_size // shard_count
     draws = _Draws(size, seed, scale_range, crop, mirror, labels.lookup, rare is not None)
     load = (
-        _prepared_loader(prepared.reader(with_labels), draws, with_labels) if prepared
+        _prepared_loader(prepared.reader(with_labels), draws) if prepared
         else _loader(samples, labels, draws.resized, with_labels)
     )
 
@@ -135,6 +137,12 @@ class _Draws(NamedTuple):
         scaled = tf.cast(tf.round(tf.constant(self.size, tf.float64) * factor), tf.int32)
         return self.mirror & (draws[0] < 0.5), scaled, draws[2:]
 
+    @property
+    def may_pad(self) -> bool:
+        """Whether some sample is smaller than the crop."""
+        low = (self.scale_range or (1, 1))[0]
+        return any(round(side * low) < cut for side, cut in zip(self.size, self.crop or self.size))
+
     def resized(self, sample: Arrays, position: tf.Tensor, wanted: tf.Tensor) -> Arrays:
         """A sample of the files, mirrored, resized and cropped."""
         mirror, scaled, _ = self.at(position)
@@ -142,7 +150,7 @@ class _Draws(NamedTuple):
         return self.cut(sample, position, wanted)
 
     def cut(self, sample: Arrays, position: tf.Tensor, wanted: tf.Tensor) -> Arrays:
-        """The crop of a sample that was resized. wanted: the class to hold."""
+        """The crop of a sample that was resized, its label in trainIds. wanted: class to hold."""
         height, width = self.crop or self.size
         if self.scale_range or self.crop:
             _, scaled, place = self.at(position)
@@ -155,13 +163,19 @@ class _Draws(NamedTuple):
                 holds = train_ids == tf.cast(wanted, tf.uint8)
             places = _places(places, scaled, (height, width))
             place = _first_place(places, holds, (height, width))
-            sample = _crop(sample, place, scaled, (height, width))
-        shapes = {"image": [height, width, 3], "label": [height, width]}
+            sample = _crop(sample, place, (height, width))
+            if self.may_pad and "label" not in sample:
+                sample["extent"] = tf.minimum(scaled, (height, width))
+        if "label" in sample:  # before the padding: 255 in a file may be a class
+            sample |= {"label": decode.to_train_ids(sample["label"], self.lookup)}
+        if self.may_pad:
+            sample = {key: _padded(key, value, (height, width)) for key, value in sample.items()}
+        shapes = {"image": [height, width, 3], "label": [height, width], "extent": [2]}
         return {key: tf.ensure_shape(value, shapes[key]) for key, value in sample.items()}
 
 
 def _prepared_loader(
-    read: Callable[[tf.Tensor, tf.Tensor], Arrays], draws: _Draws, with_labels: bool
+    read: Callable[[tf.Tensor, tf.Tensor], Arrays], draws: _Draws
 ) -> Callable[..., Arrays]:
     """What `_loader` gives, from prepared data: resized already unless the scale is random."""
 
@@ -170,10 +184,7 @@ def _prepared_loader(
         sample = read(index, mirror)
         if draws.scale_range:
             sample = {k: RESIZE[k](v, scaled) for k, v in sample.items()}
-        sample = draws.cut(sample, position, wanted)
-        if not with_labels:
-            return sample
-        return sample | {"label": decode.to_train_ids(sample["label"], draws.lookup)}
+        return draws.cut(sample, position, wanted)
 
     return load
 
@@ -196,10 +207,11 @@ def eval_batches(
     _require(samples, with_labels=True)
     if label_size not in ("network", "full"):
         raise ValueError(f"label_size is {label_size!r}; it is 'network' or 'full'")
-    scaled = ("image", "label") if label_size == "network" else ("image",)
+    scaled, lookup = ("image", "label") if label_size == "network" else ("image",), labels.lookup
 
     def resize(sample: Arrays) -> Arrays:
-        return sample | {key: RESIZE[key](sample[key], size) for key in scaled}
+        sample = sample | {key: RESIZE[key](sample[key], size) for key in scaled}
+        return sample | {"label": decode.to_train_ids(sample["label"], lookup)}
 
     load = _loader(samples, labels, resize)
     order = tf.data.Dataset.range(len(samples))
@@ -235,7 +247,8 @@ def _loader(
 ) -> Callable[..., Arrays]:
     """index, ... → {"image": uint8 [h,w,3], "label": uint8 trainIds [h,w]}, as `resize` makes them.
 
-    `resize` gets the same dict at the files' size, with file ids, and the further arguments.
+    `resize` gets the same dict at the files' size, with file ids, and the further arguments; it
+    gives trainIds.
     """
     image_paths = tf.constant([sample.image for sample in samples])
     label_paths = tf.constant([sample.label or "" for sample in samples])
@@ -247,8 +260,7 @@ def _loader(
         ids = decode.read_label_ids(label_paths[index], kind=labels.kind, lookup=labels.lookup)
         sizes = tf.shape(image, tf.int64), tf.shape(ids, tf.int64)
         tf.debugging.assert_equal(decode.alike(*sizes), True, "shapes differ")
-        sample = resize({"image": image, "label": ids}, *more)
-        return sample | {"label": decode.to_train_ids(sample["label"], labels.lookup)}
+        return resize({"image": image, "label": ids}, *more)
 
     return load
 
@@ -272,18 +284,22 @@ def _first_place(
     return places[tf.argmax(tf.cast(tf.stack([*found[:-1], True]), tf.int32))]
 
 
-def _crop(sample: Arrays, place: tf.Tensor, size: tf.Tensor, crop: tuple[int, int]) -> Arrays:
-    lack = tf.maximum(tf.constant(crop) - size, 0)
+def _crop(sample: Arrays, place: tf.Tensor, crop: tuple[int, int]) -> Arrays:
     top, left = tf.unstack(place)
+    return {
+        key: value[top : top + crop[0], left : left + crop[1]] for key, value in sample.items()
+    }
 
-    def one(key: str, value: tf.Tensor) -> tf.Tensor:
-        value = value[top : top + crop[0], left : left + crop[1]]
-        fill = tf.constant(PADDING[key], tf.uint8)
-        # Adding to zeros and back, modulo 256: tf.pad knows one constant, the colour has three.
-        below_and_right = [[0, lack[0]], [0, lack[1]]] + [[0, 0]] * (len(value.shape) - 2)
-        return tf.pad(value - fill, below_and_right) + fill
 
-    return {key: one(key, value) for key, value in sample.items()}
+def _padded(key: str, value: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """An image or label of at least that size, by `PADDING` below and at the right."""
+    if key not in PADDING:
+        return value
+    fill = tf.constant(PADDING[key], tf.uint8)
+    lack = tf.maximum(tf.constant(size) - tf.shape(value)[:2], 0)
+    # Adding to zeros and back, modulo 256: tf.pad knows one constant, the colour has three.
+    below_and_right = [[0, lack[0]], [0, lack[1]]] + [[0, 0]] * (len(value.shape) - 2)
+    return tf.pad(value - fill, below_and_right) + fill
 
 
 def _to_numpy(

@@ -1,11 +1,12 @@
 """Scores of a network on a domain, and pictures of its predictions."""
 
+import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,19 @@ from ml_collections import ConfigDict
 
 from snr_jax.core import metrics
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import Classes
-from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.core.labels import IGNORE, Classes
+from snr_jax.core.models.deeplab import DeepLab, map_size
+from snr_jax.core.models.layers import interpolation
 from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.progress import progress_text
-from snr_jax.core.steps import make_eval_step, make_predict_step
+from snr_jax.core.steps import (
+    Places,
+    Window,
+    make_eval_step,
+    make_logits_step,
+    make_predict_step,
+    make_window_step,
+)
 from snr_jax.data import pipeline, prefetch
 from snr_jax.data.domains import CONDITIONS, create_domain, distinct_names, is_own, origin
 from snr_jax.data.identity import exchanged, meaning
@@ -69,7 +78,7 @@ def count(
     variables: on the devices, from `parallel.replicate`. batch_size: images over all devices,
     rounded up to a multiple of them. interrupt: called between batches; it may raise.
     """
-    step = _compiled_step(model, flip, parallel)
+    put, counted = _COUNTED_AT[protocol](model, flip, parallel)
     processes = jax.process_count()
     samples = split.samples[jax.process_index() :: processes]
     batch_size = -(-batch_size // processes)
@@ -78,15 +87,13 @@ def count(
         samples, split.labels, size=split.size, batch_size=batch_size, label_size=protocol,
     ) if samples else ()
 
-    def put(batch: dict) -> tuple[int, dict]:
-        arrays = {key: batch[key] for key in ("image", "label", "valid")}
-        return int(batch["valid"].sum()), parallel.shard(arrays)
-
     total = np.zeros((model.num_classes,) * 2, np.int64)
     done, start = 0, time.monotonic()
     last_line = start
-    for number, arrays in prefetch.prefetch_to_device(batches, put):
-        total += np.asarray(parallel.unreplicate(step(variables, arrays)))
+    for number, arrays in prefetch.prefetch_to_device(
+        batches, lambda batch: (int(batch["valid"].sum()), put(batch))
+    ):
+        total += counted(variables, arrays)
         interrupt()
         done += number
         if time.monotonic() - last_line > 10:
@@ -130,9 +137,75 @@ def _shown(value: str | Sequence[int]) -> str:
     return value if isinstance(value, str) else "x".join(map(str, value))
 
 
+class _Protocol(NamedTuple):
+    put: Callable[[dict], Any]  # a host batch → what lies on the devices
+    count: Callable[[dict, Any], np.ndarray]  # variables, that → confusion matrix
+
+
 @lru_cache(maxsize=8)
-def _compiled_step(model: DeepLab, flip: bool, parallel: Parallel) -> Callable:
-    return parallel.compile(make_eval_step(model=model, flip=flip, axis_name=parallel.axis_name))
+def _at_network_size(model: DeepLab, flip: bool, parallel: Parallel) -> _Protocol:
+    step = parallel.compile(make_eval_step(model=model, flip=flip, axis_name=parallel.axis_name))
+
+    def put(batch: dict) -> dict:
+        return parallel.shard({key: batch[key] for key in ("image", "label", "valid")})
+
+    def count(variables: dict, arrays: dict) -> np.ndarray:
+        return np.asarray(parallel.unreplicate(step(variables, arrays)))
+
+    return _Protocol(put, count)
+
+
+@lru_cache(maxsize=8)
+def _at_label_size(model: DeepLab, flip: bool, parallel: Parallel) -> _Protocol:
+    """In windows of the network's size: two programs, in place of one per label size."""
+    see = parallel.compile(make_logits_step(model=model, flip=flip))
+    add = parallel.compile(
+        make_window_step(num_classes=model.num_classes, axis_name=parallel.axis_name))
+    dtype = np.promote_types(model.dtype, np.float32)
+
+    def put(batch: dict) -> tuple[dict, list[tuple[dict, Window]]]:
+        windows = [
+            (parallel.shard({"label": label}), parallel.replicate(window))
+            for label, window in windowed(batch["label"], batch["image"].shape[1:3], dtype)
+        ]
+        return parallel.shard({"image": batch["image"]}), windows
+
+    def count(variables: dict, arrays: tuple[dict, list[tuple[dict, Window]]]) -> np.ndarray:
+        image, windows = arrays
+        maps = see(variables, image)
+        return sum(np.asarray(parallel.unreplicate(add(maps, *one))) for one in windows)
+
+    return _Protocol(put, count)
+
+
+_COUNTED_AT = {"network": _at_network_size, "full": _at_label_size}
+
+
+def windowed(
+    label: np.ndarray, size: tuple[int, int], dtype: np.dtype
+) -> Iterator[tuple[np.ndarray, Window]]:
+    """Labels [B,H,W], padded, as parts [B,*size] that cover them, each with its window.
+
+    size: what the network sees of their images. dtype: of the logits.
+    """
+
+    def places(length: int, side: int, map_length: int) -> list[list[Places]]:
+        """Of each part along a side: plain and mirrored; beyond the end whatever is there."""
+        tables = interpolation(map_length, length, dtype)
+        index = np.arange(-(-length // side) * side).clip(max=length - 1).reshape(-1, side)
+        return [[Places(*(table[i] for table in tables)) for i in (part, length - 1 - part)]
+                for part in index]
+
+    sides = zip(label.shape[1:], size, map_size(size))
+    rows, columns = (places(*side) for side in sides)
+    lack = [(0, 0), *((0, -length % side) for length, side in zip(label.shape[1:], size))]
+    label = np.pad(label, lack, constant_values=IGNORE)
+    for (i, (row, _)), (j, (plain, mirrored)) in itertools.product(
+        enumerate(rows), enumerate(columns)
+    ):
+        top, left = i * size[0], j * size[1]
+        part = label[:, top : top + size[0], left : left + size[1]]
+        yield part, Window(row, plain, mirrored)
 
 
 @lru_cache(maxsize=8)

@@ -76,10 +76,14 @@ def look(splits: Mapping[str, Split]) -> None:
     warnings = []
     for role, split in splits.items():
         if split.prepared:  # every file was read when it was made
+            if role == "source":
+                warnings += data_look.look_at_prepared(
+                    split.prepared, len(split.samples), split.labels)
             continue
         show = make_progress(f"a look at {role}: images", logger)
         warnings += data_look.look(
             split.samples, split.labels,
+            size=split.size, training=role == "source",
             with_labels=role != "target",  # training does not read a target's labels
             progress=lambda done, total, show=show: done < total and show(done, total),
         )
@@ -152,4 +156,6 @@ def batches(
         yield from map(named, stream("source"))
         return
     for source, target in zip(stream("source"), stream("target"), strict=True):
-        yield named(source) | {"target_image": target["image"]}
+        yield named(source) | {
+            f"target_{key}": target[key] for key in ("image", "extent") if key in target
+        }

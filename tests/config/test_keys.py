@@ -263,6 +263,10 @@ def test_batches_pass_their_arguments_on(monkeypatch):
             "rare": "rare classes" if role == "source" else None,
             "start_step": 7, "shard_index": 0, "shard_count": 1,
         }
+    batch["extent"] = 3  # where a target may be smaller than its crop
+    (found,) = experiment.batches(config, roles, 7)
+    assert found.keys() == {"source_image", "source_label", "target_image", "target_extent"}
+    assert found["target_extent"] == 3
 
 
 def test_open_splits_passes_its_arguments_on(monkeypatch):

@@ -59,7 +59,7 @@ def data(size=4, mixed=False):
     return values
 
 
-def train(name, parallel, factory, *, sync_bn=True, size=4, **options):
+def train(name, parallel, factory, *, sync_bn=True, size=4, padded=False, **options):
     axis = parallel.axis_name
     wide = jax.tree.map(np.float64, variables(Probe()))
     model = Probe(dtype=jnp.float64, bn_axis_name=axis if sync_bn else None)
@@ -69,8 +69,11 @@ def train(name, parallel, factory, *, sync_bn=True, size=4, **options):
                                     restitution_weight=0.05, axis_name=axis, **options))
     state = parallel.replicate(create_state(wide, OPTIMIZER, with_teacher=mixed))
     layout = jax.tree.map(lambda x: x.sharding, state)
+    values = data(size, mixed)
+    if padded:  # by more in one half than in the other
+        values["target_extent"] = np.array([[33, 49], [30, 49], [33, 20], [8, 8]], np.int32)
     for i in range(PASSES):
-        state, metrics = step(state, parallel.shard(data(size, mixed)))
+        state, metrics = step(state, parallel.shard(values))
         jax.block_until_ready((state, metrics))
         record(f"{name}/metrics{i}", parallel.unreplicate(metrics))
     same = jax.tree.map(lambda x: x.sharding, state) == layout
@@ -165,6 +168,9 @@ for devices, parallel in (("one", ONE), ("many", TWO)):
     train(f"{devices}/hard", parallel, make_adaptation_step,
           target_loss=partial(losses.hard, threshold=0.6), guidance_threshold=0.6)
     train(f"{devices}/class mixing", parallel, make_classmix_step, threshold=0.8)
+    train(f"{devices}/mixing padded", parallel, make_classmix_step, threshold=0.8, padded=True)
+    train(f"{devices}/padded", parallel, make_adaptation_step, **ADAPT, padded=True,
+          freeze_bn=True, accumulate_steps=parallel.num_devices)
     forward(f"{devices}/forward", parallel)
     evaluate(f"{devices}/evaluation", parallel)
     whole_losses(f"{devices}/losses", parallel)

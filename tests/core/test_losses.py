@@ -122,6 +122,26 @@ def test_sums_of_parts_add_up_to_that_of_the_batch(name):
     assert whole.normaliser == first.normaliser + second.normaliser > 0
 
 
+@pytest.mark.parametrize("name", [*losses.TARGET_LOSSES, "guidance"])
+def test_padding_is_as_if_left_out(name):
+    """Two rows and three columns are image: the loss of those alone, and no gradient elsewhere."""
+    logits = 12 * np.random.default_rng(1).normal(size=(1, 4, 5, 3)).astype(np.float32)
+    is_image = np.zeros((1, 4, 5), bool)
+    is_image[:, :2, :3] = True
+    loss = getattr(losses, name)
+
+    def value(x, *more):
+        heads = (x[..., ::-1], x) if name == "guidance" else (x,)
+        return mean(loss(*heads, *more))
+
+    expected, inner = jax.value_and_grad(value)(logits[:, :2, :3])
+    found, gradient = jax.value_and_grad(value)(logits, jnp.asarray(is_image))
+    assert found == pytest.approx(float(expected), rel=1e-5) and expected != 0
+    np.testing.assert_allclose(gradient[:, :2, :3], inner, rtol=1e-4, atol=1e-7)
+    assert not np.asarray(gradient)[~is_image].any()
+    assert value(logits) == pytest.approx(float(value(logits, np.ones((1, 4, 5), bool))), rel=1e-6)
+
+
 def test_hard_takes_the_sure_pixels_alone():
     # max p is 0.96 (class 1), 0.94 and 0.99 (class 0).
     logits = logits_of([(0.04, 0.96), (0.94, 0.06), (0.99, 0.01)])

@@ -9,8 +9,14 @@ from flax.traverse_util import flatten_dict
 
 from snr_jax.core import losses, mixing
 from snr_jax.core.augment import to_network_input
-from snr_jax.core.self_training import make_classmix_step, pixel_weights, teacher_share
+from snr_jax.core.self_training import (
+    label_target,
+    make_classmix_step,
+    pixel_weights,
+    teacher_share,
+)
 from snr_jax.core.state import create_state
+from snr_jax.core.steps import within
 from tests.core.tiny import Probe, assert_trees_close, batch, quick_jit, variables
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)  # the trace after one step is the gradient
@@ -67,6 +73,19 @@ def test_weights_by_hand():
     np.testing.assert_array_equal(inside[0, :, 0], [0, 0.375, 0.375, 0])
     by_pixel, _ = pixel_weights(sure, weight="pixel", rows_left_out=(0, 1))
     np.testing.assert_array_equal(by_pixel[0], [[1, 0], [0, 1], [0, 0], [0, 0]])
+
+
+def test_padding_is_neither_sure_nor_counted():
+    """Of five pixels of image two are sure; of three of padding two."""
+    sure = jnp.array([[[True, True], [False, True]], [[True, False], [False, False]]])
+    is_image = within(jnp.array([[1, 1], [2, 2]]), (2, 2))
+    assert is_image.tolist() == [[[True, False], [False, False]], [[True, True], [True, True]]]
+    options = {"rows_left_out": (0, 0), "is_image": is_image}
+    by_share, share = pixel_weights(sure, weight="share", **options)
+    assert float(share) == pytest.approx(0.4)
+    np.testing.assert_allclose(by_share, 0.4 * np.asarray(is_image), rtol=1e-6)
+    by_pixel, _ = pixel_weights(sure, weight="pixel", **options)
+    np.testing.assert_array_equal(by_pixel, [[[1, 0], [0, 0]], [[1, 0], [0, 0]]])
 
 
 def test_weighted_cross_entropy_by_hand():
@@ -141,6 +160,35 @@ def test_the_step_is_its_parts(weight, rows):
         state.teacher["params"], after.params)
     assert_trees_close(after.teacher["params"], expected, rtol=1e-5, atol=1e-6)
     assert int(after.step) == 4
+
+
+@pytest.mark.parametrize("weight", ["share", "pixel"])
+def test_padding_of_the_target_has_no_pseudo_label(weight):
+    """What is not pasted over it teaches nothing, and the share is that of the image."""
+    state, values = state_at(step=3), data()
+    extent = np.array([[20, 49], [33, 30]], np.int32)
+    after, metrics = run(state, values | {"target_extent": extent}, weight=weight)
+    output, _ = quick_jit(lambda image: Probe().apply(
+        state.teacher, to_network_input(image), train=True, mutable=["batch_stats"])
+    )(values["target_image"])
+    p = np.asarray(jax.nn.softmax(output.main))
+    is_image = np.zeros(p.shape[:3], bool)
+    is_image[0, :20] = is_image[1, :, :30] = True
+    sure = (p.max(-1) >= THRESHOLD)[is_image].mean()
+    assert float(metrics["sure_share"]) == pytest.approx(sure, rel=1e-5)
+
+    pseudo, _, _ = label_target(
+        Probe(), state.teacher, to_network_input(values["target_image"]), threshold=THRESHOLD,
+        weight=weight, rows_left_out=(0, 0), train=True, axis_name=None, extent=extent)
+    assert (np.asarray(pseudo["label"])[~is_image] == 255).all()
+    assert not np.asarray(pseudo["weight"])[~is_image].any()
+    np.testing.assert_array_equal(
+        np.asarray(pseudo["label"])[is_image], p.argmax(-1)[is_image])
+    whole = values | {"target_extent": np.array([[33, 49]] * 2, np.int32)}
+    same, expected = run(state, whole, weight=weight)[0], run(state, values, weight=weight)[0]
+    assert_trees_close(same.params, expected.params, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(after.params["main"]["kernel"], same.params["main"]["kernel"],
+                           rtol=1e-5, atol=1e-6)
 
 
 def test_the_teacher_is_the_student_after_the_first_update():

@@ -84,3 +84,23 @@ def write_two_classes(folder: Path, seed: int, count: int = 3) -> Path:
         "classes: {ground: , thing: }\nids: {0: ground, 9: thing}\n"
     )
     return folder / "data.yaml"
+
+
+def write_masks(folder: Path, *, count=4, ids="{0: background, 255: target}", inside=255) -> str:
+    """The YAML file of a set of photos of 40x80 whose masks are 0, and `inside` in the right half.
+
+    ids: of the file, "" for none.
+    """
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (folder / kind / split).mkdir(parents=True)
+        for number in range(count):
+            photo = Image.fromarray(natural_image(number, 40, 80))
+            photo.save(folder / "images" / split / f"{number}.png")
+            mask = np.zeros((40, 80), np.uint8)
+            mask[:, 40:] = inside
+            Image.fromarray(mask).save(folder / "masks" / split / f"{number}.png")
+    lines = ["images: images/{split}/*.png", "labels: masks/{split}/*.png", "splits: [train, val]",
+             "classes: {background: , target: }", *([f"ids: {ids}"] if ids else [])]
+    (folder / "set.yaml").write_text("\n".join(lines))
+    return str(folder / "set.yaml")

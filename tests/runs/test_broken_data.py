@@ -2,14 +2,20 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
-from configs import gta2city_uda
+from configs import gta2city_uda, gta5_dg
+from snr_jax.core.errors import UserError
+from snr_jax.data.domains import create_domain
+from snr_jax.data.prepared import spread, writing
 from snr_jax.runs import experiment
-from snr_jax.workdir import checkpoints
+from snr_jax.workdir import checkpoints, record
 from tests.commands import said
+from tests.data.tiny_sets import write_masks
 
 GENERALISE = "configs/gta5_dg.py"
 LAST = "leftImg8bit/val/aachen/aachen_000002_000019_leftImg8bit.png"
@@ -77,3 +83,40 @@ def test_warnings_are_said_once_at_the_start(own_root):
     with said() as lines:
         experiment.look(splits)
     assert len(lines) == 1 and "WARNING: source and source_val share 6 images" in lines[0]
+
+
+def masks_config(spec: str, **changes) -> ConfigDict:
+    config = gta5_dg.get_config()
+    config.num_classes, config.target.val_split, config.source.domain = 2, "", spec
+    config.update_from_flattened_dict({"source.size": (20, 40), **changes})
+    return config
+
+
+def test_labels_that_teach_one_class_end_a_run_at_its_start(tmp_path, monkeypatch):
+    """From files and from prepared data; named as the refusal says, they are good."""
+    monkeypatch.setattr(spread, "ProcessPoolExecutor",
+                        lambda workers, *_: ThreadPoolExecutor(workers))
+    for name, ids in (("bare", ""), ("named", "{0: background, 255: target}")):
+        spec, out = write_masks(tmp_path / name, ids=ids), str(tmp_path / f"{name}_prepared")
+        writing.prepare(create_domain(spec), out, splits=["train"], size=(20, 40), images="raw",
+                        workers=1, identify=record.identity)
+        for prepared in ("", out):
+            splits = experiment.open_splits(masks_config(spec, **{"data.prepared": prepared}))
+            assert bool(splits["source"].prepared) == bool(prepared)
+            if ids:
+                with said() as lines:
+                    experiment.look(splits)
+                assert lines == []
+            else:
+                with pytest.raises(UserError, match=r"one class alone, background.*key ids"):
+                    experiment.look(splits)
+
+
+def test_exchanged_height_and_width_are_told_at_the_start(tmp_path):
+    splits = experiment.open_splits(masks_config(
+        write_masks(tmp_path), **{"source.size": (40, 20)}))
+    with said() as lines:
+        experiment.look(splits)
+    assert len(lines) == 2  # the source and its validation
+    for line in lines:
+        assert line.startswith("WARNING: set: to be seen at 40x20 (height x width), 4 of 4 images")

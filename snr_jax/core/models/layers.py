@@ -173,7 +173,13 @@ def interpolation(
 
 
 def _interpolate(x: jax.Array, axis: int, size: int) -> jax.Array:
-    low, high, weight = interpolation(x.shape[axis], size, np.dtype(x.dtype))
+    return interpolated(x, axis, *interpolation(x.shape[axis], size, np.dtype(x.dtype)))
+
+
+def interpolated(
+    x: jax.Array, axis: int, low: jax.Array, high: jax.Array, weight: jax.Array
+) -> jax.Array:
+    """x along an axis at the places of `interpolation`, arrays of one length."""
     weight = weight.reshape([-1 if a == axis else 1 for a in range(x.ndim)])
     return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
 

@@ -1,10 +1,11 @@
 """A quick look at a split before work begins: the headers of all its files, a few labels whole."""
 
+import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -13,7 +14,11 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.labels import ID_TABLES, IGNORE, UNKNOWN, to_train_id
 from snr_jax.data import decode
 from snr_jax.data.faults import inspection
+from snr_jax.data.faults.doubts import absent, label_doubt, shape_doubt, teaches_one_class
+from snr_jax.data.prepared.reading import Prepared
 from snr_jax.data.samples import Labels, Sample
+
+logger = logging.getLogger(__name__)
 
 NUM_THREADS = 16  # they wait for the disk
 NUM_DECODED = 16  # labels whose pixels are looked at
@@ -24,47 +29,40 @@ LABEL_MODES = {"indices": ("1", "L", "P"), "synthia": ("I;16", "RGB")}
 # What stands at a whole file's end, in its last bytes.
 ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
 TAIL_BYTES = 4096
+T = TypeVar("T")
 _LABEL_IDS = to_train_id(ID_TABLES["label_ids"])
 
 
 class _Glance(NamedTuple):
     faults: list[str]
-    difference: str | None  # of the sizes, where they differ by little
+    difference: str | None = None  # of the sizes, where they differ by little
+    size: tuple[int, int] | None = None  # of the image
 
 
 def look(
     samples: Sequence[Sample],
     labels: Labels,
     *,
+    size: tuple[int, int] | None = None,
     with_labels: bool = True,
+    training: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
     """Warnings about the split; `progress(done, total)` is called after each sample.
 
-    Raises UserError, naming files, for those that are missing, cut short or no images, for images
-    and labels of different shapes, and for labels that cannot be meant (`label_fault`).
+    size: at which images are seen. training: the labels are learnt from. The classes that no label
+    holds of those that are looked at are told in the log. Raises UserError, naming files, for those
+    that are missing, cut short or no images, for images and labels of different shapes, for labels
+    that cannot be meant (`label_fault`), and of training where no label teaches a second class.
     """
     if not with_labels:
         samples = [Sample(sample.id, sample.image, None) for sample in samples]
-
-    def glance(sample: Sample) -> _Glance:
-        return _glance(sample, labels)
-
-    faults: list[str] = []
-    differences: list[str] = []
     pool = ThreadPoolExecutor(NUM_THREADS)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            for done, found in enumerate(pool.map(glance, samples), 1):
-                faults += found.faults
-                differences += [found.difference] if found.difference else []
-                progress(done, len(samples))
-                if len(faults) >= MOST_FAULTS:
-                    break
-        spread = np.linspace(0, len(samples) - 1, NUM_DECODED).astype(int)
-        chosen = [samples[i] for i in dict.fromkeys(spread.tolist()) if not faults]
-        findings = list(pool.map(lambda sample: inspection.inspect(sample, labels), chosen))
+        glances = _glances(samples, labels, pool, progress)
+        faults = [fault for glance in glances for fault in glance.faults]
+        findings = [] if faults else _findings(
+            lambda sample: inspection.inspect(sample, labels), samples, labels, pool, training)
     finally:  # also after Ctrl-C, which must not wait for the rest
         pool.shutdown(cancel_futures=True)
     faults += [fault for finding in findings for fault in finding.faults]
@@ -74,10 +72,102 @@ def look(
             f"{labels.domain}: {count}{'; '.join(faults[:3])}. Replace the files, or leave their "
             "ids out of the split; python -m snr_jax.doctor lists every fault"
         )
-    pixels = [finding.pixels for finding in findings if finding.pixels is not None]
-    if pixels and (fault := label_fault(np.sum(pixels, 0), labels)):
+    differences = [glance.difference for glance in glances if glance.difference]
+    sizes = [(one.image, glance.size) for one, glance in zip(samples, glances) if glance.size]
+    return [
+        *([_differ(labels.domain, differences)] if differences else []),
+        *_named(labels.domain, shape_doubt(sizes, size) if size else None),
+        *_named(labels.domain, _judge(findings, labels, training)),
+    ]
+
+
+def look_at_prepared(prepared: Prepared, count: int, labels: Labels) -> list[str]:
+    """Warnings about so many labels of training; the files were read when it was made.
+
+    Raises UserError as `look` for labels that cannot be meant, and for a damaged record.
+    """
+    read = prepared.reader(with_labels=True)
+
+    def inspect(index: int) -> inspection.Finding:
+        try:
+            label = read(decode.tf.constant(index), decode.tf.constant(False))["label"].numpy()
+        except decode.tf.errors.OpError as error:
+            raise prepared.fault(error) from error
+        pixels = np.bincount(label.ravel(), minlength=256)
+        return inspection.Finding([], None, label.shape, pixels)
+
+    pool = ThreadPoolExecutor(NUM_THREADS)
+    try:
+        findings = _findings(inspect, range(count), labels, pool, training=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return _named(labels.domain, _judge(findings, labels, training=True))
+
+
+def _glances(
+    samples: Sequence[Sample], labels: Labels, pool: ThreadPoolExecutor,
+    progress: Callable[[int, int], None],
+) -> list[_Glance]:
+    """What the headers say of each, up to so many faults."""
+    glances, faults = [], 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        for found in pool.map(lambda sample: _glance(sample, labels), samples):
+            glances.append(found)
+            faults += len(found.faults)
+            progress(len(glances), len(samples))
+            if faults >= MOST_FAULTS:
+                break
+    return glances
+
+
+def _findings(
+    inspect: Callable[[T], inspection.Finding], samples: Sequence[T], labels: Labels,
+    pool: ThreadPoolExecutor, training: bool,
+) -> list[inspection.Finding]:
+    """Of some samples, spread over the split, and of all while they teach one class alone."""
+    spread = np.linspace(0, len(samples) - 1, NUM_DECODED).astype(int)
+    chosen = [samples[i] for i in dict.fromkeys(spread.tolist())]
+    findings = list(pool.map(inspect, chosen))
+    pixels = _pixels(findings)
+    others = [one for one in samples if one not in chosen]
+    if training and others and teaches_one_class(pixels, labels):
+        logger.info("note: %s: %d labels hold one class alone; looking at the other %d",
+                    labels.domain, len(chosen), len(others))
+        for finding in pool.map(inspect, others):
+            findings.append(finding)
+            pixels += _pixels([finding])
+            if not teaches_one_class(pixels, labels):
+                break
+    return findings
+
+
+def _pixels(findings: Iterable[inspection.Finding]) -> np.ndarray:
+    """int64 [256]: the pixels of the labels by the files' own ids."""
+    found = (finding.pixels for finding in findings if finding.pixels is not None)
+    return sum(found, np.zeros(256, np.int64))
+
+
+def _judge(
+    findings: Sequence[inspection.Finding], labels: Labels, training: bool
+) -> str | None:
+    """Why the labels may not be meant. Raises UserError where they cannot be."""
+    pixels = _pixels(findings)
+    if not pixels.any():
+        return None
+    fault, doubt = label_fault(pixels, labels), label_doubt(pixels, labels)
+    if training and teaches_one_class(pixels, labels):
+        fault = fault or f"{doubt}. Nothing else can be learnt from them"
+    if fault:
         raise UserError(f"{labels.domain}: {fault}")
-    return [_differ(labels.domain, differences)] if differences else []
+    if missing := absent(pixels, labels):
+        logger.info("note: %s: of the %d labels that were looked at none holds %s",
+                    labels.domain, len(findings), ", ".join(missing))
+    return doubt
+
+
+def _named(domain: str, doubt: str | None) -> list[str]:
+    return [f"{domain}: {doubt}"] if doubt else []
 
 
 def _glance(sample: Sample, labels: Labels) -> _Glance:
@@ -86,11 +176,11 @@ def _glance(sample: Sample, labels: Labels) -> _Glance:
     if size is None or label_size is None or not decode.alike(size, label_size):
         found = inspection.inspect(sample, labels)  # decides
         if found.faults or found.label_size is None:
-            return _Glance(found.faults, None)
+            return _Glance(found.faults, size=found.size)
         size, label_size = found.size, found.label_size
     if size == label_size:
-        return _Glance([], None)
-    return _Glance([], inspection.difference(sample, size, label_size))
+        return _Glance([], size=size)
+    return _Glance([], inspection.difference(sample, size, label_size), size)
 
 
 def _size(path: str, formats: Sequence[str], modes: Sequence[str] | None) -> tuple | None:

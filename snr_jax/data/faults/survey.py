@@ -13,6 +13,7 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE, UNKNOWN, Classes, class_names
 from snr_jax.core.progress import Show
 from snr_jax.data import layouts
+from snr_jax.data.faults.doubts import by_class, label_doubt, shape_doubt, teaches_one_class
 from snr_jax.data.faults.inspection import Finding, difference, inspect
 from snr_jax.data.faults.look import label_fault
 from snr_jax.data.layouts import Pairs
@@ -61,17 +62,20 @@ def survey(
     split: str,
     *,
     classes: int | Classes = 19,
+    size: tuple[int, int] | None = None,
     require_labels: bool = True,
     read_labels: bool = True,
+    training: bool = False,
     sample: int = 0,
     progress: Show = lambda done, total: None,
     num_threads: int | None = None,
 ) -> Survey:
     """Decodes `sample` images and labels spread over the split, all for 0, past the broken ones.
 
-    Without `read_labels` no label is opened. `progress` is called after each sample. Raises
-    UserError for a missing directory, an unknown or empty split, and a set without labels that
-    needs them.
+    Without `read_labels` no label is opened. size: at which images are seen. training: labels are
+    learnt from, and those of one class alone are a fault. `progress` is called after each sample.
+    Raises UserError for a missing directory, an unknown or empty split, and a set without labels
+    that needs them.
     """
     layout, (found, _, _), notes, unread = find(domain, split)
     if require_labels and not layout.labels:
@@ -96,20 +100,18 @@ def survey(
         warnings += _odd(one, finding)
     labelled = [(one, finding) for one, finding in read if finding.pixels is not None]
     by_id = sum((finding.pixels for _, finding in labelled), np.zeros(256, np.int64))
-    fault = label_fault(by_id, labels) if by_id.any() else None
-    if fault:
-        text = f"{fault}. {MENDS['is no label']}; {samples[0].label} is the first"
-        faults.append(Fault(text, samples[0]))
-    else:
-        warnings += _suspect(labelled, labels)
-    pixels, number = _by_class(by_id, labels), len(labels.classes)
+    refused, doubted = _judged(labelled, by_id, labels, training and len(read) == len(found))
+    faults, warnings = faults + refused, warnings + doubted
+    shapes = [(one.image, finding.size) for one, finding in read if finding.size]
+    warnings += _named(shape_doubt(shapes, size) if size else None)
+    pixels, number = by_class(by_id, labels), len(labels.classes)
     good = (one for one, finding in read if not finding.faults and not finding.blank)
     return Survey(
         layout=str(layout), num_samples=len(found), num_read=len(samples), notes=notes,
         warnings=warnings, faults=faults,
         sizes=dict(Counter(f.size for _, f in read if f.size).most_common()),
         pixels=pixels[:number],
-        by_label={one.id: _by_class(f.pixels, labels)[:number] for one, f in labelled},
+        by_label={one.id: by_class(f.pixels, labels)[:number] for one, f in labelled},
         ignored=int(pixels[IGNORE]), unknown=int(pixels[UNKNOWN]), good=next(good, None),
         labels=labels,
     )
@@ -128,6 +130,24 @@ def _there(found: Pairs, read_labels: bool) -> tuple[list[Sample], int]:
     return samples, sum(label is None for _, label in there.values())
 
 
+def _judged(
+    labelled: Sequence[tuple[Sample, Finding]], by_id: np.ndarray, labels: Labels, training: bool
+) -> tuple[list[Fault], list[Fault]]:
+    """Faults and warnings of what the labels hold, each alone and all together."""
+    if by_id.any() and (fault := label_fault(by_id, labels)):
+        first = labelled[0][0]
+        text = f"{fault}. {MENDS['is no label']}; {first.label} is the first"
+        return [Fault(text, first)], []
+    warnings, doubt = _suspect(labelled, labels), _named(label_doubt(by_id, labels))
+    if training and teaches_one_class(by_id, labels):
+        return doubt, warnings
+    return [], warnings + doubt
+
+
+def _named(doubt: str | None) -> list[Fault]:
+    return [Fault(doubt)] if doubt else []
+
+
 def _suspect(labelled: Sequence[tuple[Sample, Finding]], labels: Labels) -> list[Fault]:
     """Labels that cannot be meant, one by one."""
     reasons = ((one, label_fault(finding.pixels, labels)) for one, finding in labelled)
@@ -135,11 +155,6 @@ def _suspect(labelled: Sequence[tuple[Sample, Finding]], labels: Labels) -> list
         Fault(f"{one.label}: {reason}. {MENDS['is no label']}", one)
         for one, reason in reasons if reason
     ]
-
-
-def _by_class(pixels: np.ndarray, labels: Labels) -> np.ndarray:
-    """int64 [256], by the files' own ids → int64 [256], by trainId."""
-    return np.bincount(labels.lookup, weights=pixels, minlength=256).astype(np.int64)
 
 
 def _missing(found: Pairs, labels: Labels, require_labels: bool) -> list[Fault]:
@@ -232,6 +247,8 @@ def describe(found: Survey) -> str:
         width = max(len("class"), *(len(name) for name, _, _ in rows))
         rows = [("class", "% of pixels", "in labels"), *rows]
         lines += [f"{a:<{width}} {b:>11} {c:>9}".rstrip() for a, b, c in rows]
+        missing = [name for (name, *_), images in zip(table(found), found.images) if not images]
+        lines += [f"no label holds {', '.join(missing)}"] if missing else []
     lines += [f"WARNING {warning.text}" for warning in found.warnings]
     lines += [f"FAULT {fault.text}" for fault in found.faults]
     lines.append(f"{len(found.faults)} faults" if found.faults else "no faults")
