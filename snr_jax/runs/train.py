@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from snr_jax.config import arguments, checks
 from snr_jax.core.errors import Stopped, UserError
+from snr_jax.core.files import refuse_pattern
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.progress import format_duration, progress_text
@@ -47,6 +48,7 @@ def train(
     """
     checks.check(config)
     checks.check_devices(config)
+    refuse_pattern(workdir)
     run = Run(config, workdir, experiment.open_splits(config), stop)
     for line in experiment.describe(run.splits):
         logger.info(line)
