@@ -26,12 +26,12 @@ from snr_jax.runs.train import train
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
-flags.DEFINE_string(
+cli.define_path(
     "workdir", None, "Folder of the run; by default runs/NAME for configs/NAME.py.",
     flag_values=FLAGS,
 )
 cli.define_compilation_cache(FLAGS)
-flags.DEFINE_string(
+cli.define_path(
     "profile_dir", "", "Folder for a trace of steps 10 to 15, for TensorBoard's profiler.",
     flag_values=FLAGS,
 )
@@ -64,11 +64,11 @@ def command(args: flags.FlagValues) -> None:
             signals.unless_asked(stop, "the run had come to its end, which is saved")
         return
     # JAX listens to SIGTERM itself, so that all processes stop at the same step.
-    interrupt = signals.on_signals([signal.SIGINT], forward=signal.SIGTERM)
-    with interrupt, several.joined(address, number, index, args.join_timeout):
+    asked = signals.on_signals([signal.SIGINT, signal.SIGHUP], forward=signal.SIGTERM)
+    with asked as stop, several.joined(address, number, index, args.join_timeout):
         if jax.process_index() > 0:  # the first one speaks for all
             logging.getLogger("snr_jax").setLevel(logging.CRITICAL)
-        train(config, workdir, profile_dir=args.profile_dir)
+        train(config, workdir, stop, args.profile_dir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -62,6 +62,9 @@ def written_whole(path: str | os.PathLike, mark: str = "") -> Iterator[Path]:
     try:
         yield unfinished
         os.replace(unfinished, path)
+    except OSError as error:  # a full disk does not say of which file
+        error.filename = error.filename or os.fspath(path)
+        raise
     finally:
         _remove(unfinished)
 

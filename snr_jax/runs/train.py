@@ -23,6 +23,7 @@ from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.progress import format_duration, progress_text
 from snr_jax.core.state import TrainState, create_state, variable_shapes
 from snr_jax.data import prefetch
+from snr_jax.process import signals
 from snr_jax.process.signals import Stop, never
 from snr_jax.report import tables
 from snr_jax.runs import experiment, network, validation
@@ -44,7 +45,7 @@ def train(
     """Runs the experiment, or goes on with it: {domain: metrics} of the last step.
 
     profile_dir: folder for a trace of a few steps, "" for none. Raises `Stopped` once `stop` names
-    a signal; what was done until then is saved. In a run of several processes JAX is asked instead.
+    a signal; what was done until then is saved. In a run of several processes JAX is asked besides.
     """
     checks.check(config)
     checks.check_devices(config)
@@ -88,6 +89,9 @@ def _train(run: Run, profile_dir: str) -> dict[str, dict]:
             )
     logger.info(tables.class_table(results))
     logger.info("done: %s", checkpoints.folder(workdir, "final"))
+    if jax.distributed.is_initialized():  # of several processes main cannot know it alone
+        asked = _asked(run.stop, config.num_steps - start + 1)
+        signals.unless_asked(lambda: asked, "the run had come to its end, which is saved")
     return results
 
 
@@ -240,7 +244,8 @@ def _asked(stop: Stop, step: int) -> signal.Signals | None:
     """
     if not jax.distributed.is_initialized():
         return stop()
-    return signal.SIGTERM if reached_preemption_sync_point(step) else None
+    # The process that was asked in another way, as by Ctrl-C, knows it alone.
+    return (stop() or signal.SIGTERM) if reached_preemption_sync_point(step) else None
 
 
 def _tell(run: Run, tools: Tools, step: int, metrics: Sequence[Mapping], rate: float) -> None:
