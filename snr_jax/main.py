@@ -36,6 +36,10 @@ cli.define_path(
     flag_values=FLAGS,
 )
 flags.DEFINE_bool(
+    "lengthen", False, "Go on with a run to more steps than it had, by a larger num_steps and, "
+    "for a longer fall of the learning rate, schedule_steps.", flag_values=FLAGS,
+)
+flags.DEFINE_bool(
     "distributed", False, "Join the other processes that SLURM, Open MPI or Kubernetes started.",
     flag_values=FLAGS,
 )
@@ -59,7 +63,7 @@ def command(args: flags.FlagValues) -> None:
     cli.use_compilation_cache(args)
     if address is None and not args.distributed:
         with signals.on_signals() as stop:
-            train(config, workdir, stop, args.profile_dir)
+            train(config, workdir, stop, args.profile_dir, args.lengthen)
             # What follows it in a shell, as `train && adapt`, was asked to stop as well.
             signals.unless_asked(stop, "the run had come to its end, which is saved")
         return
@@ -68,7 +72,7 @@ def command(args: flags.FlagValues) -> None:
     with asked as stop, several.joined(address, number, index, args.join_timeout):
         if jax.process_index() > 0:  # the first one speaks for all
             logging.getLogger("snr_jax").setLevel(logging.CRITICAL)
-        train(config, workdir, stop, args.profile_dir)
+        train(config, workdir, stop, args.profile_dir, args.lengthen)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

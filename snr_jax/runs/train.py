@@ -40,11 +40,13 @@ AfterStep = Callable[[int, dict], None]  # gets the step's number and metrics
 
 
 def train(
-    config: ConfigDict, workdir: str, stop: Stop = never, profile_dir: str = ""
+    config: ConfigDict, workdir: str, stop: Stop = never, profile_dir: str = "",
+    lengthen: bool = False,
 ) -> dict[str, dict]:
     """Runs the experiment, or goes on with it: {domain: metrics} of the last step.
 
-    profile_dir: folder for a trace of a few steps, "" for none. Raises `Stopped` once `stop` names
+    profile_dir: folder for a trace of a few steps, "" for none. lengthen: whether a run that is
+    there may get more steps than it had. Raises `Stopped` once `stop` names
     a signal; what was done until then is saved. In a run of several processes JAX is asked besides.
     """
     checks.check(config)
@@ -56,12 +58,12 @@ def train(
     if jax.process_count() == 1 and (results := record.finished(run)):
         return results  # before the lock, which writes
     with lock.locked_workdir(workdir):
-        return record.finished(run) or _train(run, profile_dir)
+        return record.finished(run) or _train(run, profile_dir, lengthen)
 
 
-def _train(run: Run, profile_dir: str) -> dict[str, dict]:
+def _train(run: Run, profile_dir: str, lengthen: bool) -> dict[str, dict]:
     config, workdir = run.config, run.workdir
-    record.claim(run)
+    record.claim(run, lengthen)
     experiment.look(run.splits)
     parallel = create_parallel()
     run.unless_stopped("stopped before the network was made; nothing is lost")

@@ -55,7 +55,8 @@ def _held(content: object) -> str:
 
 def _way_out(content: object) -> str:
     """The command that makes a readable file of one whose tensors lie under a key."""
-    keys = [key for key in content if _tensors(content[key])] if isinstance(content, Mapping) else []
+    there = content if isinstance(content, Mapping) else {}
+    keys = [key for key, value in there.items() if _tensors(value)]
     if not keys:
         return ""
     other = f" (or {', '.join(map(repr, keys[1:3]))})" if keys[1:] else ""

@@ -175,10 +175,10 @@ def infer_architecture(state_dict: StateDict) -> dict:
         examples = ", ".join(list(state_dict)[:3]) or "nothing"
         stems = [name for name in state_dict if name.endswith(".conv1.weight")]
         prefix = min(stems, key=len, default="").removesuffix("conv1.weight")
-        begun = f". {prefix!r} is one: save the file again with names without it" if prefix else ""
+        begun = f" ({prefix!r} is one: save the file again without it)" if prefix else ""
         raise UserError("no tensor conv1.weight: expected a ResNet DeepLab-v2 under its published "
                         f"PyTorch names, found {examples} ...; likely another network, or names "
-                        f"with a prefix other than module. and Scale.{begun}")
+                        f"with a prefix other than module. and Scale{begun}")
     stage_sizes = []
     for layer in (1, 2, 3, 4):
         found = (re.match(rf"layer{layer}\.(\d+)\.", name) for name in state_dict)

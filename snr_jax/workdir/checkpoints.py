@@ -74,7 +74,7 @@ def composite(items: dict[str, Any], meta: dict) -> ocp.args.Composite:
 
 
 def prove(path: Path) -> None:
-    """Raises ValueError where what was saved could not be restored: a look, not a reading.
+    """Raises UserError where a checkpoint could not be restored: a look, not a reading.
 
     Every array that the meta has a checksum of must be one that TensorStore finds there.
     """
@@ -82,10 +82,14 @@ def prove(path: Path) -> None:
         if name == metas.OWN:
             continue
         base = {"driver": "file", "path": f"{path / name}/"}
-        there = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
-        arrays = [key for key in there.list().result() if key.endswith(b"/.zarray")]
-        if len(arrays) != len(sums):
-            raise ValueError(f"of {len(sums)} arrays of {name} {len(arrays)} are found in {path}")
+        try:
+            there = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+            found = sum(key.endswith(b"/.zarray") for key in there.list().result())
+        except Exception as error:  # TensorStore has several kinds for a file that is damaged
+            raise UserError(f"{path} cannot be read: {reason_of(error)}{metas.ADVICE}") from error
+        if found != len(sums):
+            raise UserError(f"{path} cannot be read: of {len(sums)} arrays of {name} {found} are "
+                            f"there{metas.ADVICE}")
 
 
 def saving(what: str, save: Callable[[], Any], survivor: str) -> None:
@@ -288,7 +292,9 @@ def find_or_set_aside(path: Path) -> Checkpoint | None:
         if not place.exists():
             continue
         try:
-            return find(place)
+            found = find(place)
+            prove(found.path)
+            return found
         except UserError as error:
             logger.warning("%s", str(error).removesuffix(metas.ADVICE))
             set_aside(place)

@@ -473,7 +473,7 @@ def test_what_was_saved_is_looked_at_before_it_counts(state, tmp_path, monkeypat
     for module in (checkpoints, states):
         monkeypatch.setattr(module, "refuse_pattern", lambda path: None, raising=False)
     (tmp_path / "exp").rename(tmp_path / "exp[1]")
-    with pytest.raises(UserError, match=r"could not be saved \(of \d+ arrays of variables 0 are"):
+    with pytest.raises(UserError, match=r"read: of \d+ arrays of variables 0 are there\)"):
         checkpoints.save_variables(tmp_path / "exp[1]/a", NEW, meta_of())
     assert_equal(checkpoints.load_variables(tmp_path / "exp[1]/a")[0], OLD)
     with pytest.raises(UserError, match="the state of step 1 could not be saved"):
