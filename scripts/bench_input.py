@@ -48,8 +48,8 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("rounds", 3, "Rounds of all, in turns.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer(
     "workers", os.cpu_count(), "PyTorch's DataLoader processes.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_string("dir", "runs/bench_input", "Folder for the image files.", flag_values=FLAGS)
-flags.DEFINE_string("out", "", "File for the table, which is printed as well.", flag_values=FLAGS)
+cli.define_path("dir", "runs/bench_input", "Folder for the image files.", flag_values=FLAGS)
+cli.define_path("out", "", "File for the table, which is printed as well.", flag_values=FLAGS)
 
 
 def draw_frame(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:

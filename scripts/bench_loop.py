@@ -41,7 +41,7 @@ flags.DEFINE_integer("steps", 100, "Steps timed in a round.", lower_bound=2, fla
 flags.DEFINE_integer("rounds", 3, "Rounds of all, in turns.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("workers", os.cpu_count(), "Processes of PyTorch's DataLoader.", lower_bound=1,
                      flag_values=FLAGS)  # fmt: skip
-flags.DEFINE_string("out", "", "File for the table, which is printed as well.", flag_values=FLAGS)
+cli.define_path("out", "", "File for the table, which is printed as well.", flag_values=FLAGS)
 
 
 def milliseconds(one: Callable[[], object], wait: Callable[[], object], steps: int) -> float:

@@ -60,7 +60,7 @@ flags.DEFINE_list("cases", [], f"Workloads, of {', '.join(CASES)}; by default de
                   "and gpu where there is one.", flag_values=FLAGS)
 flags.DEFINE_list("kinds", list(KINDS), f"Steps to time, of {', '.join(KINDS)}.", flag_values=FLAGS)
 flags.DEFINE_integer("rounds", 7, "Turns of each contestant.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_string("out", "", "JSON file for the results.", flag_values=FLAGS)
+cli.define_path("out", "", "JSON file for the results.", flag_values=FLAGS)
 flags.DEFINE_string("worker", "", "(internal) CASE/KIND/CONTESTANT to run steps of.",
                     flag_values=FLAGS)
 

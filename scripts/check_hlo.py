@@ -62,7 +62,7 @@ flags.DEFINE_integer("batch_size", 1, "Images per domain; the limits are for 1."
                      flag_values=FLAGS)
 flags.DEFINE_integer("accumulate_steps", 1, "Parts that a training batch runs as; divides "
                      "batch_size.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_string("save", "", "Folder for the texts of what was compiled.", flag_values=FLAGS)
+cli.define_path("save", "", "Folder for the texts of what was compiled.", flag_values=FLAGS)
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4,
           "u32": 4, "f64": 8, "s64": 8, "u64": 8}

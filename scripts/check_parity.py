@@ -56,7 +56,7 @@ SETTINGS = {  # flag: (key of the configuration, what the folder was made with)
 }
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("golden", None, "Folder of the published code's numbers.", flag_values=FLAGS)
+cli.define_path("golden", None, "Folder of the published code's numbers.", flag_values=FLAGS)
 flags.DEFINE_string(
     "salt", None, "Salt of weights and inputs; by default what the folder's README.md calls so, "
     "else dev.", flag_values=FLAGS,

@@ -19,7 +19,7 @@ from absl import flags
 
 from snr_jax import cli
 from snr_jax.core.errors import UserError
-from snr_jax.core.files import written_whole
+from snr_jax.core.files import refuse_pattern, written_whole
 from snr_jax.weights import conversion
 from snr_jax.weights.torch_names import strip_prefixes
 from snr_jax.workdir.checkpoints import load_variables, save_variables
@@ -139,6 +139,8 @@ def command(args: flags.FlagValues, source: str, target: str) -> None:
         raise UserError(f"{', '.join(foreign)}: not {'with' if args.export else 'without'} "
                         f"--export: {why}")
     _require_absent(target)
+    if not args.export:
+        refuse_pattern(target)
     (_export if args.export else _convert)(args, source, target)
 
 

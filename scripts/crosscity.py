@@ -16,13 +16,14 @@ from absl import flags
 
 from snr_jax import cli
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import refuse_pattern
 from snr_jax.data.domains import CITIES
 from snr_jax.process import signals
 from snr_jax.studies.crosscity import crosscity
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
-flags.DEFINE_string("out", "runs/crosscity", "Folder for runs and table.", flag_values=FLAGS)
+cli.define_path("out", "runs/crosscity", "Folder for runs and table.", flag_values=FLAGS)
 flags.DEFINE_list("cities", list(CITIES), "Cities to adapt to, as rome,tokyo.", flag_values=FLAGS)
 cli.define_compilation_cache(FLAGS)
 
@@ -33,6 +34,7 @@ def command(args: flags.FlagValues) -> None:
     if not cities or not set(cities) <= set(CITIES):
         raise UserError(f"--cities is {','.join(args.cities)!r}; expected some of "
                         f"{','.join(CITIES)}")
+    refuse_pattern(args.out)
     cli.use_compilation_cache(args)
     with signals.on_signals() as stop:
         print(f"\n{crosscity(config, Path(args.out), cities, stop=stop)}\nin {args.out}/table.md")

@@ -22,7 +22,7 @@ from snr_jax.process.signals import Stop
 from snr_jax.toy.styles import STYLES
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("out", "runs/demo", "Folder for data, runs and report.", flag_values=FLAGS)
+cli.define_path("out", "runs/demo", "Folder for data, runs and report.", flag_values=FLAGS)
 flags.DEFINE_enum(
     "style", "dusk", [style for style in STYLES if style != "source"], "Style of the target.",
     flag_values=FLAGS,
@@ -42,7 +42,7 @@ def _demo(out: Path, style: str, stop: Stop) -> None:
     from PIL import Image
 
     from configs import toy_classmix, toy_dg, toy_uda
-    from snr_jax.core.files import write_text
+    from snr_jax.core.files import refuse_pattern, write_text
     from snr_jax.core.progress import format_duration
     from snr_jax.report import tables
     from snr_jax.report.html import render
@@ -55,6 +55,7 @@ def _demo(out: Path, style: str, stop: Stop) -> None:
     def interrupt() -> None:
         signals.unless_asked(stop, "stopped before the report; the same command goes on")
 
+    refuse_pattern(out)
     start = time.monotonic()
     root = out / "data"
     draw_data(root, [style], toy_dg.NUM_TRAIN, toy_dg.NUM_VAL, stop=stop)

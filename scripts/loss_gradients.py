@@ -17,7 +17,7 @@ from snr_jax.config import checks
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
-flags.DEFINE_string("checkpoint", None, "The network: a run, or a checkpoint.", flag_values=FLAGS)
+cli.define_path("checkpoint", None, "The network: a run, or a checkpoint.", flag_values=FLAGS)
 flags.DEFINE_integer("batches", 8, "Batches to average over.", lower_bound=1, flag_values=FLAGS)
 cli.define_compilation_cache(FLAGS)
 

@@ -21,7 +21,7 @@ from snr_jax.toy.layouts import LAYOUTS
 from snr_jax.toy.styles import STYLES
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("out", None, "Folder for the data sets.", flag_values=FLAGS)
+cli.define_path("out", None, "Folder for the data sets.", flag_values=FLAGS)
 flags.DEFINE_list("layouts", ["gta5", "cityscapes"], f"Data sets, of {', '.join(LAYOUTS)}.",
                   flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_enum("style", "dusk", list(STYLES), "Style of the targets.", flag_values=FLAGS)

@@ -19,14 +19,14 @@ from snr_jax.core.progress import make_progress
 from snr_jax.process import signals
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("domain", None, "Data set, as gta5 or my_domain.yaml.", flag_values=FLAGS)
-flags.DEFINE_string("dir", None, "Folder of the data set; an own one lies beside its file.",
+cli.define_path("domain", None, "Data set, as gta5 or my_domain.yaml.", flag_values=FLAGS)
+cli.define_path("dir", None, "Folder of the data set; an own one lies beside its file.",
                     flag_values=FLAGS)
 flags.DEFINE_list("splits", ["train"], "Splits to prepare, as train,val.", flag_values=FLAGS)
 flags.DEFINE_list("size", None, "HEIGHT,WIDTH; by default the domain's own.", flag_values=FLAGS)
 flags.DEFINE_enum("images", "raw", ["raw", "png"], "Raw is faster, png smaller; both are exact.",
                   flag_values=FLAGS)
-flags.DEFINE_string("out", None, "Folder for the prepared data.", flag_values=FLAGS)
+cli.define_path("out", None, "Folder for the prepared data.", flag_values=FLAGS)
 flags.DEFINE_integer("workers", os.cpu_count(), "Processes used.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_string("beam_runner", None, "Runner of Apache Beam in the place of processes, as "
                     "DirectRunner; needs requirements-beam.txt.", flag_values=FLAGS)

@@ -32,8 +32,8 @@ KINDS = ("mean", "deviation", "shape")
 DECAY = 30.0  # of the ridge, on standardised numbers
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("data", None, "Folder that holds the toy source as GTA5.", flag_values=FLAGS)
-flags.DEFINE_string("checkpoint", None, "The network: a run, or a checkpoint.", flag_values=FLAGS)
+cli.define_path("data", None, "Folder that holds the toy source as GTA5.", flag_values=FLAGS)
+cli.define_path("checkpoint", None, "The network: a run, or a checkpoint.", flag_values=FLAGS)
 cli.define_compilation_cache(FLAGS)
 
 

@@ -53,7 +53,7 @@ BUDGET = {"num_steps": 600, "optimizer.schedule_steps": 600, "optimizer.base_rat
           "data.crop": (96, 96)}
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("out", None, "Folder for data, runs, table; by default runs/toy_study, or "
+cli.define_path("out", None, "Folder for data, runs, table; by default runs/toy_study, or "
                     "runs/toy_study_CONTENT for a content.", flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_enum("content", "none", CONTENTS, "Content of the toys, as of make_toy_domains.py.",
                   flag_values=FLAGS)  # fmt: skip
@@ -87,11 +87,13 @@ def command(args: flags.FlagValues) -> None:
 def _study(args: flags.FlagValues, seeds: Sequence[int], stop: Stop) -> None:
     # Seconds of imports: a signal meanwhile is answered after them.
     from configs import toy_classmix, toy_dg, toy_uda
+    from snr_jax.core.files import refuse_pattern
     from snr_jax.studies.toy_study import draw_data, study
 
     cli.use_compilation_cache(args)
     none = args.content == "none"
     out = Path(args.out or "runs/toy_study" + ("" if none else f"_{args.content}"))
+    refuse_pattern(out)
     draw_data(out / "data", args.styles, toy_dg.NUM_TRAIN, toy_dg.NUM_VAL, content=args.content,
               stop=stop)  # fmt: skip
     source_config = toy_dg.get_config("standard")

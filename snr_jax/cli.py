@@ -1,18 +1,20 @@
 """Command lines: parse the flags, run the command, report a user's mistake in one line."""
 
+import contextlib
 import copy
 import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from absl import flags, logging
 from ml_collections import ConfigDict
 
 from snr_jax.core.errors import Stopped, UserError
+from snr_jax.core.files import user_path
 from snr_jax.core.progress import log_on_terminal
 
 # What the system says of a disk or a path that the user chose, not of a fault in the program.
@@ -29,9 +31,28 @@ class Experiment(NamedTuple):
     config: ConfigDict
 
 
+class _Path(flags.ArgumentParser):
+    """A path as `user_path` has it, or a word that stands in the place of one."""
+
+    syntactic_help = "a path"
+
+    def parse(self, argument: str) -> str:
+        try:
+            return user_path(argument)
+        except UserError as error:
+            raise ValueError(error) from None
+
+
+def define_path(
+    name: str, default: str | None, help: str, flag_values: flags.FlagValues
+) -> None:
+    """A flag that takes the path of a file or folder."""
+    flags.DEFINE(_Path(), name, default, help, flag_values, flags.ArgumentSerializer())
+
+
 def define_config(flag_values: flags.FlagValues) -> None:
     """The flag --config FILE.py[:RECIPE], with --config.KEY=VALUE for every key of it."""
-    flags.DEFINE_string(
+    define_path(
         "config", None, "The experiment's file, as configs/gta5_dg.py or "
         "configs/gta5_dg.py:release. --config.KEY=VALUE sets one of its keys.",
         flag_values=flag_values,
@@ -61,7 +82,7 @@ def use_compilation_cache(args: flags.FlagValues) -> None:
     flag = args["compilation_cache"]
     if not flag.present and jax.config.jax_compilation_cache_dir:
         return
-    folder = Path(flag.value).expanduser().absolute()
+    folder = Path(user_path(flag.value)).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         raise UserError(f"--compilation_cache {flag.value}: {there} is a file; expected a folder, "
@@ -111,14 +132,19 @@ def _listed(flag_values: flags.FlagValues) -> str:
 def _print_keys(experiment: Experiment | None) -> None:
     from snr_jax.config import listing
 
-    try:
-        print(listing.for_terminal(experiment and experiment.config), flush=True)
-    except BrokenPipeError:  # who reads them, as `| head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(listing.for_terminal(experiment and experiment.config))
 
 
 def run_command(command: Callable[[], int | None]) -> int:
-    """The exit code of a command: its own, 2 after a user's mistake, 128 + N after signal N."""
+    """The exit code of a command: its own, 2 after a user's mistake, 128 + N after signal N.
+
+    It goes on, silently, where nobody reads what it says any more, as after `| head`.
+    """
+    with _unread("stdout"), _unread("stderr"):
+        return _answered(command)
+
+
+def _answered(command: Callable[[], int | None]) -> int:
     try:
         _quiet_libraries()
         with log_on_terminal():
@@ -137,6 +163,53 @@ def run_command(command: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return 130
+
+
+@contextlib.contextmanager
+def _unread(name: str) -> Iterator[None]:
+    """Within the block the stream sys.NAME loses what it cannot hand on any more."""
+    stream = getattr(sys, name)
+    if stream is None:  # closed by the shell: print says nothing then
+        yield
+        return
+    setattr(sys, name, guarded := _Guarded(stream))
+    try:
+        yield
+    finally:
+        guarded.flush()
+        setattr(sys, name, stream)
+
+
+class _Guarded:
+    """A stream that goes to nowhere once its reader has left: a pipe, or a terminal."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._lost():
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lost():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _lost(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                error.filename = error.filename or self._stream.name
+                raise
+            # What is in its buffer has somewhere to go, at the end of the process too.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
 
 
 def _refuse(message: str) -> int:
@@ -180,7 +253,7 @@ def _parse(
     if len(words) < len(arguments) or (len(words) > len(arguments) and not more):
         raise UserError(f"expected {' '.join(arguments)}, got {' '.join(words) or 'nothing'}; "
                         "see --help")
-    return words
+    return [user_path(word) for word in words]
 
 
 def _without_keys(argv: Sequence[str]) -> tuple[list[str], dict[str, str | None]]:

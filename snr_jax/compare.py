@@ -27,7 +27,7 @@ from snr_jax.studies.comparison import compare, group_by_seed, rows, setting, un
 from snr_jax.workdir import record
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("out", "report.html", "File for the page.", flag_values=FLAGS)
+cli.define_path("out", "report.html", "File for the page.", flag_values=FLAGS)
 flags.DEFINE_string("title", "", "Its title; by default source and target.", flag_values=FLAGS)
 flags.DEFINE_integer(
     "pictures", 6, "Images whose predictions are shown; 0: none.", lower_bound=0, flag_values=FLAGS

@@ -35,11 +35,11 @@ from snr_jax.report.pictures import colorize
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
-flags.DEFINE_string(
+cli.define_path(
     "domain", None, f"Read this, not --config: {', '.join(DOMAINS)}, or my_domain.yaml.",
     flag_values=FLAGS,
 )
-flags.DEFINE_string(
+cli.define_path(
     "dir", None, "The folder of --domain; by default an own one's files lie beside it.",
     flag_values=FLAGS,
 )
@@ -53,8 +53,8 @@ flags.DEFINE_integer(
     "sample", 0, "Samples to read, spread over each split; 0: all.", lower_bound=0,
     flag_values=FLAGS,
 )
-flags.DEFINE_string("html", None, "File for a page with pictures of the faults.", flag_values=FLAGS)
-flags.DEFINE_string(
+cli.define_path("html", None, "File for a page with pictures of the faults.", flag_values=FLAGS)
+cli.define_path(
     "stats", None, "File for the class statistics; by default runs/class_stats/NAME.json.",
     flag_values=FLAGS,
 )

@@ -30,7 +30,7 @@ from snr_jax import cli
 from snr_jax.config import arguments, checks
 from snr_jax.config.keys import SIDES
 from snr_jax.core.errors import UserError
-from snr_jax.core.files import write_text
+from snr_jax.core.files import user_path, write_text
 from snr_jax.core.labels import Classes
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import create_parallel
@@ -49,8 +49,8 @@ from snr_jax.workdir.record import evaluation_settings
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
 cli.define_compilation_cache(FLAGS)
-flags.DEFINE_string("checkpoint", None, "The network: a run, or a checkpoint.", flag_values=FLAGS)
-flags.DEFINE_string(
+cli.define_path("checkpoint", None, "The network: a run, or a checkpoint.", flag_values=FLAGS)
+cli.define_path(
     "out", None, "Folder for the results; by default RUN/evaluation/CHECKPOINT/DOMAIN.",
     flag_values=FLAGS,
 )
@@ -187,7 +187,8 @@ def _open_rows(
     """What the flags choose: several domains, or the one of a side of the configuration."""
     if args.domains:
         return evaluation.open_rows(
-            args.domains, root=config.data.root, split=args.split or "val", classes=classes,
+            [_with_path(entry) for entry in args.domains], root=config.data.root,
+            split=args.split or "val", classes=classes,
             size=tuple(map(int, args.size)) or None, max_images=args.max_images,
         )
     data = arguments.split_arguments(config, f"{args.domain}_val")
@@ -196,6 +197,12 @@ def _open_rows(
     chosen = {"split": args.split or data["split"], "max_images": args.max_images}
     split = open_split(sides[args.domain], classes=classes, **data | chosen)
     return Rows({split.name: split}, {}, (split.name,))
+
+
+def _with_path(entry: str) -> str:
+    """An entry of --domains, as acdc, my_domain.yaml or crosscity=DIR, with the path it means."""
+    name, equals, folder = entry.partition("=")
+    return user_path(name) + equals + user_path(folder)
 
 
 def _default_out(checkpoint: Checkpoint, domain: str) -> Path:

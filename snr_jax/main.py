@@ -26,14 +26,18 @@ from snr_jax.runs.train import train
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
-flags.DEFINE_string(
+cli.define_path(
     "workdir", None, "Folder of the run; by default runs/NAME for configs/NAME.py.",
     flag_values=FLAGS,
 )
 cli.define_compilation_cache(FLAGS)
-flags.DEFINE_string(
+cli.define_path(
     "profile_dir", "", "Folder for a trace of steps 10 to 15, for TensorBoard's profiler.",
     flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+    "lengthen", False, "Go on with a run to more steps than it had, by a larger num_steps and, "
+    "for a longer fall of the learning rate, schedule_steps.", flag_values=FLAGS,
 )
 flags.DEFINE_bool(
     "distributed", False, "Join the other processes that SLURM, Open MPI or Kubernetes started.",
@@ -59,16 +63,16 @@ def command(args: flags.FlagValues) -> None:
     cli.use_compilation_cache(args)
     if address is None and not args.distributed:
         with signals.on_signals() as stop:
-            train(config, workdir, stop, args.profile_dir)
+            train(config, workdir, stop, args.profile_dir, args.lengthen)
             # What follows it in a shell, as `train && adapt`, was asked to stop as well.
             signals.unless_asked(stop, "the run had come to its end, which is saved")
         return
     # JAX listens to SIGTERM itself, so that all processes stop at the same step.
-    interrupt = signals.on_signals([signal.SIGINT], forward=signal.SIGTERM)
-    with interrupt, several.joined(address, number, index, args.join_timeout):
+    asked = signals.on_signals([signal.SIGINT, signal.SIGHUP], forward=signal.SIGTERM)
+    with asked as stop, several.joined(address, number, index, args.join_timeout):
         if jax.process_index() > 0:  # the first one speaks for all
             logging.getLogger("snr_jax").setLevel(logging.CRITICAL)
-        train(config, workdir, profile_dir=args.profile_dir)
+        train(config, workdir, stop, args.profile_dir, args.lengthen)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -43,12 +43,12 @@ LEAST = 33  # pixels a side that the network sees
 
 FLAGS = flags.FlagValues()
 cli.define_compilation_cache(FLAGS)
-flags.DEFINE_string("checkpoint", None, "The network: a run, or a checkpoint.", flag_values=FLAGS)
-flags.DEFINE_string(
+cli.define_path("checkpoint", None, "The network: a run, or a checkpoint.", flag_values=FLAGS)
+cli.define_path(
     "images", None, "Folder of the images, of any size, read in depth; or a file, or a pattern.",
     flag_values=FLAGS,
 )
-flags.DEFINE_string("out", None, "Folder for the results.", flag_values=FLAGS)
+cli.define_path("out", None, "Folder for the results.", flag_values=FLAGS)
 flags.DEFINE_list(
     "size", None,
     "HEIGHT,WIDTH at which the network sees each image (or tile), or own. By default own with "

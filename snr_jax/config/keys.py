@@ -208,6 +208,10 @@ SECTIONS = {
 }  # fmt: skip
 KEYS = {key: row for rows in SECTIONS.values() for key, row in rows.items()}
 
+# The keys whose values are paths, or may be.
+PATHS = ("init_from", "data.root", "data.prepared",
+         *(f"{side}.{key}" for side in ("source", "target") for key in ("domain", "dir")))
+
 
 def create() -> ConfigDict:
     """A configuration in which every key has its default."""

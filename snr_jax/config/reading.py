@@ -4,8 +4,12 @@ import ast
 import difflib
 import os
 import runpy
+import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -13,6 +17,7 @@ from ml_collections import ConfigDict
 
 from snr_jax.config import keys
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import user_path
 
 
 def read(file: str, texts: Mapping[str, str | None]) -> ConfigDict:
@@ -29,29 +34,76 @@ def read(file: str, texts: Mapping[str, str | None]) -> ConfigDict:
                 raise UserError(f"--config.recipe={text} changes no switch; choose the recipe as "
                                 f"--config {path}:{text}")
             config.update_from_flattened_dict({key: _value(key, text)})
+        config.update_from_flattened_dict(_paths(config))
     return config.lock()
+
+
+def _paths(config: ConfigDict) -> dict[str, str]:
+    """The keys that hold paths, each as the path that is meant."""
+    found = keys.values(config)
+    meant = {}
+    for key in keys.PATHS:
+        if isinstance(found.get(key), str):
+            try:
+                meant[key] = user_path(found[key])
+            except UserError as error:
+                raise UserError(f"{key}: {error}") from None
+    return meant
 
 
 def _from_file(path: str, arguments: Sequence[str]) -> ConfigDict:
     """What the file's get_config returns for the arguments."""
     if not os.path.isfile(path):
-        raise UserError(f"--config: there is no file {path}; configs/gta5_dg.py is an example")
+        raise UserError(f"--config: there is no file {path}; configs/gta5_dg.py is an example, of "
+                        "the project's clone: pip installs the package snr_jax alone")
     try:
-        config = runpy.run_path(path).get("get_config", lambda *_: None)(*arguments)
+        with _configs_of(path):
+            config = runpy.run_path(path).get("get_config", lambda *_: None)(*arguments)
     except UserError:
         raise
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "configs":
+            raise _unreadable(error) from None
+        found = ", ".join(getattr(sys.modules.get("configs"), "__path__", ["nowhere"]))
+        raise UserError(
+            f"--config {path} imports {error.name}, of the project's clone, and finds configs in "
+            f"{found}. Set PYTHONPATH to the clone's folder; pip installs the package snr_jax alone"
+        ) from None
     except ValueError as error:  # a word after the colon that the experiment does not know
         raise UserError(f"--config {':'.join([path, *arguments])}: {error}") from None
     except Exception as error:  # whatever the code of a configuration raises
-        reason = f"{type(error).__name__}: {error}"
-        if not isinstance(error, SyntaxError):  # which names its place itself
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            reason += f" ({place.filename}, line {place.lineno})"
-        raise UserError(f"--config cannot be read: {reason}") from None
+        raise _unreadable(error) from None
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config: {path} has no function get_config that returns a ConfigDict; "
                         "configs/gta5_dg.py is an example")
     return config
+
+
+def _unreadable(error: Exception) -> UserError:
+    reason = f"{type(error).__name__}: {error}"
+    if not isinstance(error, SyntaxError):  # which names its place itself
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason += f" ({place.filename}, line {place.lineno})"
+    return UserError(f"--config cannot be read: {reason}")
+
+
+@contextmanager
+def _configs_of(path: str) -> Iterator[None]:
+    """Within the block `import configs` means the folder that the file lies in, if it is one.
+
+    The current folder may be another project's, with a package of that name.
+    """
+    folder = Path(path).resolve().parent
+    if folder.name != "configs" or "configs" in sys.modules:
+        yield
+        return
+    sys.modules["configs"] = package = types.ModuleType("configs")
+    package.__path__ = [str(folder)]
+    try:
+        yield
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
+            del sys.modules[name]
 
 
 def _tuple(text: str) -> tuple:

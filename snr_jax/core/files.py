@@ -1,11 +1,50 @@
-"""Files and folders that are written whole or not at all: under another name, then renamed."""
+"""Files and folders: what a user's words for one mean, and writing one whole or not at all."""
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from snr_jax.core.errors import UserError
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|(gs|s3|hdfs|https?|file):/", re.IGNORECASE)
+_PATTERN = "[*?\\"  # what a library that looks for names in a folder reads as a pattern of them
+
+
+def user_path(text: str) -> str:
+    """The path that a user means: ~ is their home, which no shell expands after a =.
+
+    Raises UserError for the address of a bucket or a server.
+    """
+    if _ADDRESS.match(text):
+        raise UserError(
+            f"{text} is the address of a bucket or a server; expected a path, since files alone "
+            "are read and written. Copy it to a disk, or mount it as a folder (gcsfuse, "
+            "mountpoint-s3, hdfs-fuse), and give its path there"
+        )
+    return os.path.expanduser(text)
+
+
+def refuse_pattern(path: str | os.PathLike) -> None:
+    """Raises UserError for a folder in which a checkpoint would be written and never found again.
+
+    Orbax and TensorFlow Datasets read the whole path as a pattern of names, and a \\ as a /.
+    """
+    whole = os.path.abspath(path)
+    odd = next((letter for letter in whole if letter in _PATTERN), None)
+    try:
+        whole.encode()
+    except UnicodeEncodeError:
+        odd, whole = "a byte that is no UTF-8", whole.encode(errors="replace").decode()
+    if odd:
+        raise UserError(
+            f"{whole} holds {odd}, for which nothing that is saved there could be read again: the "
+            "libraries that write it take it for a pattern of names. Choose a path without "
+            f"{' '.join(_PATTERN)}"
+        )
 
 
 @contextmanager
@@ -23,6 +62,9 @@ def written_whole(path: str | os.PathLike, mark: str = "") -> Iterator[Path]:
     try:
         yield unfinished
         os.replace(unfinished, path)
+    except OSError as error:  # a full disk does not say of which file
+        error.filename = error.filename or os.fspath(path)
+        raise
     finally:
         _remove(unfinished)
 

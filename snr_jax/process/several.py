@@ -16,7 +16,8 @@ import jax
 from snr_jax.core.errors import Stopped, UserError
 
 SILENCE_SECONDS = 60  # a process that gives no sign for so long counts as gone
-TOGETHER = (0, 128 + signal.SIGTERM)  # the exit codes with which all processes end at one step
+# The exit codes with which all processes end at one step.
+TOGETHER = (0, *(128 + asked for asked in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
 # In JAX's errors.
 COLLECTIVE = ("Gloo", "NCCL", "oordination", "Barrier", "Connection closed by peer")
 GONE = (

@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C ask a run to stop; it saves its state and the same command goes on with it."""
+"""SIGTERM, Ctrl-C and a terminal that closes (SIGHUP) ask a run to stop.
+
+It saves its state, and the same command goes on with it.
+"""
 
 import contextlib
 import os
@@ -29,7 +32,7 @@ def unless_asked(stop: Stop, message: str) -> None:
 
 @contextlib.contextmanager
 def on_signals(
-    signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
+    signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
     forward: signal.Signals | None = None,
 ) -> Iterator[Stop]:
     """Keeps the first of `signals` within the block; a second one ends the process at once.
@@ -90,4 +93,5 @@ def _watch(
 
 
 def _say(line: str) -> None:
-    os.write(2, f"{line}\n".encode())  # the main thread may hold the lock of sys.stderr
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        os.write(2, f"{line}\n".encode())  # the main thread may hold the lock of sys.stderr

@@ -17,11 +17,13 @@ from ml_collections import ConfigDict
 
 from snr_jax.config import arguments, checks
 from snr_jax.core.errors import Stopped, UserError
+from snr_jax.core.files import refuse_pattern
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.progress import format_duration, progress_text
 from snr_jax.core.state import TrainState, create_state, variable_shapes
 from snr_jax.data import prefetch
+from snr_jax.process import signals
 from snr_jax.process.signals import Stop, never
 from snr_jax.report import tables
 from snr_jax.runs import experiment, network, validation
@@ -38,27 +40,30 @@ AfterStep = Callable[[int, dict], None]  # gets the step's number and metrics
 
 
 def train(
-    config: ConfigDict, workdir: str, stop: Stop = never, profile_dir: str = ""
+    config: ConfigDict, workdir: str, stop: Stop = never, profile_dir: str = "",
+    lengthen: bool = False,
 ) -> dict[str, dict]:
     """Runs the experiment, or goes on with it: {domain: metrics} of the last step.
 
-    profile_dir: folder for a trace of a few steps, "" for none. Raises `Stopped` once `stop` names
-    a signal; what was done until then is saved. In a run of several processes JAX is asked instead.
+    profile_dir: folder for a trace of a few steps, "" for none. lengthen: whether a run that is
+    there may get more steps than it had. Raises `Stopped` once `stop` names
+    a signal; what was done until then is saved. In a run of several processes JAX is asked besides.
     """
     checks.check(config)
     checks.check_devices(config)
+    refuse_pattern(workdir)
     run = Run(config, workdir, experiment.open_splits(config), stop)
     for line in experiment.describe(run.splits):
         logger.info(line)
     if jax.process_count() == 1 and (results := record.finished(run)):
         return results  # before the lock, which writes
     with lock.locked_workdir(workdir):
-        return record.finished(run) or _train(run, profile_dir)
+        return record.finished(run) or _train(run, profile_dir, lengthen)
 
 
-def _train(run: Run, profile_dir: str) -> dict[str, dict]:
+def _train(run: Run, profile_dir: str, lengthen: bool) -> dict[str, dict]:
     config, workdir = run.config, run.workdir
-    record.claim(run)
+    record.claim(run, lengthen)
     experiment.look(run.splits)
     parallel = create_parallel()
     run.unless_stopped("stopped before the network was made; nothing is lost")
@@ -86,6 +91,9 @@ def _train(run: Run, profile_dir: str) -> dict[str, dict]:
             )
     logger.info(tables.class_table(results))
     logger.info("done: %s", checkpoints.folder(workdir, "final"))
+    if jax.distributed.is_initialized():  # of several processes main cannot know it alone
+        asked = _asked(run.stop, config.num_steps - start + 1)
+        signals.unless_asked(lambda: asked, "the run had come to its end, which is saved")
     return results
 
 
@@ -239,7 +247,8 @@ def _asked(stop: Stop, step: int) -> signal.Signals | None:
     """
     if not jax.distributed.is_initialized():
         return stop()
-    return signal.SIGTERM if reached_preemption_sync_point(step) else None
+    # The process that was asked in another way, as by Ctrl-C, knows it alone.
+    return (stop() or signal.SIGTERM) if reached_preemption_sync_point(step) else None
 
 
 def _tell(run: Run, tools: Tools, step: int, metrics: Sequence[Mapping], rate: float) -> None:

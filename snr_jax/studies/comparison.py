@@ -82,7 +82,7 @@ def rows(folders: Folders) -> list[Row]:
     found = []
     for name, group in folders.items():
         there = record.read(group[0])
-        config, role = ConfigDict(there["config"]), _scored_role(there)
+        config, role = record.configuration(there), _scored_role(there)
         side = role.partition("_")[0]
         data, size = there["data"][role], config[side].size
         scored = arguments.split_name(config, side)
@@ -106,14 +106,14 @@ def rows(folders: Folders) -> list[Row]:
 def _networks(name: str, folder: Path, split: str) -> dict[str, str]:
     """The networks of a run that are scored on a split: name → that of the scores."""
     student = {name: split}
-    if not arguments.has_teacher(ConfigDict(record.read(folder)["config"])):
+    if not arguments.has_teacher(record.configuration(record.read(folder))):
         return student
     return student | {f"{name}, teacher": validation.teacher_name(split)}
 
 
 def setting(there: Mapping) -> Setting:
     """The setting of a record. A city of CrossCity is a target of its own, by its folder."""
-    config = ConfigDict(there["config"])
+    config = record.configuration(there)
     target = config[_scored_role(there).partition("_")[0]]
     city = f"_{Path(target.dir).name.lower()}" if target.domain == "crosscity" else ""
     task = "adaptation" if "target" in there["data"] else "generalisation"
@@ -157,7 +157,7 @@ def compare(
     run without those scores.
     interrupt: called before each run is read; it may raise.
     """
-    config = ConfigDict(record.read(folders[list(folders)[-1]][0])["config"])
+    config = record.configuration(record.read(folders[list(folders)[-1]][0]))
     splits = open_splits(config)
     source, target = splits["source_val"], splits.get("target_val", splits["source_val"])
     roles = {"source": source.name} | ({"target": target.name} if target is not source else {})

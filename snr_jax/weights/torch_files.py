@@ -39,11 +39,33 @@ def read_torch_file(path: str) -> tuple[dict[str, np.ndarray], str]:
         others = ", ".join(str(key) for key in content if key != "state_dict")
         content, kind = content["state_dict"], f"{kind}: training checkpoint (also: {others})"
     if not isinstance(content, Mapping) or not any(map(torch.is_tensor, content.values())):
-        held = (", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping)
-                else type(content).__name__)
-        raise UserError(f"{path}: no state dict in it (it holds: {held or 'nothing'}); expected "
-                        "tensors by name, or a dict with the key state_dict")
+        raise UserError(f"{path}: no state dict in it (it holds: {_held(content)}); expected "
+                        f"tensors by name, or a dict with the key state_dict{_way_out(content)}")
     return {str(name): _to_numpy(path, name, value) for name, value in content.items()}, kind
+
+
+def _held(content: object) -> str:
+    """What is in a file, in words: its keys, with the number of tensors under each."""
+    if not isinstance(content, Mapping):
+        return type(content).__name__
+    counts = {key: _tensors(value) for key, value in content.items()}
+    words = [f"{key} with {count} tensors" if count else str(key) for key, count in counts.items()]
+    return ", ".join(words[:8]) + (", ..." if len(words) > 8 else "") or "nothing"
+
+
+def _way_out(content: object) -> str:
+    """The command that makes a readable file of one whose tensors lie under a key."""
+    there = content if isinstance(content, Mapping) else {}
+    keys = [key for key, value in there.items() if _tensors(value)]
+    if not keys:
+        return ""
+    other = f" (or {', '.join(map(repr, keys[1:3]))})" if keys[1:] else ""
+    return (f". Where PyTorch is, save one alone: torch.save(torch.load(IN)[{keys[0]!r}], OUT)"
+            + other)
+
+
+def _tensors(value: object) -> int:
+    return sum(map(torch.is_tensor, value.values())) if isinstance(value, Mapping) else 0
 
 
 def _load_safetensors(path: str) -> tuple[dict, str]:
@@ -103,14 +125,25 @@ def _reason(error: Exception, warned: Iterator[str]) -> str:
 
 def _to_numpy(path: str, name: str, value: object) -> np.ndarray:
     if not torch.is_tensor(value) or value.is_quantized or value.layout != torch.strided:
-        raise UserError(f"{path}: {name} is not a dense tensor; expected a state dict of "
-                        "dense tensors")
+        kind = type(value).__name__
+        if torch.is_tensor(value):
+            kind = "quantized" if value.is_quantized else str(value.layout)
+        raise UserError(f"{path}: {name} is not a dense tensor ({kind}); expected a state dict of "
+                        f"dense tensors. {_without(name)}")
     value = value.detach()
     if value.dtype in (torch.bfloat16, torch.float16):
         value = value.float()
     if not (value.is_floating_point() or name.endswith(".num_batches_tracked")):
-        raise UserError(f"{path}: {name} holds {value.dtype}; expected floating-point weights")
+        raise UserError(f"{path}: {name} holds {value.dtype}; expected floating-point weights. "
+                        f"{_without(name)}")
+    if value.dtype not in (torch.float32, torch.float64, torch.int64, torch.int32):
+        raise UserError(f"{path}: {name} holds {value.dtype}; expected float32, float16 or "
+                        "bfloat16. Save it again with value.float() for each value")
     return value.numpy()
+
+
+def _without(name: str) -> str:
+    return f"If the network does not need it, save the file again without {name!r}"
 
 
 def write_torch_file(path: str | os.PathLike, state_dict: Mapping[str, np.ndarray]) -> None:

@@ -173,9 +173,12 @@ def infer_architecture(state_dict: StateDict) -> dict:
     state_dict = strip_prefixes(state_dict)
     if (stem := state_dict.get("conv1.weight")) is None:
         examples = ", ".join(list(state_dict)[:3]) or "nothing"
+        stems = [name for name in state_dict if name.endswith(".conv1.weight")]
+        prefix = min(stems, key=len, default="").removesuffix("conv1.weight")
+        begun = f" ({prefix!r} is one: save the file again without it)" if prefix else ""
         raise UserError("no tensor conv1.weight: expected a ResNet DeepLab-v2 under its published "
                         f"PyTorch names, found {examples} ...; likely another network, or names "
-                        "with a prefix other than module. and Scale.")
+                        f"with a prefix other than module. and Scale{begun}")
     stage_sizes = []
     for layer in (1, 2, 3, 4):
         found = (re.match(rf"layer{layer}\.(\d+)\.", name) for name in state_dict)

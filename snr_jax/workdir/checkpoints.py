@@ -25,10 +25,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.models.deeplab import ARCHITECTURE
+from snr_jax.core.files import refuse_pattern
 from snr_jax.process.several import raise_if_lost, root_of
+from snr_jax.workdir import metas
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ def _checksums(tree: Any) -> dict[str, int]:
 
 
 def verify(path: Path, items: dict[str, Any], meta: dict) -> None:
+    """Raises UserError where a leaf differs from the checksum that the meta has for it."""
     for name, tree in items.items():
         want, have = meta["checksums"][name], _checksums(tree)
         if want != have:
@@ -58,14 +61,35 @@ def verify(path: Path, items: dict[str, Any], meta: dict) -> None:
             wrong = sorted(key for key in keys if want.get(key) != have.get(key))
             raise UserError(
                 f"{path} is damaged: {len(wrong)} of {len(keys)} tensors of {name!r} differ from "
-                f"their checksums, {wrong[0]} the first. Use another checkpoint"
+                f"their checksums, {wrong[0]} the first{metas.ADVICE}"
             )
 
 
 def composite(items: dict[str, Any], meta: dict) -> ocp.args.Composite:
+    """What orbax is to save: the items, and the meta with checksums of them and of itself."""
     meta = {**meta, "checksums": {name: _checksums(tree) for name, tree in items.items()}}
+    meta["checksums"][metas.OWN] = metas.checksum(meta)
     trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     return ocp.args.Composite(**trees, meta=ocp.args.JsonSave(meta))
+
+
+def prove(path: Path) -> None:
+    """Raises UserError where a checkpoint could not be restored: a look, not a reading.
+
+    Every array that the meta has a checksum of must be one that TensorStore finds there.
+    """
+    for name, sums in _read_meta(path)["checksums"].items():
+        if name == metas.OWN:
+            continue
+        base = {"driver": "file", "path": f"{path / name}/"}
+        try:
+            there = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+            found = sum(key.endswith(b"/.zarray") for key in there.list().result())
+        except Exception as error:  # TensorStore has several kinds for a file that is damaged
+            raise UserError(f"{path} cannot be read: {reason_of(error)}{metas.ADVICE}") from error
+        if found != len(sums):
+            raise UserError(f"{path} cannot be read: of {len(sums)} arrays of {name} {found} are "
+                            f"there{metas.ADVICE}")
 
 
 def saving(what: str, save: Callable[[], Any], survivor: str) -> None:
@@ -73,14 +97,20 @@ def saving(what: str, save: Callable[[], Any], survivor: str) -> None:
         save()
     except Exception as error:  # orbax wraps the system's errors in several kinds
         raise_if_lost(error)
+        reason = reason_of(error)
+        remedy = "Free some space" if os.strerror(errno.ENOSPC) in reason else "Mend that"
         raise UserError(
-            f"{what} could not be saved ({reason_of(error)}). {survivor} "
-            "Free some space, or choose another --workdir, and start the same command again"
+            f"{what} could not be saved ({reason}). {survivor} "
+            f"{remedy}, or choose another --workdir, and start the same command again"
         ) from error
 
 
 def reason_of(error: BaseException) -> str:
-    text = str(root_of(error))
+    """What the first error of a chain says, in a line, and without advice to a reader."""
+    root = root_of(error)
+    text = str(root).removesuffix(metas.ADVICE)
+    if " " not in text:  # as that of a KeyError, which is no sentence
+        text = f"{type(root).__name__} {text}".strip()
     full = os.strerror(errno.ENOSPC)  # TensorStore says it at the end of a long line
     return full if full in text else text.split("\n")[0][:300]
 
@@ -111,6 +141,8 @@ def find(path: str | os.PathLike) -> Checkpoint:
     start = Path(path).absolute()
     try:
         meant = _meant(start)
+        if meant is None and start.is_symlink() and not start.exists():
+            raise FileNotFoundError(f"it is a link to {start.readlink()}, which is not there")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
     if meant is None:
@@ -118,6 +150,9 @@ def find(path: str | os.PathLike) -> Checkpoint:
             f"{path} holds no checkpoint. Expected the folder of a run (--workdir), one of its "
             "checkpoints, or the output of scripts/convert_torch_ckpt.py"
         )
+    if "\\" in str(meant):
+        raise UserError(f"{meant} holds a \\, which the library that reads checkpoints takes for a "
+                        "/. Rename that folder")
     run, name = _place(meant)
     survivor = _survivor(meant)
     return Checkpoint(survivor, _read_meta(survivor), run, name)
@@ -167,24 +202,14 @@ def _restore(path: Path, **items: Any) -> dict[str, Any]:
     except Exception as error:
         raise_if_lost(error)
         raise UserError(
-            f"{path} cannot be read: {reason_of(error)}. Use another checkpoint"
+            f"{path} cannot be read: {reason_of(error)}{metas.ADVICE}"
         ) from error
 
 
 def _read_meta(path: Path) -> dict:
-    meta = _restore(path, meta=ocp.args.JsonRestore())["meta"]
-    try:
-        # JSON has no tuples; the model's arguments do.
-        model = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["model"].items()}
-        absent = [key for key in ARCHITECTURE if key not in model]
-        if absent or not isinstance(meta["checksums"]["variables"], dict):
-            raise KeyError(*absent, "checksums")
-        if not isinstance(meta.get("source", {}), dict):
-            raise KeyError("source")
-    except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{path} cannot be read: its meta lacks {error}. Use another checkpoint"
-        ) from None
+    meta = metas.checked(path, _restore(path, meta=ocp.args.JsonRestore())["meta"])
+    # JSON has no tuples; the model's arguments do.
+    model = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["model"].items()}
     return {**meta, "model": model}
 
 
@@ -226,12 +251,14 @@ def save_variables(path: str | os.PathLike, variables: dict, meta: dict) -> None
     meta["model"] holds the keyword arguments of `DeepLab`. Raises UserError if the disk is full.
     """
     path = Path(path).absolute()
+    refuse_pattern(path)
     new, old = _beside(path)
 
     def save() -> None:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(new, composite({"variables": variables}, meta), force=True)
         if jax.process_index() == 0:
+            prove(new)
             if path.exists():
                 path.rename(old)
             new.rename(path)
@@ -265,9 +292,11 @@ def find_or_set_aside(path: Path) -> Checkpoint | None:
         if not place.exists():
             continue
         try:
-            return find(place)
+            found = find(place)
+            prove(found.path)
+            return found
         except UserError as error:
-            logger.warning("%s", error)
+            logger.warning("%s", str(error).removesuffix(metas.ADVICE))
             set_aside(place)
     return None
 

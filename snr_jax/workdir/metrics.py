@@ -1,6 +1,7 @@
 """What a run leaves behind for TensorBoard (event files) and for scripts (metrics.jsonl)."""
 
 import json
+import logging
 import math
 import os
 import time
@@ -16,6 +17,8 @@ from snr_jax.core.files import write_text
 
 if TYPE_CHECKING:  # it starts TensorFlow
     from clu.metric_writers import MetricWriter
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 SETTINGS = "settings"  # the key of a line of scores
@@ -40,8 +43,9 @@ def create_writer(
         return Writer(metric_writers.MultiWriter([]), os.devnull)
     os.makedirs(workdir, exist_ok=True)
     path = os.path.join(workdir, METRICS_FILE)
-    if os.path.exists(path):
+    if os.path.exists(path) or resume_step:
         lines = _read_lines(path) if resume_step else []
+        _tell_missing(path, lines, resume_step)
         last = resume_step - (not with_scores)
         kept = [x for x in lines if x["step"] <= (last if SETTINGS in x else resume_step)]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -73,7 +77,11 @@ class Writer:
         line = {"step": step, "time": round(time.time(), 3), **finite}
         if settings is not None:
             line[SETTINGS] = settings
-        self._lines.write(json.dumps(line) + "\n")
+        try:
+            self._lines.write(json.dumps(line) + "\n")
+        except OSError as error:  # a full disk does not say of which file
+            error.filename = error.filename or self._lines.name
+            raise
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Images uint8 [H,W,3] RGB by name, for TensorBoard."""
@@ -109,8 +117,6 @@ def read_scalars(workdir: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.n
     UserError. An absent file gives an empty dict.
     """
     path = os.path.join(workdir, METRICS_FILE)
-    if not os.path.exists(path):
-        return {}
     series: dict[str, dict[int, float]] = {}
     for line in _read_lines(path):
         for name, value in line.items():
@@ -123,11 +129,23 @@ def read_scalars(workdir: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.n
     }
 
 
+def _tell_missing(path: str, lines: list[dict], resume_step: int) -> None:
+    """Warns where lines are gone: one is written before a state of its step is saved."""
+    last = max((line["step"] for line in lines if line["step"] <= resume_step), default=0)
+    if last < resume_step:
+        logger.warning("%s has no lines of steps %d to %d, which the run has done: its curves lack "
+                       "them. Put a copy back to have them", path, last + 1, resume_step)
+
+
 def _read_lines(path: str) -> list[dict]:
+    if not os.path.exists(path):
+        return []
     with open(path, encoding="utf-8", errors="replace") as file:
         lines = file.read().splitlines()
     records = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):

@@ -5,9 +5,11 @@
     data      of every split the number of images and checksums of their ids and of a sample of
               them; where its labels are read, the classes and the numbers that mean them
     starts    every start of the run: time, step, versions of code and libraries, devices
+    lengthened    a line for every time that the run got a longer schedule; absent if it never did
 
-The first three make its results, up to rounding, and are compared; `fingerprint` and `differences`
-do that for whoever keeps a number beside what it was made with. The starts are for the reader.
+All but the starts make its results, up to rounding, and are compared; `fingerprint` and
+`differences` do that for whoever keeps a number beside what it was made with. The starts are for
+the reader.
 """
 
 import importlib.metadata
@@ -20,19 +22,22 @@ import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from snr_jax.config import keys
 from snr_jax.config.arguments import to_dict
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import write_text
 from snr_jax.core.models.create import resolve_dtype
+from snr_jax.core.optim import poly_schedule
 from snr_jax.data.identity import checksum, exchanged, identity, meaning
 from snr_jax.data.splits import Split
 from snr_jax.report import tables
-from snr_jax.workdir import checkpoints
+from snr_jax.workdir import checkpoints, metas
 from snr_jax.workdir.metrics import read_scalars
 from snr_jax.workdir.run import Run
 
@@ -44,6 +49,7 @@ FREE_KEYS = (
     "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "data.root", "data.prepared",
     "eval.batch_size", "eval.num_pictures",
 )
+LENGTH = ("num_steps", "optimizer.schedule_steps")  # what --lengthen may change
 LIBRARIES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "tensorflow-cpu",
     "tensorflow",
@@ -97,7 +103,20 @@ def _comparable(record: Mapping) -> dict:
         f"data of {role}": {k: v for k, v in of_split.items() if k not in ("classes", "numbers")}
         for role, of_split in record["data"].items()
     }
-    return flatten_dict(record["config"], sep=".") | flatten_dict(data, sep=".")
+    found = _with_defaults(record["config"]) | flatten_dict(data, sep=".")
+    return found | {"lengthened": record.get("lengthened")}
+
+
+def _with_defaults(config: Mapping) -> dict:
+    """The recorded keys, flat; one that came later has the value that was in force before it."""
+    before = json.loads(json.dumps({key: row.default for key, row in keys.KEYS.items()}))
+    before["model.dtype"] = resolve_dtype(before["model.dtype"])
+    return before | flatten_dict(config, sep=".")
+
+
+def configuration(record: Mapping) -> ConfigDict:
+    """The configuration of a record, in which every key of today has a value."""
+    return ConfigDict(unflatten_dict(_with_defaults(record["config"]), sep="."))
 
 
 def _identity(split: Split, labels: bool) -> dict:
@@ -130,11 +149,12 @@ def _initial(init_from: str) -> str | None:
 # ---------------------------------------------------------------- the file
 
 
-def claim(run: Run) -> None:
+def claim(run: Run, lengthen: bool = False) -> None:
     """Records a run that begins, or compares one that goes on with its record and adds the start.
 
-    A folder without a state holds no run yet: the start may have failed over a mistake. Raises
-    UserError for a run of other settings or data, and for a damaged record.
+    A folder without a state holds no run yet: the start may have failed over a mistake. lengthen:
+    whether it may have more steps than it had. Raises UserError for a run of other settings or
+    data, and for a damaged record.
     """
     workdir = run.workdir
     here, starts = fingerprint(run.config, run.splits), []
@@ -142,8 +162,10 @@ def claim(run: Run) -> None:
     start = _start(step or 0)
     if step is not None and (Path(workdir) / RUN_FILE).exists():
         there = read(workdir)
-        _refuse_differences(there, here, workdir)
+        longer = _refuse_differences(there, here, workdir, lengthen)
         here["initial"] = here["initial"] or there["initial"]
+        if lengthened := [*there.get("lengthened", []), *_tell_longer(longer, step)]:
+            here["lengthened"] = lengthened
         starts = there["starts"]
         for line in _changes(starts[-1], start):
             logger.info("since the last start %s", line)
@@ -160,19 +182,47 @@ def read(workdir: str | os.PathLike) -> dict:
     path = Path(workdir) / RUN_FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        kinds = {"config": dict, "initial": str | None, "data": dict, "starts": list}
-        wrong = [key for key, kind in kinds.items() if not isinstance(record[key], kind)]
-        whole = record["starts"] and all("time" in start for start in record["starts"])
-        if wrong or not whole:
-            raise KeyError(*wrong or ["starts"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        reason = _fault(record)
+    except (ValueError, RecursionError) as error:
+        record, reason = None, str(error)
+    if reason:
         raise UserError(
             f"{path} is damaged ({reason}). It records what the run is. Put a copy of it back, "
             "remove it to go on with the present configuration and data, or choose another "
             "--workdir"
-        ) from None
+        )
     return record
+
+
+def _fault(record: Any) -> str:
+    """What is wrong with a record that is whole JSON, in words; "" if nothing."""
+    if not isinstance(record, dict):
+        return "it is no table"
+    kinds = {"config": dict, "initial": str | None, "data": dict, "starts": list}
+    for key, kind in kinds.items():
+        if key not in record or not isinstance(record[key], kind):
+            return f"its {key!r} is {record.get(key)!r}"[:80]
+    config = flatten_dict(record["config"], sep=".")
+    if absent := [key for key in ("seed", "num_steps", "source.domain") if key not in config]:
+        return f"its 'config' lacks {absent[0]!r}"
+    sections = {key.partition(".")[0] for key in keys.KEYS if "." in key}
+    for key in sorted(config.keys() & (keys.KEYS.keys() | sections)):
+        if key in sections:
+            return f"its 'config' has no table {key!r}"
+        if not keys.KEYS[key].legal.accepts(config[key]):
+            return f"its 'config' has {keys.refusal(key, config[key])}"
+    for role in {"source", "source_val"} | record["data"].keys():
+        of_split = record["data"].get(role)
+        rows = isinstance(of_split, dict) and (of_split.get("images"), of_split.get("split"))
+        if not (rows and isinstance(rows[0], int) and isinstance(rows[1], str)):
+            return f"its 'data' has no images and split of {role}"
+    starts = record["starts"]
+    whole = all(isinstance(s, dict) and isinstance(s.get("time"), str) for s in starts)
+    if not (starts and whole):
+        return "its 'starts' lack a time"
+    if not isinstance(record.get("lengthened", []), list):
+        return "its 'lengthened' is no list"
+    return ""
 
 
 def finished(run: Run) -> dict | None:
@@ -192,6 +242,16 @@ def finished(run: Run) -> dict | None:
         return None
     there = read(workdir)
     _refuse_differences(there, fingerprint(run.config, run.splits), workdir)
+    try:
+        checkpoints.prove(final.path)
+    except UserError as error:
+        if checkpoints.newest_step(workdir) is not None:
+            return None  # it is made anew from there
+        raise UserError(
+            f"the run in {workdir} is complete, but {str(error).removesuffix(metas.ADVICE)}, and "
+            "no state is left to make it anew. Put a copy back, use its best_source, or choose "
+            "another --workdir to train again"
+        ) from None
     logger.info("the run in %s is complete since step %d, begun %s; nothing is written", workdir,
                 final.step, there["starts"][0]["time"])
     logger.info(tables.class_table(results))
@@ -205,14 +265,45 @@ def validated(workdir: str | os.PathLike, step: int) -> bool:
     return any(step in steps for steps in scores)
 
 
-def _refuse_differences(there: Mapping, here: Mapping, workdir: str) -> None:
-    differing = differences(there, here)
-    if differing:
+def _refuse_differences(
+    there: Mapping, here: Mapping, workdir: str, lengthen: bool = False
+) -> dict[str, tuple[int, int]]:
+    """The keys of a run that is to be lengthened: key → its value there and here; else {}."""
+    differing = differences(there, {**here, "lengthened": there.get("lengthened")})
+    longer = _longer(there, here)
+    others = [line for line in differing if line.partition(":")[0] not in longer]
+    if others or (longer and not lengthen):
+        way = "" if others else ", or add --lengthen, which goes on with it to the new length"
         raise UserError(
             f"{workdir} holds a run of another configuration or of other data "
             f"({'; '.join(differing)}). Choose another --workdir, or set them as they were to go "
-            "on with it"
+            f"on with it{way}"
         )
+    return longer
+
+
+def _longer(there: Mapping, here: Mapping) -> dict[str, tuple[int, int]]:
+    old, new = _with_defaults(there["config"]), _with_defaults(here["config"])
+    pairs = {key: (old[key], new[key]) for key in LENGTH if old[key] != new[key]}
+    return pairs if "num_steps" in pairs and all(a < b for a, b in pairs.values()) else {}
+
+
+def _tell_longer(longer: Mapping[str, tuple[int, int]], step: int) -> list[str]:
+    """Says what becomes of a run that is lengthened; of a change of its schedule also the line."""
+    if not longer:
+        return []
+    before, now = longer["num_steps"]
+    logger.info("lengthened        from %d to %d steps; checkpoints/final is that of step %d until "
+                "the end", before, now, before)
+    if "optimizer.schedule_steps" not in longer:
+        logger.info("learning rate     as before: the run is that of %d steps from its start", now)
+        return []
+    old, new = longer["optimizer.schedule_steps"]
+    shares = [float(poly_schedule(1.0, steps)(step)) for steps in (old, new)]
+    logger.info("learning rate     jumps at step %d from %.3g to %.3g of base_rate, as it falls to "
+                "0 in %d steps and not in %d: the run is not that of %d steps from its start",
+                step, *shares, new, old, now)
+    return [f"from step {step} on schedule_steps {new}, before {old}"]
 
 
 # ---------------------------------------------------------------- versions

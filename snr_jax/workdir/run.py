@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import jax
 from ml_collections import ConfigDict
 
 from snr_jax.core.labels import Classes
@@ -25,5 +26,9 @@ class Run:
         return self.splits["source"].labels.classes
 
     def unless_stopped(self, message: str) -> None:
-        """Raises `Stopped` with the message if a signal has asked to stop."""
-        signals.unless_asked(self.stop, message)
+        """Raises `Stopped` with the message if a signal has asked to stop.
+
+        Not one of several processes alone: JAX has them stop at one step.
+        """
+        if not jax.distributed.is_initialized():
+            signals.unless_asked(self.stop, message)

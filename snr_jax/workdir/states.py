@@ -15,7 +15,16 @@ from jax.experimental import multihost_utils
 from snr_jax.core.errors import UserError
 from snr_jax.core.state import TrainState
 from snr_jax.process.several import raise_if_lost
-from snr_jax.workdir.checkpoints import composite, folder, reason_of, saving, set_aside, verify
+from snr_jax.workdir import metas
+from snr_jax.workdir.checkpoints import (
+    composite,
+    folder,
+    prove,
+    reason_of,
+    saving,
+    set_aside,
+    verify,
+)
 
 logger = logging.getLogger(__name__)
 Manager = ocp.CheckpointManager  # of the newest states of a run
@@ -33,6 +42,7 @@ def open_manager(workdir: str | os.PathLike, keep: int) -> Iterator[Manager]:
     manager = ocp.CheckpointManager(folder(workdir, "latest"), options=options)
     # Its `save` would ask JAX too, by the run's step, and the loop counts the steps of its start.
     manager.reached_preemption = lambda step: False
+    manager.unproven = None  # the step of a save of this start, until it was looked at
     try:
         yield manager
     finally:
@@ -51,12 +61,16 @@ def save_state(manager: Manager, state: TrainState, meta: dict) -> None:
     if manager.latest_step() == step:
         return
     args = composite(_items(state), meta)
+    manager.unproven = step
     _saving(manager, step, lambda: manager.save(step, args=args, force=True))
 
 
 def wait(manager: Manager) -> None:
     """Returns when the state that is being written, if any, is whole; UserError if it fails."""
     _saving(manager, manager.latest_step(), manager.wait_until_finished)
+    step, manager.unproven = manager.unproven, None
+    if step is not None and jax.process_index() == 0:
+        _saving(manager, step, lambda: prove(manager.directory / str(step)))
 
 
 def last_good(manager: Manager, before: int) -> str:
@@ -120,7 +134,7 @@ def _read_state(manager: Manager, path: Path, shapes: TrainState) -> TrainState:
     args = ocp.args.Composite(**trees, meta=ocp.args.JsonRestore())
     restored = manager.restore(int(path.name), args=args)
     found = {name: jax.tree.map(np.asarray, restored[name]) for name in items}
-    verify(path, found, restored.meta)
+    verify(path, found, metas.checked(path, restored.meta))
     training = found["training"]
     return TrainState(
         training["step"], **found["variables"], opt_state=training["opt_state"],

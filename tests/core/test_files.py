@@ -1,10 +1,12 @@
 """Written whole or not at all, files and folders alike."""
 
 import os
+import re
 
 import pytest
 
-from snr_jax.core.files import write_text, written_whole
+from snr_jax.core.errors import UserError
+from snr_jax.core.files import refuse_pattern, user_path, write_text, written_whole
 
 
 def test_a_file_has_its_name_when_it_is_whole(tmp_path):
@@ -57,3 +59,28 @@ def test_text_is_utf_8_or_nothing(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "new \ud800")
     assert path.read_text("utf-8") == "Straße" and list(tmp_path.iterdir()) == [path]
+
+
+# ---------------------------------------------------------------- what a user's words mean
+
+
+def test_a_tilde_is_the_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = {"~/runs": "/home/me/runs", "~": "/home/me", "runs/~": "runs/~", "a:b": "a:b", "": ""}
+    assert {word: user_path(word) for word in words} == words
+
+
+@pytest.mark.parametrize("word", ["gs://bucket/x", "s3://b", "https://a.org/x.pth", "gs:/b/x",
+                                  "hdfs://name/x", "abfss://a@b/x", "file:///tmp", "HTTP://x"])
+def test_the_address_of_a_bucket(word):
+    with pytest.raises(UserError, match=rf"^{re.escape(word)} is the address of a bucket.*mount"):
+        user_path(word)
+
+
+def test_a_folder_below_one_that_is_read_as_a_pattern(tmp_path, monkeypatch):
+    refuse_pattern(tmp_path / "a")
+    (tmp_path / "exp[1]").mkdir()
+    monkeypatch.chdir(tmp_path / "exp[1]")
+    with pytest.raises(UserError, match=r"exp\[1\]/runs/a holds \[, for which nothing"):
+        refuse_pattern("runs/a")
+    refuse_pattern(tmp_path / "a")

@@ -181,3 +181,49 @@ def test_in_a_process_of_its_own(process, train_flags, tmp_path):
     out, err = running.communicate(timeout=300)
     assert running.returncode == 2 and out == ""
     assert err.startswith("error: gta5: there is no directory") and err.count("\n") == 1
+
+
+# ---------------------------------------------------------------- a run that has ended
+
+
+@pytest.fixture
+def ended(generalised, tmp_path):
+    """A copy of the finished run, and its command."""
+    shutil.copytree(generalised.workdir, tmp_path / "run")
+    return tmp_path / "run", generalised.arguments_in(tmp_path / "run")
+
+
+def test_a_final_that_is_gone_is_made_anew(ended, command):
+    workdir, arguments = ended
+    final = checkpoints.folder(workdir, "final")
+    before, meta = checkpoints.load_variables(final)
+    shutil.rmtree(final / "variables")
+    result = command("main", *arguments)
+    assert result.code == 0 and "cannot be read: of " in result.out
+    assert (checkpoints.folder(workdir, "set_aside") / "final-1/meta").is_dir()
+    after, again = checkpoints.load_variables(final)
+    assert str(again["scores"]) == str(meta["scores"])
+    assert (after["params"]["conv1"]["kernel"] == before["params"]["conv1"]["kernel"]).all()
+    assert "is complete since step 20" in command("main", *arguments).out
+
+
+def test_a_final_that_nothing_can_make_anew(ended, refused):
+    workdir, arguments = ended
+    final = checkpoints.folder(workdir, "final")
+    shutil.rmtree(final / "variables")
+    shutil.rmtree(checkpoints.folder(workdir, "latest"))
+    error = refused("main", *arguments)
+    assert f"is complete, but {final} cannot be read: of " in error
+    assert "Put a copy back, use its best_source, or choose another --workdir" in error
+    assert (final / "meta").is_dir()
+
+
+def test_a_run_is_lengthened(ended, command, refused):
+    workdir, arguments = ended
+    more = [*arguments, "--config.num_steps=22", "--config.optimizer.schedule_steps=22"]
+    assert "or add --lengthen" in refused("main", *more)
+    result = command("main", *more, "--lengthen")
+    assert result.code == 0 and "lengthened        from 20 to 22 steps" in result.out
+    assert "learning rate     jumps at step 20 from 0 to 0." in result.out
+    assert checkpoints.find(workdir).step == 22
+    assert "is complete since step 22" in command("main", *more).out

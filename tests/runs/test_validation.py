@@ -95,7 +95,7 @@ def test_scores_of_other_settings_are_never_compared(tmp_path, settings):
     assert aside.step == 10
 
 
-@pytest.mark.parametrize("scores", [{}, [], {"gta5": {}}, {"gta5": {"settings": {"step": 1}}}])
+@pytest.mark.parametrize("scores", [{}, {"gta5": {}}, {"gta5": {"settings": {"step": 1}}}])
 def test_a_best_without_a_score_is_set_aside(tmp_path, scores):
     broken = {**meta(10, 0.9), "scores": scores}
     path = checkpoints.folder(tmp_path, "best_source")

@@ -1,6 +1,9 @@
 """Checkpoints on disk: whole or not at all, damage noticed, the right one found."""
 
 import errno
+import itertools
+import json
+import math
 import os
 import shutil
 import subprocess
@@ -20,7 +23,7 @@ from snr_jax.core.optim import param_groups, poly_schedule, sgd
 from snr_jax.core.state import create_state, initial_variables
 from snr_jax.process import several
 from snr_jax.runs import network
-from snr_jax.workdir import checkpoints, states
+from snr_jax.workdir import checkpoints, metas, states
 from tests.commands import said
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -344,10 +347,137 @@ def test_a_broken_meta(tmp_path, content):
         assert checkpoints.find_or_set_aside(path) is None and len(lines) == 2
 
 
-def test_a_meta_whose_source_is_no_table(tmp_path):
-    checkpoints.save_variables(tmp_path / "a", OLD, {**meta_of(), "source": []})
-    with pytest.raises(UserError, match="its meta lacks 'source'"):
+def rewrite(path: Path, change, with_checksum: bool = False) -> None:
+    """Changes the meta on disk, which has no checksum of itself then, or a right one."""
+    file = path / "meta/metadata"
+    meta = json.loads(file.read_text())
+    del meta["checksums"][metas.OWN]
+    change(meta)
+    if with_checksum:
+        meta["checksums"][metas.OWN] = metas.checksum(meta)
+    file.write_text(json.dumps(meta))
+
+
+SCORES = {"gta5": {"settings": {"step": 3, "size": [33, 65]}, "miou": 0.25,
+                   "iou": {"road": 0.5, "sky": math.nan}}}
+NAMED = {"scores": SCORES, "class_names": [f"class {i}" for i in range(19)],
+         "class_colors": [[i, i, i] for i in range(19)]}
+
+
+@pytest.mark.parametrize("with_checksum", [False, True])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda m: m.update(source=[]), "has source []; expected a table"),
+        (lambda m: m.pop("model"), "lacks 'model'"),
+        (lambda m: m["model"].pop("width"), "lacks 'model.width'"),
+        (lambda m: m["model"].update(width="4"), "has model.width '4'; expected a whole number"),
+        (lambda m: m["model"].update(stage_sizes=1), "model.stage_sizes 1; expected 4 whole"),
+        (lambda m: m["model"].update(norm_restitution="snt"), "'snt'; expected one of none, in, s"),
+        (lambda m: m["source"].update(step=2.5), "has source.step 2.5; expected a whole number"),
+        (lambda m: m["source"].update(input_size=[33]), "has source.input_size [33]; expected 2"),
+        (lambda m: m.update(class_names=5), "has class_names 5; expected a list"),
+        (lambda m: m.update(class_names=["a", "b", "c"]), "has 3 class_names for 19 classes"),
+        (lambda m: m.update(class_colors=[[0, 0, 256]] * 19), "has class_colors [[0, 0, 256]"),
+        (lambda m: m.update(scores=[]), "has scores []; expected a table"),
+        (lambda m: m["scores"].update(gta5=1), "has scores.gta5 1; expected a table"),
+        (lambda m: m["scores"]["gta5"].update(miou="0.9"), "scores.gta5.miou '0.9'; expected a nu"),
+        (lambda m: m["scores"]["gta5"]["iou"].update(sky="x"), "scores.gta5.iou.sky 'x'; expected"),
+        (lambda m: m["scores"]["gta5"].update(settings=3), "scores.gta5.settings 3; expected a ta"),
+        (lambda m: m["checksums"].update(variables=3), "has checksums.variables 3; expected a tab"),
+    ],
+)  # fmt: skip
+def test_a_meta_of_wrong_kinds(change, words, with_checksum, tmp_path):
+    checkpoints.save_variables(tmp_path / "a", OLD, meta_of(**NAMED))
+    rewrite(tmp_path / "a", lambda meta: None)
+    before = checkpoints.find(tmp_path / "a").meta  # one of before there was a checksum of it
+    assert str(before["scores"]) == str(SCORES)
+    rewrite_anew = with_checksum and "checksums" not in words
+    (tmp_path / "a/meta/metadata").write_text(json.dumps({**before, "checksums": {
+        **before["checksums"], metas.OWN: 0}}))
+    rewrite(tmp_path / "a", change, rewrite_anew)
+    with pytest.raises(UserError) as error:
+        checkpoints.load_variables(tmp_path / "a")
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path}/a cannot be read: its meta ") and words in message
+    assert message.endswith(". Use another checkpoint") and "\n" not in message
+
+
+def test_a_flipped_bit_in_a_meta_is_noticed(tmp_path):
+    """Of every one: what it changes is refused; 1e-05 and 1E-05 are one number."""
+    checkpoints.save_variables(tmp_path / "a", OLD, meta_of(**NAMED))
+    meta = (tmp_path / "a/meta/metadata").read_bytes()
+    whole = json.loads(meta)
+    refused = 0
+    for at, bit in itertools.product(range(len(meta)), range(8)):
+        flipped = bytearray(meta)
+        flipped[at] ^= 1 << bit
+        try:
+            found = json.loads(flipped)
+        except ValueError:
+            continue  # orbax says so
+        if metas.fault(found):
+            refused += 1
+        else:
+            assert str(found) == str(whole), (at, bit)
+    assert refused > 1000
+
+
+def test_a_flipped_bit_in_a_file_of_a_meta(tmp_path):
+    path = checkpoints.folder(tmp_path, "best_source")
+    checkpoints.save_variables(path, OLD, meta_of(**NAMED))
+    file = path / "meta/metadata"
+    file.write_text(file.read_text().replace('"miou": 0.25', '"miou": 0.75'))
+    with pytest.raises(UserError, match="cannot be read: its meta is damaged: it differs from its"):
+        checkpoints.find(path)
+    with said() as lines:
+        assert checkpoints.find_or_set_aside(path) is None
+    assert "Use another checkpoint" not in "".join(lines)
+
+
+def test_an_error_without_a_sentence_names_its_kind(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise KeyError(0)
+
+    checkpoints.save_variables(tmp_path / "a", OLD, meta_of())
+    monkeypatch.setattr(ocp.Checkpointer, "restore", broken)
+    with pytest.raises(UserError, match="a cannot be read: KeyError 0"):
         checkpoints.find(tmp_path / "a")
+
+
+def test_a_link_to_nothing(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"a cannot be read: it is a link to .*gone, which is not"):
+        checkpoints.find(tmp_path / "a")
+
+
+# ---------------------------------------------------------------- what cannot be read again
+
+
+@pytest.mark.parametrize("name", ["exp[1]", "a\\b", "a*", "a?", "\udcff"])
+def test_a_path_that_a_library_reads_as_a_pattern(name, tmp_path):
+    with pytest.raises(UserError, match="for which nothing that is saved there could be read"):
+        checkpoints.save_variables(tmp_path / name / "a", OLD, meta_of())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x]y", "x y", "x%5B", "x{1}", "~", "é", "$HOME", "#1", "-a"])
+def test_a_path_of_other_odd_letters(name, tmp_path):
+    checkpoints.save_variables(tmp_path / name / "a", OLD, meta_of())
+    assert_equal(checkpoints.load_variables(tmp_path / name / "a")[0], OLD)
+
+
+def test_what_was_saved_is_looked_at_before_it_counts(state, tmp_path, monkeypatch):
+    """Orbax does not notice that it has merged nothing."""
+    checkpoints.save_variables(tmp_path / "exp/a", OLD, meta_of())
+    for module in (checkpoints, states):
+        monkeypatch.setattr(module, "refuse_pattern", lambda path: None, raising=False)
+    (tmp_path / "exp").rename(tmp_path / "exp[1]")
+    with pytest.raises(UserError, match=r"read: of \d+ arrays of variables 0 are there\)"):
+        checkpoints.save_variables(tmp_path / "exp[1]/a", NEW, meta_of())
+    assert_equal(checkpoints.load_variables(tmp_path / "exp[1]/a")[0], OLD)
+    with pytest.raises(UserError, match="the state of step 1 could not be saved"):
+        save_steps(tmp_path / "exp[1]", state, [1, 2])
 
 
 def test_leftover_of_a_killed_save_is_no_checkpoint(state, tmp_path):

@@ -248,6 +248,7 @@ def test_another_backend_is_another_run_where_it_computes_in_another_format(
      b'{"config": {}, "initial": "random", "data": {}, "starts": []}',
      b'{"config": {}, "initial": "random", "data": {}, "starts": [{}]}',
      b'{"config": {}, "initial": "random", "data": {}, "starts": [3]}',
+     b'{"config": {}, "initial": "random", "data": {}, "starts": [{"time": "now"}]}',
      pytest.param(b"[" * 100_000, id="deep")],
 )
 def test_a_damaged_record(data_root, tmp_path, content):
@@ -266,3 +267,108 @@ def test_a_damaged_record(data_root, tmp_path, content):
     (line,) = claim(data_root, tmp_path)
     assert line.startswith(f"WARNING: {tmp_path} holds states of a run and no run.json")
     assert claim(data_root, tmp_path) == []
+
+
+def spoil_key(key, value):
+    def spoil(there: dict) -> None:
+        *tables, last = key.split("/")
+        for table in tables:
+            there = there[int(table) if table.isdecimal() else table]
+        there[last] = value
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("config", {}, "its 'config' lacks 'seed'"),
+        ("config/model", 3, "its 'config' has no table 'model'"),
+        ("config/seed", "0", "its 'config' has seed is '0'; expected a whole number"),
+        ("config/source", {"domain": 5}, "its 'config' has source.domain is 5; expected one of"),
+        ("data", {}, "its 'data' has no images and split of source"),
+        ("data/source", {}, "its 'data' has no images and split of source"),
+        ("data/source/images", "6", "its 'data' has no images and split of source"),
+        ("data/target_val", None, "its 'data' has no images and split of target_val"),
+        ("starts", ["at a time"], "its 'starts' lack a time"),
+        ("starts/0/time", 5, "its 'starts' lack a time"),
+        ("lengthened", "often", "its 'lengthened' is no list"),
+    ],
+)
+def test_a_record_that_is_wrong_inside(key, value, words, data_root, tmp_path):
+    claim(data_root, tmp_path)
+    pretend_state(tmp_path, 3)
+    there = json.loads((tmp_path / "run.json").read_text())
+    spoil_key(key, value)(there)
+    (tmp_path / "run.json").write_text(json.dumps(there))
+    for read in (lambda: claim(data_root, tmp_path), lambda: record.read(tmp_path)):
+        with pytest.raises(UserError) as error:
+            read()
+        message = str(error.value)
+        assert f"{tmp_path}/run.json is damaged ({words}" in message and "\n" not in message
+
+
+def test_a_record_of_before_a_key_came(data_root, tmp_path):
+    """The run had the key's default, and has it now."""
+    claim(data_root, tmp_path)
+    pretend_state(tmp_path, 3)
+    there = json.loads((tmp_path / "run.json").read_text())
+    for key in ("remat", "dtype", "stage_sizes"):
+        del there["config"]["model"][key]
+    del there["config"]["mix"]
+    (tmp_path / "run.json").write_text(json.dumps(there))
+    found = record.configuration(record.read(tmp_path))
+    assert found.model.remat is False and found.mix.threshold == 0.968
+    with pytest.raises(UserError, match=r"\(model.remat: False there, True now\)"):
+        claim(data_root, tmp_path, **{"model.remat": True})
+    assert claim(data_root, tmp_path) == []
+
+
+# ---------------------------------------------------------------- a run that is lengthened
+
+
+def longer(root: Path, workdir: Path, num_steps: int, schedule_steps: int, lengthen=True):
+    keys = {"num_steps": num_steps, "optimizer.schedule_steps": schedule_steps}
+    config = make_config(root, **keys)
+    with said() as lines:
+        record.claim(Run(config, str(workdir), experiment.open_splits(config)), lengthen)
+    return lines, record.read(workdir)
+
+
+def test_a_longer_schedule_is_told_and_recorded(data_root, tmp_path):
+    longer(data_root, tmp_path, 20, 20, lengthen=False)
+    pretend_state(tmp_path, 20)
+    with pytest.raises(UserError, match=r"or add --lengthen, which goes on"):
+        longer(data_root, tmp_path, 40, 40, lengthen=False)
+    lines, there = longer(data_root, tmp_path, 40, 40)
+    assert lines[0].startswith("lengthened        from 20 to 40 steps")
+    assert lines[1].startswith("learning rate     jumps at step 20 from 0 to 0.536 of base_rate")
+    assert there["config"]["num_steps"] == 40
+    assert there["lengthened"] == ["from step 20 on schedule_steps 40, before 20"]
+    for lengthen in (False, True):  # the same command, and the one without the flag
+        assert longer(data_root, tmp_path, 40, 40, lengthen) == ([], record.read(tmp_path))
+        assert record.read(tmp_path)["lengthened"] == there["lengthened"]
+    longer(data_root, tmp_path / "whole", 40, 40, lengthen=False)
+    (line,) = record.differences(there, record.read(tmp_path / "whole"))
+    assert line.startswith("lengthened: ['from step 20 on")
+
+
+def test_more_steps_of_the_same_schedule_are_a_longer_run(data_root, tmp_path):
+    longer(data_root, tmp_path, 20, 90, lengthen=False)
+    pretend_state(tmp_path, 20)
+    lines, there = longer(data_root, tmp_path, 40, 90)
+    assert lines[1] == "learning rate     as before: the run is that of 40 steps from its start"
+    assert "lengthened" not in there and there["config"]["num_steps"] == 40
+
+
+@pytest.mark.parametrize("steps", [(10, 90), (20, 180), (40, 80), (40, 90, "seed")])
+def test_what_is_no_lengthening_is_refused(data_root, tmp_path, steps):
+    longer(data_root, tmp_path, 20, 90, lengthen=False)
+    pretend_state(tmp_path, 20)
+    if len(steps) == 3:
+        there = json.loads((tmp_path / "run.json").read_text())
+        there["config"]["seed"] = 7
+        (tmp_path / "run.json").write_text(json.dumps(there))
+    for lengthen in (False, True):
+        with pytest.raises(UserError, match=r"to go on with it$"):
+            longer(data_root, tmp_path, *steps[:2], lengthen)

@@ -1,0 +1,107 @@
+"""The meta of a checkpoint: what it holds, of which kinds, and a checksum of itself."""
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from snr_jax.config.legal import Legal, one_of, several, text, whole
+from snr_jax.core.errors import UserError
+from snr_jax.core.models.deeplab import ARCHITECTURE, NORM_RESTITUTIONS
+
+OWN = "meta"  # among the checksums, that of the meta; older checkpoints have none
+ADVICE = ". Use another checkpoint"
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)  # nan is one
+
+
+def _list_of(of: Legal) -> Legal:
+    def accepts(value: Any) -> bool:
+        return isinstance(value, list | tuple) and all(map(of.accepts, value))
+
+    return Legal(f"a list, each {of.words}", accepts)
+
+
+TABLE, SCORE = Legal("a table", _is_table), Legal("a number", _is_score)
+KINDS = {
+    "model": TABLE, "model.num_classes": whole(1), "model.stage_sizes": several(4, whole(1)),
+    "model.width": whole(1), "model.norm_restitution": one_of(*NORM_RESTITUTIONS),
+    "model.head_branches": one_of(2, 4), "model.stride_in": one_of("conv1", "conv2"),
+    "checksums": TABLE, "checksums.variables": TABLE,
+    "source": TABLE, "source.step": whole(0), "source.input_size": several(2, whole(1)),
+    "source.heads": _list_of(text(empty=False)), "source.num_batches_tracked": TABLE,
+    "scores": TABLE, "class_names": _list_of(text(empty=False)),
+    "class_colors": _list_of(several(3, whole(0, 255))),
+}  # fmt: skip
+REQUIRED = ("model", *(f"model.{key}" for key in ARCHITECTURE), "checksums", "checksums.variables")
+
+
+def checksum(meta: Mapping) -> int:
+    """Of all but itself, in the one form that JSON has for it."""
+    sums = {name: value for name, value in meta["checksums"].items() if name != OWN}
+    text = json.dumps({**meta, "checksums": sums}, sort_keys=True)
+    return zlib.crc32(text.encode())
+
+
+def checked(path: Path, meta: Any) -> dict:
+    """The meta itself. Raises UserError where it is damaged or holds what no checkpoint does."""
+    if reason := fault(meta):
+        raise UserError(f"{path} cannot be read: {reason}{ADVICE}")
+    return meta
+
+
+def fault(meta: Any) -> str:
+    """What is wrong with a meta, in words; "" for one that is whole."""
+    if not _is_table(meta):
+        return f"its meta is {_short(meta)}; expected a table"
+    for key, legal in KINDS.items():
+        value, there = meta, True
+        for part in key.split("."):
+            there = there and part in value
+            value = value[part] if there else None
+        if not there and key in REQUIRED:
+            return f"its meta lacks {key!r}"
+        if there and not legal.accepts(value):
+            return f"its meta has {key} {_short(value)}; expected {legal.words}"
+    # The name of a sum is as open to damage as what it is of: a number has one name alone.
+    if any(not _is_table(sums) for name, sums in meta["checksums"].items() if name != OWN):
+        return "its meta is damaged: it names a checksum of nothing"
+    if meta["checksums"].get(OWN, checksum(meta)) != checksum(meta):
+        return "its meta is damaged: it differs from its checksum"
+    return _odd_scores(meta.get("scores", {})) or _odd_classes(meta)
+
+
+def _odd_scores(scores: Mapping) -> str:
+    for split, of_split in scores.items():
+        rows = {f"scores.{split}": (of_split, TABLE)}
+        if _is_table(of_split):
+            tables = {k: v for k, v in of_split.items() if k in ("iou", "settings")}
+            rows |= {f"scores.{split}.{k}": (v, TABLE) for k, v in tables.items()}
+            numbers = {k: v for k, v in of_split.items() if k not in tables}
+            if _is_table(tables.get("iou")):
+                numbers |= {f"iou.{k}": v for k, v in tables["iou"].items()}
+            rows |= {f"scores.{split}.{k}": (v, SCORE) for k, v in numbers.items()}
+        for key, (value, legal) in rows.items():
+            if not legal.accepts(value):
+                return f"its meta has {key} {_short(value)}; expected {legal.words}"
+    return ""
+
+
+def _odd_classes(meta: Mapping) -> str:
+    count = meta["model"]["num_classes"]
+    for key in ("class_names", "class_colors"):
+        if key in meta and len(meta[key]) != count:
+            return f"its meta has {len(meta[key])} {key} for {count} classes"
+    return ""
+
+
+def _short(value: Any) -> str:
+    words = repr(value)
+    return words if len(words) <= 60 else f"{words[:57]}..."
