@@ -11,6 +11,7 @@ from snr_jax.config import arguments
 from snr_jax.core import losses
 from snr_jax.core.augment import to_network_input
 from snr_jax.core.errors import UserError
+from snr_jax.core.models.create import create_model
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.state import initial_variables
 from snr_jax.runs import experiment
@@ -38,7 +39,7 @@ def config(tmp_path):
 
 
 def saved(path, config, **changed) -> tuple[DeepLab, dict]:
-    model = DeepLab(**arguments.model_arguments(config, None) | changed)
+    model = create_model(**arguments.model_arguments(config, None) | changed)
     variables = jax.device_get(initial_variables(model, 3))
     checkpoints.save_variables(path, variables, {"model": architecture(model)})
     return model, variables
