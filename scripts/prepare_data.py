@@ -34,9 +34,13 @@ flags.DEFINE_list("beam_options", [], "Options of its pipeline: KEY=VALUE,...", 
 
 
 def _size(words: Sequence[str]) -> tuple[int, int]:
-    if len(words) != 2 or not all(word.strip().isdecimal() and int(word) > 0 for word in words):
-        raise UserError(f"--size is {','.join(words)}; expected HEIGHT,WIDTH, as --size 720,1280")
-    return int(words[0]), int(words[1])
+    from snr_jax.config.keys import SIDES  # JAX: slow, not for --help
+
+    sides = [int(word) for word in words if word.strip().isdecimal()]
+    if len(sides) != len(words) or not SIDES.accepts(sides):
+        raise UserError(f"--size is {','.join(words)}; expected HEIGHT,WIDTH, {SIDES.words}, as "
+                        "--size 720,1280")
+    return sides[0], sides[1]
 
 
 def command(args: flags.FlagValues) -> None:

@@ -180,3 +180,109 @@ def test_a_second_process_takes_from_the_cache(module, data_root, tmp_path):
     programs = kept()
     assert hits() >= len(programs) > 0
     assert kept() == programs
+
+
+# ---------------------------------------------------------------- paths
+
+
+def test_a_tilde_after_an_equals_sign_is_the_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = flags.FlagValues()
+    cli.define_config(paths)
+    cli.define_path("out", None, "A folder.", paths)
+    found = []
+
+    def chosen(args, word) -> None:
+        config = args["config"].value.config
+        found.append([args.out, word, config.data.root, config.init_from, config.source.domain])
+
+    words = ["--out=~/out", "--config", DG, "--config.data.root=~/sets", "--config.init_from=~/a",
+             "--config.source.domain=~/mine.yaml", "~/word"]
+    assert cli.run(["command", *words], paths, "A test.", chosen, ("IN",)) == 0
+    assert found == [[f"{tmp_path}/{name}" for name in ("out", "word", "sets", "a", "mine.yaml")]]
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("main", ["--config", DG, "--workdir=gs://b/x"]),
+        ("main", ["--config", DG, "--config.data.root=s3://b"]),
+        ("main", ["--config", DG, "--config.init_from=https://a.org/x"]),
+        ("evaluate", ["--config", DG, "--checkpoint=gs://b/x"]),
+        ("predict", ["--checkpoint=x", "--images=gs://b", "--out=y"]),
+        ("compare", ["gs://b/x"]),
+    ],
+)
+def test_addresses_are_refused(module, words, refused, tmp_path, monkeypatch):
+    assert "is the address of a bucket or a server" in refused(module, *words)
+
+
+def test_a_run_in_a_folder_that_is_a_pattern(refused, train_flags, tmp_path):
+    error = refused("main", *train_flags(DG, tmp_path / "exp[1]"))
+    assert f"{tmp_path}/exp[1] holds [, for which nothing" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_package_configs(tmp_path):
+    """In the current folder, which Python puts before all others."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/__init__.py").touch()
+    (tmp_path / "mine.py").write_text("from configs import gta5_dg\nget_config = None\n")
+    for file, words in {DG: "is the address", "mine.py": "finds configs in "}.items():
+        process = subprocess.run(
+            [sys.executable, "-m", "snr_jax.main", "--config", file, "--config.data.root=gs://x"],
+            cwd=tmp_path, capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert process.returncode == 2 and words in process.stderr
+        assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------- output that nobody reads
+
+
+LISTENING = """
+import sys, time
+from snr_jax import cli
+from absl import flags
+FLAGS = flags.FlagValues()
+def command(args):
+    for number in range(3000):
+        print("line", number, "." * 90, flush=number % 2)
+        print("line", number, "." * 90, file=sys.stderr)
+    open(sys.argv[1], "w").write("done")
+    return 3
+sys.exit(cli.run(["command"], FLAGS, "A test.", command))
+"""
+
+
+def test_a_command_goes_on_where_nobody_reads_it(tmp_path):
+    for pipe in ("2>err | head -1", "2>&1 | head -1", "2>&1 >/dev/null | head -1", ">&- 2>err"):
+        (tmp_path / "err").write_text("")
+        (tmp_path / "end").unlink(missing_ok=True)
+        program = f'"{sys.executable}" -c "$CODE" end {pipe}; echo "${{PIPESTATUS[0]}}" >code'
+        process = subprocess.run(
+            ["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "CODE": LISTENING}, timeout=120,
+        )
+        assert process.stdout.count("\n") == ("head" in pipe) and process.stderr == ""
+        assert "Error" not in (tmp_path / "err").read_text()
+        assert (tmp_path / "end").read_text() == "done", pipe
+        assert (tmp_path / "code").read_text() == "3\n", pipe
+
+
+def test_help_into_a_pipe_that_closes():
+    process = subprocess.run(
+        f"{sys.executable} -m snr_jax.main --help | head -1", shell=True, cwd=ROOT,
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout.count("\n") == 1 and process.stderr == ""
+
+
+def test_a_full_disk_names_what_it_is_of():
+    process = subprocess.run(
+        f"{sys.executable} -m snr_jax.main --help >/dev/full", shell=True, cwd=ROOT,
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stderr.startswith("error: <stdout>: No space left on device")
+    assert process.returncode == 2 and process.stderr.count("\n") == 1

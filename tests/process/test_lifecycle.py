@@ -91,10 +91,10 @@ def test_handlers_are_taken_back_and_ignored_signals_stay_ignored():
         signal.signal(signal.SIGTERM, before[1])
 
 
-@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_when_nothing_is_left_to_stop(asked, command, train_flags, tmp_path, monkeypatch):
     """The run is whole, but `train && adapt` must not go on."""
-    def finish(config, workdir, stop, profile_dir):
+    def finish(config, workdir, stop, profile_dir, lengthen):
         os.kill(os.getpid(), asked)
         while stop() is None:
             time.sleep(0.01)
@@ -103,6 +103,27 @@ def test_signal_when_nothing_is_left_to_stop(asked, command, train_flags, tmp_pa
     result = command("main", *train_flags(DG, tmp_path / "run"))
     line = f"{asked.name}: the run had come to its end, which is saved\n"
     assert (result.code, result.err) == (128 + asked, line)
+
+
+def test_a_terminal_that_closes(process, train_flags, tmp_path):
+    """Its output goes nowhere any more, and the state is saved; under nohup the run goes on."""
+    arguments = train_flags(DG, tmp_path / "run", LONG)
+    running = process("main", *arguments)
+    wait_for_steps(tmp_path / "run", [running])
+    running.stdout.close()
+    running.send_signal(signal.SIGHUP)
+    err = running.stderr.read()
+    assert running.wait(timeout=300) == 129
+    (saved,) = (int(path.name) for path in checkpoints.folder(tmp_path / "run", "latest").iterdir())
+    assert err == f"SIGHUP: step {saved} is saved; the same command goes on from there\n"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which a process inherits
+    try:
+        with signals.on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.1)
+            assert stop() is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_ctrl_c_while_the_libraries_are_imported(process, train_flags, tmp_path):
@@ -273,6 +294,27 @@ def test_sigterm_to_one_of_two_stops_both_at_the_same_step(pair, tmp_path):
     assert [one.returncode for one in both] == [143, 143], errors
     line = f"SIGTERM: step {saved + 1} is saved; the same command goes on from there\n"
     assert errors == [line] * 2
+
+
+def test_ctrl_c_of_two_and_sigterm_after_the_last_step(pair, tmp_path):
+    """As a terminal sends it to all; and what follows in a shell must not begin."""
+    workdir = tmp_path / "run"
+    both = pair([workdir] * 2, overrides=LONG)
+    wait_for_steps(workdir, both)
+    for one in both:
+        one.send_signal(signal.SIGINT)
+    errors = [one.communicate(timeout=300)[1] for one in both]
+    assert [one.returncode for one in both] == [130, 130], errors
+    (saved,) = (int(path.name) for path in checkpoints.folder(workdir, "latest").iterdir())
+    assert all(f"SIGINT: step {saved} is saved; the same command" in err for err in errors)
+    short = {"num_steps": 2, "eval_every_steps": 2, "checkpoint_every_steps": 2}
+    both = pair([tmp_path / "short"] * 2, overrides=short)
+    wait_until((checkpoints.folder(tmp_path / "short", "latest") / "2").exists, both)
+    both[1].send_signal(signal.SIGTERM)
+    errors = [one.communicate(timeout=300)[1] for one in both]
+    assert [one.returncode for one in both] == [143, 143], errors
+    assert errors == ["SIGTERM: the run had come to its end, which is saved\n"] * 2
+    assert checkpoints.find(tmp_path / "short").name == "final"
 
 
 @pytest.mark.parametrize("killed", [0, 1])
