@@ -63,7 +63,8 @@ def written_whole(path: str | os.PathLike, mark: str = "") -> Iterator[Path]:
         yield unfinished
         os.replace(unfinished, path)
     except OSError as error:  # a full disk does not say of which file
-        error.filename = error.filename or os.fspath(path)
+        if error.errno:
+            error.filename = error.filename or os.fspath(path)
         raise
     finally:
         _remove(unfinished)

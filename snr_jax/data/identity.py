@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import class_names
+from snr_jax.core.labels import ID_TABLES, class_names, classes
 from snr_jax.data.samples import Domain, Labels, Sample
 
 _SAMPLED = 8  # images of a split whose files are read for the checksum of the content
@@ -44,6 +44,11 @@ def meaning(labels: Labels) -> dict:
     names = class_names(labels.classes)
     numbers = {str(i): names[c] for i, c in enumerate(labels.lookup) if c < len(names)}
     return {"classes": list(names), "numbers": numbers}
+
+
+def is_known(labels: Labels) -> bool:
+    """Whether they are a known set's, read as the classes of a protocol."""
+    return labels.ids in ID_TABLES and labels.classes in map(classes, (19, 16, 13))
 
 
 def numbers_of(domain: Domain) -> dict[str, str]:

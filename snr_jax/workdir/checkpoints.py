@@ -69,7 +69,7 @@ def verify(path: Path, items: dict[str, Any], meta: dict) -> None:
 def composite(items: dict[str, Any], meta: dict) -> ocp.args.Composite:
     """What orbax is to save: the items, and the meta with checksums of them and of itself."""
     meta = {**meta, "checksums": {name: _checksums(tree) for name, tree in items.items()}}
-    meta["checksums"][metas.OWN] = metas.checksum(meta)
+    meta[metas.OWN] = metas.checksum(meta)
     trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     return ocp.args.Composite(**trees, meta=ocp.args.JsonSave(meta))
 
@@ -84,8 +84,6 @@ def prove(path: Path) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {reason_of(error)}{metas.ADVICE}") from error
     for name, sums in metas.checked(path, meta)["checksums"].items():
-        if name == metas.OWN:
-            continue
         base = {"driver": "file", "path": f"{path / name}/"}
         try:
             there = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()

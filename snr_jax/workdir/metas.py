@@ -10,7 +10,7 @@ from snr_jax.config.legal import Legal, one_of, several, text, whole
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import ARCHITECTURE, NORM_RESTITUTIONS
 
-OWN = "meta"  # among the checksums, that of the meta; older checkpoints have none
+OWN = "checksum"  # the key of the meta's own; older checkpoints have none
 ADVICE = ". Use another checkpoint"
 
 
@@ -45,9 +45,8 @@ REQUIRED = ("model", *(f"model.{key}" for key in ARCHITECTURE), "checksums", "ch
 
 def checksum(meta: Mapping) -> int:
     """Of all but itself, in the one form that JSON has for it."""
-    sums = {name: value for name, value in meta["checksums"].items() if name != OWN}
-    text = json.dumps({**meta, "checksums": sums}, sort_keys=True)
-    return zlib.crc32(text.encode())
+    rest = {name: value for name, value in meta.items() if name != OWN}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
 def checked(path: Path, meta: Any) -> dict:
@@ -70,10 +69,12 @@ def fault(meta: Any) -> str:
             return f"its meta lacks {key!r}"
         if there and not legal.accepts(value):
             return f"its meta has {key} {_short(value)}; expected {legal.words}"
-    # The name of a sum is as open to damage as what it is of: a number has one name alone.
-    if any(not _is_table(sums) for name, sums in meta["checksums"].items() if name != OWN):
+    # The name of the checksum is as open to damage as the rest: no other value is a number.
+    if any(isinstance(value, int) for name, value in meta.items() if name != OWN) or not all(
+        map(_is_table, meta["checksums"].values())
+    ):
         return "its meta is damaged: it names a checksum of nothing"
-    if meta["checksums"].get(OWN, checksum(meta)) != checksum(meta):
+    if meta.get(OWN, checksum(meta)) != checksum(meta):
         return "its meta is damaged: it differs from its checksum"
     return _odd_scores(meta.get("scores", {})) or _odd_classes(meta)
 

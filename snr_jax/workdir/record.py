@@ -34,7 +34,7 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.files import write_text
 from snr_jax.core.models.create import resolve_dtype
 from snr_jax.core.optim import poly_schedule
-from snr_jax.data.identity import checksum, exchanged, identity, meaning
+from snr_jax.data.identity import checksum, exchanged, identity, is_known, meaning
 from snr_jax.data.splits import Split
 from snr_jax.report import tables
 from snr_jax.workdir import checkpoints, metas
@@ -131,8 +131,9 @@ def evaluation_settings(split: Split, *, protocol: str, flip: bool, dtype: str) 
     return {
         "domain": split.domain.spec, "split": split.split, **identity(split.samples),
         "size": list(split.size), "classes": len(split.labels.classes),
-        "meaning": checksum(meaning(split.labels)),
         "protocol": protocol, "flip": flip, "dtype": dtype,
+        # The name of a known set says what its numbers mean, the count which classes they are.
+        **({} if is_known(split.labels) else {"meaning": checksum(meaning(split.labels))}),
     }
 
 

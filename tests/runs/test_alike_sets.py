@@ -70,6 +70,7 @@ def test_two_sets_of_one_name_have_a_column_each(sets, trained):
         for side in ("source", "target"):
             settings = scores[f"data_{side}"]["settings"]
             assert settings["domain"] == str(sets / side / "data.yaml")
+            assert len(settings["meaning"]) == 16
 
 
 def test_a_table_and_the_statistics_have_a_row_for_each(sets, trained, command, refused, tmp_path):

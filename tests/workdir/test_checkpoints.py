@@ -351,10 +351,10 @@ def rewrite(path: Path, change, with_checksum: bool = False) -> None:
     """Changes the meta on disk, which has no checksum of itself then, or a right one."""
     file = path / "meta/metadata"
     meta = json.loads(file.read_text())
-    del meta["checksums"][metas.OWN]
+    meta.pop(metas.OWN)
     change(meta)
     if with_checksum:
-        meta["checksums"][metas.OWN] = metas.checksum(meta)
+        meta[metas.OWN] = metas.checksum(meta)
     file.write_text(json.dumps(meta))
 
 
@@ -393,8 +393,7 @@ def test_a_meta_of_wrong_kinds(change, words, with_checksum, tmp_path):
     before = checkpoints.find(tmp_path / "a").meta  # one of before there was a checksum of it
     assert str(before["scores"]) == str(SCORES)
     rewrite_anew = with_checksum and "checksums" not in words
-    (tmp_path / "a/meta/metadata").write_text(json.dumps({**before, "checksums": {
-        **before["checksums"], metas.OWN: 0}}))
+    (tmp_path / "a/meta/metadata").write_text(json.dumps({**before, metas.OWN: 0}))
     rewrite(tmp_path / "a", change, rewrite_anew)
     with pytest.raises(UserError) as error:
         checkpoints.load_variables(tmp_path / "a")
