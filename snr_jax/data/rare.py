@@ -20,6 +20,7 @@ from snr_jax.core.labels import class_names
 from snr_jax.core.progress import Show
 from snr_jax.data import decode
 from snr_jax.data.decode import tf
+from snr_jax.data.faults.doubts import by_class
 from snr_jax.data.faults.inspection import inspect
 from snr_jax.data.samples import Labels, Sample
 
@@ -87,8 +88,7 @@ def count_classes(
         except tf.errors.OpError as error:
             raise UserError("; ".join(inspect(sample, labels).faults)) from error
         by_id = np.bincount(ids.ravel(), minlength=256)
-        by_class = np.bincount(labels.lookup, weights=by_id, minlength=256)
-        return by_class[: len(labels.classes)].astype(np.int64)
+        return by_class(by_id, labels)[: len(labels.classes)]
 
     counts = np.zeros((len(samples), len(labels.classes)), np.int64)
     pool = ThreadPoolExecutor(os.cpu_count())

@@ -1,5 +1,6 @@
 """Scores of a network on a domain, and pictures of its predictions."""
 
+import dataclasses
 import itertools
 import logging
 import os
@@ -306,7 +307,8 @@ def _domain(entry: str, root: str) -> Domain:
     name, _, folder = (entry, "", "") if is_own(entry) else entry.partition("=")
     domain = create_domain(name)
     if folder or not is_own(name):
-        return create_domain(name, os.path.join(root, folder or domain.folder))
+        place = os.path.join(root, folder or domain.folder)
+        domain = dataclasses.replace(domain, directory=place)
     return domain
 
 

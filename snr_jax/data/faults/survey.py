@@ -247,7 +247,8 @@ def describe(found: Survey) -> str:
         width = max(len("class"), *(len(name) for name, _, _ in rows))
         rows = [("class", "% of pixels", "in labels"), *rows]
         lines += [f"{a:<{width}} {b:>11} {c:>9}".rstrip() for a, b, c in rows]
-        missing = [name for (name, *_), images in zip(table(found), found.images) if not images]
+        names = class_names(found.labels.classes)
+        missing = [name for name, images in zip(names, found.images) if not images]
         lines += [f"no label holds {', '.join(missing)}"] if missing else []
     lines += [f"WARNING {warning.text}" for warning in found.warnings]
     lines += [f"FAULT {fault.text}" for fault in found.faults]
