@@ -172,6 +172,8 @@ def _unread(name: str) -> Iterator[None]:
     if stream is None:  # closed by the shell: print says nothing then
         yield
         return
+    if hasattr(stream, "reconfigure"):  # a terminal without a path's letters shows their codes
+        stream.reconfigure(errors="backslashreplace")
     setattr(sys, name, guarded := _Guarded(stream))
     try:
         yield

@@ -286,3 +286,11 @@ def test_a_full_disk_names_what_it_is_of():
     )
     assert process.stderr.startswith("error: <stdout>: No space left on device")
     assert process.returncode == 2 and process.stderr.count("\n") == 1
+
+
+def test_letters_that_a_terminal_lacks_are_shown_by_their_codes():
+    code = ("import sys\nfrom absl import flags\nfrom snr_jax import cli\n"
+            "cli.run(['x'], flags.FlagValues(), 'x', lambda args: print('f\\xfcr'))")
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                             env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (process.stdout, process.stderr) == ("f\\xfcr\n", "")

@@ -183,7 +183,9 @@ def incomparable(best: Mapping, new: Mapping, domain: str) -> list[str]:
     """Why the scores by `domain` in two metas cannot be compared; [] if they can."""
     try:
         there, here = (
-            {k: v for k, v in meta["scores"][domain]["settings"].items() if k != "step"}
+            # One's own file may have moved: what lies in the set is compared itself.
+            {k: domains.name_of(v) if k == "domain" else v
+             for k, v in meta["scores"][domain]["settings"].items() if k != "step"}
             for meta in (best, new)
         )
         float(best["scores"][domain]["miou"]), int(best["scores"][domain]["settings"]["step"])

@@ -103,7 +103,7 @@ def saving(what: str, save: Callable[[], Any], survivor: str) -> None:
         reason = reason_of(error)
         remedy = "Free some space" if os.strerror(errno.ENOSPC) in reason else "Mend that"
         raise UserError(
-            f"{what} could not be saved ({reason}). {survivor} "
+            f"{what} could not be saved ({reason}).{survivor and ' '}{survivor} "
             f"{remedy}, or choose another --workdir, and start the same command again"
         ) from error
 

@@ -34,6 +34,7 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.files import write_text
 from snr_jax.core.models.create import resolve_dtype
 from snr_jax.core.optim import poly_schedule
+from snr_jax.data import domains
 from snr_jax.data.identity import checksum, exchanged, identity, is_known, meaning
 from snr_jax.data.splits import Split
 from snr_jax.report import tables
@@ -49,6 +50,8 @@ FREE_KEYS = (
     "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "data.root", "data.prepared",
     "eval.batch_size", "eval.num_pictures",
 )
+# What of a split is recorded as a checksum, and what it says where it differs.
+CHECKSUMS = {"ids": "its images have other names", "content": "its files hold something else"}
 LENGTH = ("num_steps", "optimizer.schedule_steps")  # what --lengthen may change
 LIBRARIES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "tensorflow-cpu",
@@ -85,16 +88,32 @@ def differences(there: Mapping, here: Mapping) -> list[str]:
     before, now = _comparable(there), _comparable(here)
     if None not in (there["initial"], here["initial"]):
         before["init_from"], now["init_from"] = there["initial"], here["initial"]
-    lines = [
-        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
-        for key in sorted(before.keys() | now.keys())
+    differing = [
+        key for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and key not in FREE_KEYS
+    ]
+    moved = [key for key in differing if key.endswith(".domain")
+             and _may_be_one(before.get(key, ""), now.get(key, ""))]
+    # One's own set is what lies in it: where its file lies is told where that differs, too.
+    lines = [] if moved == differing else [
+        f"{key}: {CHECKSUMS.get(key.rpartition('.')[2]) or _values(before.get(key), now.get(key))}"
+        for key in differing
     ]
     meant = {
         role: exchanged(there["data"][role], here["data"][role])
         for role in here["data"] if role in there["data"]
     }
     return lines + [f"data of {role}: {', '.join(words)}" for role, words in meant.items() if words]
+
+
+def _may_be_one(spec: str, other: str) -> bool:
+    """Whether two files of one's own may describe one set, which has moved."""
+    both_own = domains.is_own(spec) and domains.is_own(other)
+    return both_own and domains.name_of(spec) == domains.name_of(other)
+
+
+def _values(before: Any, now: Any) -> str:
+    return f"{before!r} there, {now!r} now"
 
 
 def _comparable(record: Mapping) -> dict:

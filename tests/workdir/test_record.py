@@ -17,6 +17,7 @@ from snr_jax.runs import experiment
 from snr_jax.workdir import checkpoints, record
 from snr_jax.workdir.run import Run
 from tests.commands import said
+from tests.data.tiny_sets import write_two_classes
 
 MODEL = DeepLab(stage_sizes=(1, 1, 1, 1), width=4)
 
@@ -48,6 +49,22 @@ def test_the_same_is_the_same(data_root):
 
 def test_the_data_may_move(data_root, moved):
     assert record.differences(fingerprint(data_root), fingerprint(moved)) == []
+
+
+def test_ones_own_set_may_move_with_its_file(data_root, tmp_path):
+    def of(file: Path) -> dict:
+        return fingerprint(data_root, num_classes=2, **{"source.domain": str(file)})
+
+    for place in ("one", "two"):
+        write_two_classes(tmp_path / place, seed=0)
+    before, after = (of(tmp_path / place / "data.yaml") for place in ("one", "two"))
+    assert record.differences(before, after) == []
+    (tmp_path / "two/data.yaml").rename(tmp_path / "two/lake.yaml")  # another name of its scores
+    assert record.differences(before, of(tmp_path / "two/lake.yaml"))
+    write_two_classes(tmp_path / "three", seed=1)
+    lines = record.differences(before, of(tmp_path / "three/data.yaml"))
+    assert "data of source.content: its files hold something else" in lines
+    assert any(line.startswith("source.domain: ") for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A quick look at a split before work begins: the headers of all its files, a few labels whole."""
 
+import hashlib
 import logging
 import os
 import warnings
@@ -228,12 +229,35 @@ def label_fault(pixels: np.ndarray, labels: Labels) -> str | None:
 
 
 def shared(splits: Mapping[str, Sequence[Sample]]) -> list[str]:
-    """Warnings where a split of training has images of one of validation ("..._val")."""
-    images = {name: {sample.image for sample in samples} for name, samples in splits.items()}
+    """Warnings where a split of training has images of one of validation ("..._val"), or copies."""
     validation = [name for name in splits if name.endswith("_val")]
     return [
         f"{name} and {other} share {len(both)} images, {min(both)} the first: the network is "
         f"scored on what it was trained on"
         for name in splits if name not in validation
-        for other in validation if (both := images[name] & images[other])
+        for other in validation if (both := _twice(splits[name], splits[other]))
     ]
+
+
+def _twice(training: Sequence[Sample], validation: Sequence[Sample]) -> set[str]:
+    """The images of validation that are among those of training, by path or by content."""
+    paths = {sample.image for sample in training}
+    both = {sample.image for sample in validation if sample.image in paths}
+    sizes = {sample.image: _bytes(sample.image) for sample in (*training, *validation)}
+    others = [one.image for one in validation if one.image not in both and sizes[one.image]]
+    wanted = {sizes[image] for image in others}
+    contents = {_digest(path) for path in paths if sizes[path] in wanted}
+    return both | {image for image in others if contents and _digest(image) in contents}
+
+
+def _bytes(path: str) -> int:
+    """The size of a file; 0 where it is not there, as behind prepared data."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def _digest(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

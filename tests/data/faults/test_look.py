@@ -186,3 +186,14 @@ def test_training_and_validation_that_share_images():
     assert warnings[0].startswith("source and source_val share 1 images, 1.png the first")
     assert warnings[1].startswith("source and target_val share 1 images, 0.png the first")
     assert shared({"source": [one], "source_val": [two], "target_val": [two]}) == []
+
+
+def test_a_copy_under_another_name_is_the_same_image(tmp_path):
+    def sample(name: str, content: bytes) -> Sample:
+        (tmp_path / name).write_bytes(content)
+        return Sample(name, str(tmp_path / name), None)
+
+    train, as_long, copy = sample("a", b"photo 1"), sample("b", b"photo 2"), sample("c", b"photo 1")
+    assert shared({"source": [train], "source_val": [as_long]}) == []
+    [warning] = shared({"source": [train], "source_val": [as_long, copy]})
+    assert warning.startswith(f"source and source_val share 1 images, {tmp_path / 'c'} the first")
