@@ -16,6 +16,7 @@ from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import Parallel
 from snr_jax.core.progress import format_duration
 from snr_jax.core.state import TrainState
+from snr_jax.data import domains
 from snr_jax.data.identity import meaning
 from snr_jax.data.splits import Split
 from snr_jax.report.pictures import panel

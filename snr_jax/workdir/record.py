@@ -92,17 +92,19 @@ def differences(there: Mapping, here: Mapping) -> list[str]:
         key for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and key not in FREE_KEYS
     ]
-    moved = [key for key in differing if key.endswith(".domain")
-             and _may_be_one(before.get(key, ""), now.get(key, ""))]
-    # One's own set is what lies in it: where its file lies is told where that differs, too.
-    lines = [] if moved == differing else [
-        f"{key}: {CHECKSUMS.get(key.rpartition('.')[2]) or _values(before.get(key), now.get(key))}"
-        for key in differing
-    ]
     meant = {
         role: exchanged(there["data"][role], here["data"][role])
         for role in here["data"] if role in there["data"]
     }
+    moved = {key for key in differing if key.endswith(".domain")
+             and _may_be_one(before.get(key, ""), now.get(key, ""))}
+    # One's own set is what lies in it; its place is told where that differs.
+    if not any(meant.values()) and all(key in moved for key in differing if key[:5] == "data "):
+        differing = [key for key in differing if key not in moved]
+    lines = [
+        f"{key}: {CHECKSUMS.get(key.rpartition('.')[2]) or _values(before.get(key), now.get(key))}"
+        for key in differing
+    ]
     return lines + [f"data of {role}: {', '.join(words)}" for role, words in meant.items() if words]
 
 

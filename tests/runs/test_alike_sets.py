@@ -177,6 +177,15 @@ def test_scores_of_other_meanings_are_not_compared():
     assert line == "its score of data is with meaning 'b', not 'a'"
 
 
+def test_scores_of_a_set_that_moved_are_compared():
+    def meta(domain):
+        settings = {"step": 1, "domain": domain, "meaning": "a"}
+        return {"scores": {"data": {"miou": 0.5, "settings": settings}}}
+
+    assert incomparable(meta("a/data.yaml"), meta("b/data.yaml"), "data") == []
+    assert incomparable(meta("data"), meta("b/lake.yaml"), "data")
+
+
 # ---------------------------------------------------------------- the order of the classes
 
 MODEL = DeepLab(num_classes=3, stage_sizes=(1, 1, 1, 1), width=4, restitution_heads=True)

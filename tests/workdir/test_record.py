@@ -59,6 +59,8 @@ def test_ones_own_set_may_move_with_its_file(data_root, tmp_path):
         write_two_classes(tmp_path / place, seed=0)
     before, after = (of(tmp_path / place / "data.yaml") for place in ("one", "two"))
     assert record.differences(before, after) == []
+    after["config"]["num_steps"] += 1
+    assert [line.partition(":")[0] for line in record.differences(before, after)] == ["num_steps"]
     (tmp_path / "two/data.yaml").rename(tmp_path / "two/lake.yaml")  # another name of its scores
     assert record.differences(before, of(tmp_path / "two/lake.yaml"))
     write_two_classes(tmp_path / "three", seed=1)

@@ -92,7 +92,7 @@ def look_at_prepared(prepared: Prepared, count: int, labels: Labels) -> list[str
     def inspect(index: int) -> inspection.Finding:
         try:
             label = read(decode.tf.constant(index), decode.tf.constant(False))["label"].numpy()
-        except decode.tf.errors.OpError as error:
+        except (decode.tf.errors.OpError, RuntimeError) as error:  # the latter of array_record
             raise prepared.fault(error) from error
         pixels = np.bincount(label.ravel(), minlength=256)
         return inspection.Finding([], None, label.shape, pixels)

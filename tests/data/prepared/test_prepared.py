@@ -16,6 +16,7 @@ import pytest
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE
 from snr_jax.data.domains import DOMAINS, create_domain
+from snr_jax.data.faults.look import look_at_prepared
 from snr_jax.data.pipeline import train_batches
 from snr_jax.data.prepared import spread, writing
 from snr_jax.data.prepared.reading import RECORD, open_prepared
@@ -200,6 +201,9 @@ def test_a_changed_shard_is_found(root, tmp_path):
     shard.write_bytes(content)
     with pytest.raises(UserError, match="does not agree with its checksum"):
         prepare(root, tmp_path)
+    samples, labels, prepared = opened(tmp_path)
+    with pytest.raises(UserError, match="record of the split 'train' cannot be read"):
+        look_at_prepared(prepared, len(samples), labels)
     shard.write_bytes(content[:-1])
     with pytest.raises(UserError, match=f"{shard.name} is missing or not whole"):
         opened(tmp_path)
