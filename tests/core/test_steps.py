@@ -38,6 +38,7 @@ from tests.core.tiny import (
 
 # With momentum the trace after one step is the gradient itself.
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+COLORS = partial(augment, jitter=JITTERS["robustnet"], strong_blur=True)
 
 
 def plain(key, image, *, first_sample=0):
@@ -192,7 +193,10 @@ def test_the_auxiliary_head_learns_under_multi_level_alone(probe_state):
 
 @pytest.mark.parametrize("target_loss", [partial(losses.hard, threshold=0.6), losses.iw_entropy])
 def test_parts_one_after_another_make_the_update_of_the_whole_batch(target_loss):
-    """With batch norm frozen: parameters, gradients and losses; the parts have unequal counts."""
+    """With batch norm frozen: parameters, gradients and losses; the parts have unequal counts.
+
+    The colours of the source are drawn for the whole batch.
+    """
     data = batch(4)
     data["source_label"][2:][np.random.default_rng(9).random((2, 33, 49)) < 0.9] = 255
     data["source_label"][3] = 255  # a part without any valid pixel
@@ -203,7 +207,7 @@ def test_parts_one_after_another_make_the_update_of_the_whole_batch(target_loss)
             step = make_adaptation_step(
                 model=Probe(dtype=jnp.float64), tx=OPTIMIZER, target_loss=target_loss,
                 lambda_seg=LAMBDA_SEG, guidance_threshold=0.6, restitution_weight=5.0,
-                freeze_bn=True, accumulate_steps=parts,
+                freeze_bn=True, accumulate_steps=parts, prepare_source=COLORS,
             )
             found.append(jax.device_get(quick_jit(step)(state, data)))
         (whole, losses_of_whole), *accumulated = found
@@ -287,9 +291,6 @@ def test_the_domains_draw_independently(probe_state):
 
 
 # --- colours on the source
-
-COLORS = partial(augment, jitter=JITTERS["robustnet"], strong_blur=True)
-
 
 @pytest.fixture(scope="module")
 def colored():
