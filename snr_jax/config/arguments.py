@@ -10,6 +10,7 @@ from functools import partial
 from ml_collections import ConfigDict
 
 from snr_jax.core import augment, labels, losses, mixing
+from snr_jax.core.colors import JITTERS, Jitter
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes
 from snr_jax.data import domains
@@ -139,8 +140,11 @@ def step_arguments(config: ConfigDict) -> dict:
         "restitution_weight": restitution_weight(config),
         "freeze_bn": config.freeze_bn,
         "accumulate_steps": config.accumulate_steps,
-        "prepare": partial(augment.augment, with_blur=config.data.blur),
+        "prepare_source": partial(augment.augment, with_blur=config.data.blur,
+                                  jitter=jitter(config), strong_blur=config.data.strong_blur),
     }
+    if config.loss.target:
+        arguments["prepare_target"] = partial(augment.augment, with_blur=config.data.blur)
     if has_teacher(config):
         mix = config.mix
         return arguments | {
@@ -164,6 +168,13 @@ def step_arguments(config: ConfigDict) -> dict:
         "lambda_target": config.loss.lambda_target,
         "guidance_threshold": config.loss.threshold,
     }
+
+
+def jitter(config: ConfigDict) -> Jitter | None:
+    """How the source's colours change: of a published setting, or the configuration's own."""
+    if config.data.jitter == "custom":
+        return Jitter(*config.data.jitter_strengths, probability=config.data.jitter_probability)
+    return JITTERS.get(config.data.jitter)
 
 
 def evaluation_arguments(config: ConfigDict) -> dict:

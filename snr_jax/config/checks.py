@@ -16,8 +16,19 @@ def check(config: ConfigDict) -> None:
             f"--config.optimizer.schedule_steps to at least that (now "
             f"{config.optimizer.schedule_steps})"
         )
+    _check_jitter(config)
     if arguments.has_teacher(config):
         _check_mix(config)
+
+
+def _check_jitter(config: ConfigDict) -> None:
+    """Raises UserError for strengths of a jitter that has its own, or none."""
+    for key in ("jitter_strengths", "jitter_probability"):
+        value, default = config.data[key], keys.KEYS[f"data.{key}"].default
+        changed = tuple(value) != default if isinstance(default, tuple) else value != default
+        if changed and config.data.jitter != "custom":
+            raise UserError(f"data.{key} is {value!r}, and data.jitter is {config.data.jitter!r}, "
+                            "which does not read it. Set --config.data.jitter=custom")
 
 
 def _check_mix(config: ConfigDict) -> None:

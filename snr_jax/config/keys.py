@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from snr_jax.config.legal import DOMAIN, SWITCH, Legal, number, one_of, several, text, whole
+from snr_jax.core.colors import JITTERS
 from snr_jax.core.errors import UserError
 from snr_jax.core.losses import TARGET_LOSSES
 from snr_jax.core.models.create import ATROUS, DTYPES
@@ -87,6 +88,19 @@ SECTIONS = {
             "Height and width of a random crop of each training image."),
         "data.mirror": Key(True, SWITCH, "Mirror half of the training images."),
         "data.blur": Key(True, SWITCH, "Blur half of the training images, by less than a pixel."),
+        "data.jitter": Key(
+            "none", one_of("none", *JITTERS, "custom"),
+            "How the colours of the source's training images change: a published setting (docs/"
+            "data.md), or that of the next two keys."),
+        "data.jitter_strengths": Key(
+            (0.0, 0.0, 0.0, 0.0), several(4, SHARE),
+            "For custom: strengths s of brightness, contrast and saturation, each a factor from "
+            "1 - s to 1 + s, and of hue, in turns of its circle."),
+        "data.jitter_probability": Key(
+            0.5, SHARE, "For custom: the share of the source's images whose colours change."),
+        "data.strong_blur": Key(
+            False, SWITCH,
+            "Blur half of the source's training images by a Gaussian of up to 1.15 pixels."),
     },
     "The source": {
         "source.domain": Key("gta5", DOMAIN, "The domain whose labels are trained on."),

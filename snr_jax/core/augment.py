@@ -1,14 +1,27 @@
-"""What happens to an image on the device: blur, RGB → BGR minus mean.
+"""What happens to an image on the device: blur, colours, RGB → BGR minus mean.
 
 The mirror comes before the resizing of the labels, so the input pipeline does it.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from snr_jax.core.colors import Jitter, recolor
+
 MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
 _RADII = 4096  # steps of the blur radius in [0, 1)
+_COLORS = 2  # the draws after those of the blur, which keep their numbers
+
+
+def per_sample(
+    key: jax.Array, count: int, first_sample: int | jax.Array, draw: Callable
+) -> jax.Array:
+    """`draw(key)` of each sample, stacked."""
+    keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(first_sample + jnp.arange(count))
+    return jax.vmap(draw)(keys)
 
 
 def blur_weights(radius: np.ndarray) -> np.ndarray:
@@ -54,21 +67,31 @@ def to_network_input(image: jax.Array) -> jax.Array:
 
 
 def augment(
-    key: jax.Array, image: jax.Array, *, with_blur: bool = True, first_sample: int | jax.Array = 0
+    key: jax.Array,
+    image: jax.Array,
+    *,
+    with_blur: bool = True,
+    jitter: Jitter | None = None,
+    strong_blur: bool = False,
+    first_sample: int | jax.Array = 0,
 ) -> jax.Array:
-    """Gaussian blur (p 0.5, radius uniform in [0, 1)), then BGR minus mean.
+    """Blur (p 0.5, radius uniform in [0, 1)); `colors.recolor`, if asked for; BGR minus mean.
 
     image uint8 [N,H,W,3] RGB → float32 [N,H,W,3]. A sample's draw depends on the key and its place
     in the whole batch, `first_sample` + n, alone.
     """
 
-    def draw(index: jax.Array) -> jax.Array:
-        is_blurred, radius = jax.random.split(jax.random.fold_in(key, index))
+    def draw(key: jax.Array) -> jax.Array:
+        is_blurred, radius = jax.random.split(key)
         return jnp.where(
             jax.random.bernoulli(is_blurred), jax.random.randint(radius, (), 0, _RADII), 0
         )
 
-    if not with_blur:
-        return to_network_input(image)
-    radius = jax.vmap(draw)(first_sample + jnp.arange(image.shape[0]))
-    return to_network_input(blur(image, jnp.asarray(_BLUR_TABLE)[radius]))
+    count = image.shape[0]
+    if with_blur:
+        radius = per_sample(key, count, first_sample, draw)
+        image = blur(image, jnp.asarray(_BLUR_TABLE)[radius])
+    if jitter or strong_blur:
+        keys = per_sample(key, count, first_sample, lambda k: jax.random.fold_in(k, _COLORS))
+        image = recolor(keys, image, setting=jitter, with_blur=strong_blur)
+    return to_network_input(image)

@@ -153,7 +153,8 @@ def make_classmix_step(
     restitution_weight: float = 0.0,
     freeze_bn: bool = False,
     accumulate_steps: int = 1,
-    prepare: Prepare = augment,
+    prepare_source: Prepare = augment,
+    prepare_target: Prepare = augment,
     strengthen: Prepare = mixing.strong_augment,
     choose_classes: Callable[..., jax.Array] = mixing.choose_classes,
     axis_name: str | None = None,
@@ -165,7 +166,8 @@ def make_classmix_step(
     parameters. weight, rows_left_out: of `pixel_weights`. class_share: of `choose_classes`.
     statistics: whose running statistics the student is left with. "own", as published, are those
     of source and mix; the teacher's in mode "train" are of target images alone.
-    strengthen: (key, mixed image, first_sample=) → the mix as the student sees it.
+    prepare_source, prepare_target: (key, image, first_sample=) → what student and teacher see.
+    strengthen: the same of the mixed image, which is made of images as they are in the batch.
     """
     _refuse_unknown(teacher_mode=(teacher_mode, TEACHER_MODES), weight=(weight, WEIGHTS),
                     statistics=(statistics, STATISTICS))
@@ -179,8 +181,8 @@ def make_classmix_step(
                          accumulate_steps=accumulate_steps, axis_name=axis_name)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        image = draw(prepare, Stream.SOURCE_IMAGE, state.step, batch["source_image"])
-        target = draw(prepare, Stream.TARGET_IMAGE, state.step, batch["target_image"])
+        image = draw(prepare_source, Stream.SOURCE_IMAGE, state.step, batch["source_image"])
+        target = draw(prepare_target, Stream.TARGET_IMAGE, state.step, batch["target_image"])
         pseudo, share, teacher_stats = label(
             state.teacher, target, extent=batch.get("target_extent"))
         chosen = draw(choose, Stream.CLASS_CHOICE, state.step, batch["source_label"])

@@ -193,7 +193,7 @@ def make_source_step(
     restitution_weight: float = 0.0,
     freeze_bn: bool = False,
     accumulate_steps: int = 1,
-    prepare: Prepare = augment,
+    prepare_source: Prepare = augment,
     axis_name: str | None = None,
 ) -> Step:
     """Source only (domain generalisation): step(state, batch) -> (state, metrics).
@@ -201,9 +201,9 @@ def make_source_step(
     lambda_seg: weight of the auxiliary head's cross-entropy ("multi"), 0 leaves it out.
     restitution_weight: per SNR block; the model then needs `restitution_heads`.
     accumulate_steps: parts of the batch that run one after another; B a multiple of it.
-    prepare: (key, image, first_sample=) → the image as the network sees it.
+    prepare_source: (key, image, first_sample=) → the image as the network sees it.
     """
-    see = partial(prepared, prepare, seed=seed, axis_name=axis_name)
+    see = partial(prepared, prepare_source, seed=seed, axis_name=axis_name)
     of_source = partial(
         source_terms, lambda_seg=lambda_seg, restitution_weight=restitution_weight)
     update = make_update(model=model, tx=tx, freeze_bn=freeze_bn,
@@ -229,7 +229,8 @@ def make_adaptation_step(
     restitution_weight: float = 0.0,
     freeze_bn: bool = False,
     accumulate_steps: int = 1,
-    prepare: Prepare = augment,
+    prepare_source: Prepare = augment,
+    prepare_target: Prepare = augment,
     axis_name: str | None = None,
 ) -> Step:
     """Labelled source and unlabelled target: step(state, batch) -> (state, metrics).
@@ -239,7 +240,7 @@ def make_adaptation_step(
     `losses.TARGET_LOSSES`, on the main logits. lambda_seg > 0 adds the auxiliary head's
     cross-entropy on the source and its multi-level guidance on the target.
     """
-    see = partial(prepared, prepare, seed=seed, axis_name=axis_name)
+    see = partial(prepared, seed=seed, axis_name=axis_name)
     of_source = partial(
         source_terms, lambda_seg=lambda_seg, restitution_weight=restitution_weight)
     update = make_update(model=model, tx=tx, freeze_bn=freeze_bn,
@@ -256,8 +257,8 @@ def make_adaptation_step(
         return terms
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        source_image = see(Stream.SOURCE_IMAGE, state.step, batch["source_image"])
-        target_image = see(Stream.TARGET_IMAGE, state.step, batch["target_image"])
+        source_image = see(prepare_source, Stream.SOURCE_IMAGE, state.step, batch["source_image"])
+        target_image = see(prepare_target, Stream.TARGET_IMAGE, state.step, batch["target_image"])
         source = {"image": source_image, "label": batch["source_label"]}
         target = {"image": target_image}
         if "target_extent" in batch:

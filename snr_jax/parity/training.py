@@ -76,7 +76,9 @@ def make_step(config: ConfigDict) -> tuple[optax.GradientTransformation, Callabl
     one_device = create_parallel(jax.devices()[:1])
     model = experiment.create_model(config, one_device).clone(dtype=jnp.float64)
     optimizer, _ = experiment.create_optimizer(config)
-    step = experiment.create_step(config, model, optimizer, one_device, prepare=take_as_is)
+    sides = ("source", "target") if config.loss.target else ("source",)
+    as_is = {f"prepare_{side}": take_as_is for side in sides}
+    step = experiment.create_step(config, model, optimizer, one_device, **as_is)
     return optimizer, step
 
 

@@ -206,6 +206,10 @@ def test_docstring_is_the_command(name):
         ("data.scale_range", (2.0, 0.5), "the smaller first"),
         ("data.scale_range", (0.5, NAN), "2 numbers"),
         ("data.root", "", "not empty"),
+        ("data.jitter", "robustnett", "one of none, robustnet, daformer, custom"),
+        ("data.jitter_strengths", (0.5, 0.5, 0.5), "4 numbers, 0 to 1"),
+        ("data.jitter_strengths", (0.5, 0.5, 0.5, 1.5), "4 numbers, 0 to 1"),
+        ("data.jitter_probability", 1.5, "0 to 1"),
         ("source.domain", "gta6", "one of gta5, synthia, cityscapes"),
         ("optimizer.base_rate", NAN, "0 to 10, but not 0"),
         ("optimizer.base_rate", 0.0, "0 to 10, but not 0"),
@@ -259,6 +263,19 @@ def test_mixes_that_cannot_be(overrides, words):
     with pytest.raises(UserError, match=words):
         checks.check(config)
     config.loss.target = "maxsquare"
+    checks.check(config)
+
+
+@pytest.mark.parametrize("jitter", ["none", "robustnet", "daformer"])
+@pytest.mark.parametrize("key, value", [
+    ("data.jitter_strengths", (0.5, 0.5, 0.5, 0.0)), ("data.jitter_probability", 0.9),
+])  # fmt: skip
+def test_strengths_that_nothing_reads_are_refused(key, value, jitter):
+    config = get_config("gta5_dg")
+    config.update_from_flattened_dict({key: value, "data.jitter": jitter})
+    with pytest.raises(UserError, match=rf"^{key} is .*'{jitter}'.* --config.data.jitter=custom$"):
+        checks.check(config)
+    config.data.jitter = "custom"
     checks.check(config)
 
 

@@ -10,7 +10,8 @@ import pytest
 from configs import default, gta2city_uda
 from snr_jax.config import arguments, keys, listing
 from snr_jax.config.keys import KEYS
-from snr_jax.core import labels, losses, mixing
+from snr_jax.core import augment, labels, losses, mixing
+from snr_jax.core.colors import JITTERS, Jitter
 from snr_jax.core.parallel import create_parallel
 from snr_jax.data import splits
 from snr_jax.runs import experiment
@@ -35,7 +36,8 @@ OTHER = {
     "optimizer.train_snr": False, "optimizer.repeated_updates": False,
     "loss.restitution_weight": 0.0, "loss.lambda_seg": 0.5, "loss.target": "maxsquare",
     "loss.lambda_target": 0.5, "loss.threshold": 0.5, "loss.iw_ratio": 0.5,
-    "data.mirror": False, "data.blur": False,
+    "data.mirror": False, "data.blur": False, "data.jitter": "daformer", "data.strong_blur": True,
+    "data.jitter_strengths": (0.1, 0.2, 0.3, 0.4), "data.jitter_probability": 0.75,
     "source.rare_class_temperature": 0.5, "source.rare_class_pixels": 5,
     "mix.teacher_momentum": 0.5, "mix.teacher_mode": "eval", "mix.threshold": 0.5,
     "mix.weight": "pixel", "mix.class_share": 0.25, "mix.rows_left_out": (3, 5),
@@ -64,7 +66,11 @@ ARRIVES = {
         "source_stream.scale_range target_stream.scale_range",
     "data.crop": "source_stream.crop target_stream.crop",
     "data.mirror": "source_stream.mirror target_stream.mirror",
-    "data.blur": "step.prepare",
+    "data.blur": "step.prepare_source step.prepare_target",
+    "data.jitter": "step.prepare_source",
+    "data.jitter_strengths": "step.prepare_source",
+    "data.jitter_probability": "step.prepare_source",
+    "data.strong_blur": "step.prepare_source",
     "source.domain": "domains.source_domain",
     "source.dir": "domains.source_directory",
     "source.train_split": "source_split.split",
@@ -171,6 +177,7 @@ def test_arrives(key):
     # The threshold is an argument of "hard" as well as of the guidance.
     base = {"loss.target": "hard"} if key == "loss.threshold" else {}
     base = {"loss.target": "classmix"} if key.startswith("mix.") else base
+    base = {"data.jitter": "custom"} if key.startswith("data.jitter_") else base
     before, after = arrived(base), arrived({**base, key: OTHER[key]})
     changed = {name for name in before.keys() | after.keys() if before[name] != after[name]}
     assert changed == set(ARRIVES[key])
@@ -307,8 +314,8 @@ def test_arrives_unchanged():
                "model.norm_restitution": "snr", "source.domain": "gta5"}
     found = arrived(values)
     derived = {"seed", "init_from", "data.root", "source.dir", "target.dir", "sync_batch_norm",
-               "loss.target", "loss.iw_ratio", "data.blur"}
-    derived |= {key for key in OTHER if key.startswith("mix.")}
+               "loss.target", "loss.iw_ratio", "data.blur", "data.strong_blur"}
+    derived |= {key for key in OTHER if key.startswith(("mix.", "data.jitter"))}
     for key in OTHER.keys() - derived:
         target = ARRIVES[key][-1] if key != "loss.threshold" else "step.guidance_threshold"
         if key in ("model.norm_restitution", "loss.lambda_seg"):
@@ -330,17 +337,39 @@ def test_arrives_unchanged_at_class_mixing():
     for key, value in given.items():
         assert key in switches or found[f"step.{key[4:]}"] == value
     assert found["step.lambda_target"] == OTHER["loss.lambda_target"]
-    assert found["step.prepare"][1] == {"with_blur": False}
+    assert found["step.prepare_target"][1] == {"with_blur": False}
+    assert found["step.prepare_source"][1] == {
+        "with_blur": False, "jitter": JITTERS["daformer"], "strong_blur": True}
     for key, expected in (("mix.jitter", (False, True)), ("mix.blur", (True, False))):
         strengthen = arrived({"loss.target": "classmix", key: False})["step.strengthen"]
         assert strengthen[0] is mixing.strong_augment
         assert strengthen[1] == dict(zip(("with_jitter", "with_blur"), expected))
 
 
+@pytest.mark.parametrize("target", ["", "hard", "classmix"])
+def test_the_colors_of_the_source_are_off_or_those_asked_for(target):
+    """In every way of training; the strengths and the probability are read for custom alone."""
+    def jitter(**options):
+        config = gta2city_uda.get_config()
+        config.update_from_flattened_dict(
+            {"loss.target": target} | {f"data.{key}": value for key, value in options.items()})
+        prepare = arguments.step_arguments(config)["prepare_source"]
+        assert prepare.func is augment.augment
+        return prepare.keywords["jitter"], prepare.keywords["strong_blur"]
+
+    strengths = OTHER["data.jitter_strengths"]
+    assert jitter() == (None, False)
+    assert jitter(jitter="robustnet", strong_blur=True) == (JITTERS["robustnet"], True)
+    assert jitter(jitter="custom", jitter_strengths=strengths, jitter_probability=0.75) == (
+        Jitter(*strengths, probability=0.75), False)
+    assert jitter(jitter="none", jitter_strengths=strengths)[0] is None
+
+
 def test_generalisation_has_no_target_loss():
     step = arguments.step_arguments(default.get_config())
     assert step.keys() == {
-        "prepare", "seed", "lambda_seg", "restitution_weight", "freeze_bn", "accumulate_steps",
+        "prepare_source", "seed", "lambda_seg", "restitution_weight", "freeze_bn",
+        "accumulate_steps",
     }  # fmt: skip
 
 

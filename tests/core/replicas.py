@@ -20,6 +20,8 @@ import optax
 from flax.traverse_util import flatten_dict
 
 from snr_jax.core import losses
+from snr_jax.core.augment import augment
+from snr_jax.core.colors import JITTERS
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.self_training import make_classmix_step
 from snr_jax.core.state import create_state
@@ -159,9 +161,11 @@ def whole_losses(name, parallel):
         found[f"{name}/{key}/value"], found[f"{name}/{key}/gradient"] = value, gradient
 
 
+COLORS = partial(augment, jitter=JITTERS["robustnet"], strong_blur=True)
 ADAPT = {"target_loss": losses.iw_maxsquare, "guidance_threshold": 0.6}
 for devices, parallel in (("one", ONE), ("many", TWO)):
     train(f"{devices}/source", parallel, make_source_step)
+    train(f"{devices}/colors", parallel, make_source_step, size=8, prepare_source=COLORS)
     train(f"{devices}/iw_maxsquare", parallel, make_adaptation_step, **ADAPT)
     train(f"{devices}/accumulated", parallel, make_adaptation_step, **ADAPT, freeze_bn=True,
           accumulate_steps=parallel.num_devices)

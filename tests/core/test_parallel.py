@@ -34,7 +34,7 @@ def assert_equal(found, name, rtol, atol):
 
 @pytest.mark.parametrize(
     "step", ["source", "iw_maxsquare", "hard", "source of eight", "adaptation of eight",
-             "accumulated", "class mixing", "mixing padded", "padded"],
+             "accumulated", "class mixing", "colors", "mixing padded", "padded"],
 )  # fmt: skip
 def test_a_training_step_on_many_devices_equals_one(found, step):
     """Parameters, momentum, statistics and losses, augmentation included.

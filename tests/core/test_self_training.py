@@ -50,7 +50,8 @@ def state_at(step: int = 0, seed: int = 1):
 
 
 def run(state, values, **options):
-    arguments = {"lambda_target": LAMBDA, "threshold": THRESHOLD, "prepare": plain,
+    arguments = {"lambda_target": LAMBDA, "threshold": THRESHOLD,
+                 "prepare_source": plain, "prepare_target": plain,
                  "strengthen": darker, "choose_classes": given, **options}
     step = make_classmix_step(model=Probe(), tx=OPTIMIZER, **arguments)
     return quick_jit(step)(state, values)
@@ -231,8 +232,8 @@ def test_draws_are_a_function_of_seed_and_step():
     drawn = {"choose_classes": mixing.choose_classes, "strengthen": mixing.strong_augment}
 
     def step(**options):
-        made = make_classmix_step(
-            model=Probe(), tx=OPTIMIZER, prepare=plain, **drawn, **options)
+        made = make_classmix_step(model=Probe(), tx=OPTIMIZER, prepare_source=plain,
+                                  prepare_target=plain, **drawn, **options)
         return quick_jit(made)
 
     def loss(step, state):

@@ -10,8 +10,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from snr_jax.core import losses, optim
-from snr_jax.core.augment import to_network_input
+from snr_jax.core.augment import augment, to_network_input
+from snr_jax.core.colors import JITTERS
 from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.core.self_training import make_classmix_step
 from snr_jax.core.state import TrainState, create_state, initial_variables
 from snr_jax.core.steps import (
     Stream,
@@ -36,6 +38,7 @@ from tests.core.tiny import (
 
 # With momentum the trace after one step is the gradient itself.
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+COLORS = partial(augment, jitter=JITTERS["robustnet"], strong_blur=True)
 
 
 def plain(key, image, *, first_sample=0):
@@ -65,7 +68,7 @@ def adapted():
     step = make_adaptation_step(
         model=model, tx=OPTIMIZER, target_loss=losses.iw_maxsquare,
         lambda_target=LAMBDA_TARGET, lambda_seg=LAMBDA_SEG, guidance_threshold=0.6,
-        restitution_weight=RESTITUTION, prepare=plain,
+        restitution_weight=RESTITUTION, prepare_source=plain, prepare_target=plain,
     )
     after, metrics = quick_jit(step)(state, data)
 
@@ -135,8 +138,8 @@ def test_metrics_are_the_unweighted_losses(adapted):
 def test_running_mean_by_hand(probe_state):
     """m → 0.9 m + 0.1 s → 0.81 m + 0.09 s + 0.1 t: means of the source s and of the target t."""
     data = batch()
-    step = make_adaptation_step(model=Probe(), tx=OPTIMIZER, prepare=plain,
-                                target_loss=losses.maxsquare)
+    step = make_adaptation_step(model=Probe(), tx=OPTIMIZER, prepare_source=plain,
+                                prepare_target=plain, target_loss=losses.maxsquare)
     after, metrics = quick_jit(step)(probe_state, data)
     s, t = (np.asarray(to_network_input(data[k])).mean((0, 1, 2))
             for k in ("source_image", "target_image"))
@@ -190,7 +193,10 @@ def test_the_auxiliary_head_learns_under_multi_level_alone(probe_state):
 
 @pytest.mark.parametrize("target_loss", [partial(losses.hard, threshold=0.6), losses.iw_entropy])
 def test_parts_one_after_another_make_the_update_of_the_whole_batch(target_loss):
-    """With batch norm frozen: parameters, gradients and losses; the parts have unequal counts."""
+    """With batch norm frozen: parameters, gradients and losses; the parts have unequal counts.
+
+    The colours of the source are drawn for the whole batch.
+    """
     data = batch(4)
     data["source_label"][2:][np.random.default_rng(9).random((2, 33, 49)) < 0.9] = 255
     data["source_label"][3] = 255  # a part without any valid pixel
@@ -201,7 +207,7 @@ def test_parts_one_after_another_make_the_update_of_the_whole_batch(target_loss)
             step = make_adaptation_step(
                 model=Probe(dtype=jnp.float64), tx=OPTIMIZER, target_loss=target_loss,
                 lambda_seg=LAMBDA_SEG, guidance_threshold=0.6, restitution_weight=5.0,
-                freeze_bn=True, accumulate_steps=parts,
+                freeze_bn=True, accumulate_steps=parts, prepare_source=COLORS,
             )
             found.append(jax.device_get(quick_jit(step)(state, data)))
         (whole, losses_of_whole), *accumulated = found
@@ -214,7 +220,8 @@ def test_parts_one_after_another_make_the_update_of_the_whole_batch(target_loss)
 
 def test_running_statistics_move_by_each_part_once(probe_state):
     data = batch(4)
-    step = make_source_step(model=Probe(), tx=OPTIMIZER, prepare=plain, accumulate_steps=2)
+    step = make_source_step(
+        model=Probe(), tx=OPTIMIZER, prepare_source=plain, accumulate_steps=2)
     after, _ = quick_jit(step)(probe_state, data)
     first, second = (np.asarray(to_network_input(data["source_image"][part])).mean((0, 1, 2))
                      for part in (slice(0, 2), slice(2, 4)))
@@ -277,10 +284,72 @@ def test_the_domains_draw_independently(probe_state):
         metrics = quick_jit(step)(probe_state, data)[1]
         return float(metrics["loss_source"]), float(metrics["loss_target"])
 
-    source, target = run(prepare=plain)
+    source, target = run(prepare_source=plain, prepare_target=plain)
     assert source == pytest.approx(target, rel=1e-6)
     source, target = run()
     assert source != pytest.approx(target, rel=1e-5)
+
+
+# --- colours on the source
+
+@pytest.fixture(scope="module")
+def colored():
+    """Images as the networks of the three steps see them, without and with other colours."""
+    data = batch(4)
+    data["target_image"] = np.random.default_rng(5).integers(0, 256, (4, 33, 49, 3), np.uint8)
+    kept = {}
+
+    def keep(name):
+        def record(image):
+            kept[name].append(np.asarray(image))
+
+        def see(prepare):
+            def wrapped(key, image, **place):
+                found = prepare(key, image, **place)
+                jax.debug.callback(record, found)
+                return found
+            return wrapped
+
+        kept[name] = []
+        return see
+
+    def run(name, factory, prepare_source, **options):
+        see_source, see_target = keep(f"{name} source"), keep(f"{name} target")
+        with_target = factory is not make_source_step
+        if factory is make_classmix_step:
+            options["strengthen"] = keep(f"{name} mix")(plain)
+        step = factory(
+            model=Probe(), tx=OPTIMIZER, prepare_source=see_source(prepare_source), **options,
+            **({"prepare_target": see_target(augment)} if with_target else {}))
+        state = create_state(variables(Probe()), OPTIMIZER, with_teacher=True)
+        jax.block_until_ready(quick_jit(step)(state, data))
+        jax.effects_barrier()
+
+    ways = {"source": make_source_step, "mixing": make_classmix_step,
+            "adaptation": partial(make_adaptation_step, target_loss=losses.maxsquare)}
+    for name, factory in ways.items():
+        run(f"{name} plain", factory, augment)
+        run(f"{name} colors", factory, COLORS)
+    return data, {name: images[0] for name, images in kept.items() if images}
+
+
+@pytest.mark.parametrize("way", ["source", "adaptation", "mixing"])
+def test_every_way_of_training_sees_the_source_in_other_colors(colored, way):
+    """The draws of (seed, step) and the stream of the source's images."""
+    data, seen = colored
+    expected = prepared(COLORS, Stream.SOURCE_IMAGE, jnp.asarray(0), data["source_image"], seed=0,
+                        axis_name=None)
+    np.testing.assert_allclose(seen[f"{way} colors source"], expected, atol=1e-3)
+    changed = np.abs(seen[f"{way} colors source"] - seen[f"{way} plain source"]).max((1, 2, 3)) > 1
+    assert changed.any()
+
+
+@pytest.mark.parametrize("image", ["adaptation {} target", "mixing {} target", "mixing {} mix"])
+def test_neither_the_target_nor_the_mix_is_in_other_colors(colored, image):
+    """The pasted parts come from the source image as it is in the batch, as in DACS's release."""
+    _, seen = colored
+    np.testing.assert_array_equal(
+        seen[image.format("colors")], seen[image.format("plain")])
 
 
 # --- prediction and evaluation

@@ -59,7 +59,7 @@ def our_step(pair: Pair, tx, options: dict, threshold: float):
             teacher_mode="eval" if options.get("teacher_evaluation") else "train",
             weight="pixel" if options.get("weight_per_pixel") else "share",
             restitution_weight=RESTITUTION if pair.phi else 0.0,
-            prepare=take_as_is, strengthen=take_as_is,
+            prepare_source=take_as_is, prepare_target=take_as_is, strengthen=take_as_is,
             choose_classes=lambda key, label, **_: chosen,
         )
         return made(state, batch)

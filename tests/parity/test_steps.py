@@ -52,14 +52,15 @@ def check_recipe(recipe, checkpoints=(1, 3, 20), **size):
         repeated_updates=options["repeated_updates"], train_snr=options["train_snr"],
         multi_level=multi, head_branches=options["head_branches"])
     tx = optim.sgd(optim.poly_schedule(BASE_RATE, MAX_ITERATIONS), groups)
-    ours = {"model": pair.model, "tx": tx, "prepare": take_as_is,
+    ours = {"model": pair.model, "tx": tx, "prepare_source": take_as_is,
             "restitution_weight": RESTITUTION * options["restitution"],
             "freeze_bn": options["freeze_bn"]}
     theirs = {name: options[name] for name in ("repeated_updates", "train_snr", "freeze_bn")}
     theirs |= {"phi": pair.phi, "restitution_weight": RESTITUTION}
     if target_loss:
         step = steps.make_adaptation_step(
-            **ours, target_loss=losses.TARGET_LOSSES[target_loss], lambda_target=LAMBDA_TARGET,
+            **ours, prepare_target=take_as_is,
+            target_loss=losses.TARGET_LOSSES[target_loss], lambda_target=LAMBDA_TARGET,
             lambda_seg=LAMBDA_SEG * multi, guidance_threshold=THRESHOLD)
         theirs |= {"target_loss": torch_twin.TARGET_LOSSES[target_loss], "multi": multi,
                    "lambda_target": LAMBDA_TARGET, "lambda_seg": LAMBDA_SEG,

@@ -17,7 +17,7 @@ MIXED = {
     "loss.target": "classmix", "loss.lambda_target": 1.0, "mix.threshold": 0.055,
     "data.crop": (33, 49), "data.scale_range": (0.75, 1.5), "num_steps": 12,
     "eval_every_steps": 6, "checkpoint_every_steps": 5, "source.rare_class_temperature": 0.01,
-    "source.rare_class_pixels": 1,
+    "source.rare_class_pixels": 1, "data.jitter": "robustnet", "data.strong_blur": True,
 }  # fmt: skip
 
 
