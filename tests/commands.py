@@ -1,10 +1,15 @@
 """A tiny network and its command lines, for the tests that run whole commands."""
 
 import logging
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,6 +63,17 @@ def once(runs, name, command, train_flags, tmp_path_factory, config, overrides) 
         assert result.code == 0, result
         runs[name] = Run(workdir, arguments, result.out, result.err)
     return runs[name]
+
+
+def bound_by_permissions() -> list[str]:
+    """What begins a command line for permissions to bind it, root's too; skips without a way."""
+    if os.getuid():
+        return []
+    capabilities = "-dac_override,-dac_read_search"
+    drop = ["setpriv", "--bounding-set", capabilities, "--inh-caps", capabilities]
+    if not shutil.which("setpriv") or subprocess.run([*drop, "true"]).returncode:
+        pytest.skip("root may read everything, and cannot leave that off here")
+    return drop
 
 
 @contextmanager
