@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scripts import prepare_data
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE
 from snr_jax.data.domains import DOMAINS, create_domain
@@ -220,6 +221,25 @@ def test_other_arguments_are_refused(root, tmp_path, options):
         prepare(root, tmp_path, **options)
     prepare(root, tmp_path)  # the same: nothing is done
     assert before == {file: file.stat().st_mtime_ns for file in path.iterdir()}
+
+
+@pytest.mark.parametrize("sides", [
+    "32,65", "33,32", "8193,65", "33,8193", "0,65", "-33,65", "33", "33,65,3", "33,x", "33.5,65",
+])
+def test_sides_that_no_image_may_have(sides, tmp_path, capsys):
+    argv = ["prepare_data", "--domain=gta5", f"--dir={tmp_path}", f"--out={tmp_path}/out"]
+    assert prepare_data.main([*argv, f"--size={sides}"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --size is {sides}; expected HEIGHT,WIDTH, 2 values in order, each a whole number, "
+        "33 to 8192, as --size 720,1280\n")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sides", ["33,8192", "8192,33"])
+def test_sides_at_the_bounds(sides, tmp_path, capsys):
+    argv = ["prepare_data", "--domain=gta5", f"--dir={tmp_path}", f"--out={tmp_path}/out"]
+    assert prepare_data.main([*argv, f"--size={sides}"]) == 2
+    assert "--size" not in (told := capsys.readouterr().err) and str(tmp_path) in told
 
 
 def test_no_split_is_refused(root, tmp_path):
