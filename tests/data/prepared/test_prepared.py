@@ -230,8 +230,8 @@ def test_sides_that_no_image_may_have(sides, tmp_path, capsys):
     argv = ["prepare_data", "--domain=gta5", f"--dir={tmp_path}", f"--out={tmp_path}/out"]
     assert prepare_data.main([*argv, f"--size={sides}"]) == 2
     assert capsys.readouterr().err == (
-        f"error: --size is {sides}; expected HEIGHT,WIDTH, 2 values in order, each a whole number, "
-        "33 to 8192, as --size 720,1280\n")
+        f"error: --size is {sides}; expected HEIGHT,WIDTH, 2 whole numbers, 33 to 8192, as "
+        "--size 720,1280\n")
     assert not any(tmp_path.iterdir())
 
 
