@@ -30,6 +30,7 @@ TINY = {
     "eval.num_pictures": 1,
 }
 GENERALISE, ADAPT = "configs/gta5_dg.py", "configs/gta2city_uda.py"
+PATTERN = "out[1]*?\\d"  # a folder's name that libraries may read as a pattern of names
 # Compiling dominates these tests: half of it without optimisation, most of it from a cache.
 FAST = {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0.0}
 

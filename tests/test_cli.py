@@ -14,7 +14,7 @@ from snr_jax.config import keys
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.state import initial_variables
 from snr_jax.workdir import checkpoints
-from tests.commands import FAST, ROOT, TINY, bound_by_permissions, config_flags
+from tests.commands import FAST, PATTERN, ROOT, TINY, bound_by_permissions, config_flags
 
 DG = str(ROOT / "configs/gta5_dg.py")
 FLAGS = flags.FlagValues()
@@ -285,6 +285,28 @@ def test_a_run_in_a_folder_that_is_a_pattern(refused, train_flags, tmp_path):
     error = refused("main", *train_flags(DG, tmp_path / "exp[1]"))
     assert f"{tmp_path}/exp[1] holds [, for which nothing" in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["evaluate", "predict", "doctor"])
+def test_results_in_a_folder_that_is_a_pattern(module, command, data_root, tmp_path):
+    model = DeepLab(stage_sizes=(1, 1, 1, 1), width=4)
+    meta = {"model": architecture(model), "source": {}}
+    checkpoints.save_variables(tmp_path / "network", initial_variables(model, 0), meta)
+    network, out = ["--checkpoint", tmp_path / "network"], tmp_path / PATTERN
+    words, files = {
+        "evaluate": ([*network, "--out", out, "--config", DG, "--protocol=network", "--flip=no",
+                      *config_flags(TINY | {"data.root": data_root})],
+                     {"evaluation.json", "predictions.png"}),
+        "predict": ([*network, "--out", out, "--images", data_root / "GTA5/images/00001.png",
+                     "--size=33,65"],
+                    {f"00001_{kind}.png" for kind in ("color", "overlay", "trainIds", "labelIds")}),
+        "doctor": (["--domain=gta5", "--dir", data_root / "GTA5", "--stats", out / "stats.json",
+                    "--html", out / "found.html"], {"stats.json", "found.html"}),
+    }[module]
+    result = command(module, *words)
+    assert result.code == 0, result
+    assert {path.name for path in out.iterdir()} == files
+    assert {path.name for path in tmp_path.iterdir()} == {"network", PATTERN}
 
 
 def test_another_package_configs(tmp_path):

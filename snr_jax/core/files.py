@@ -11,7 +11,7 @@ from pathlib import Path
 from snr_jax.core.errors import UserError
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|(gs|s3|hdfs|https?|file):/", re.IGNORECASE)
-_PATTERN = "[*?\\"  # what a library that looks for names in a folder reads as a pattern of them
+_PATTERN = "[*?\\"  # what Orbax, which looks for names in a folder, reads as a pattern of them
 
 
 def user_path(text: str) -> str:
@@ -42,7 +42,7 @@ def refuse_pattern(path: str | os.PathLike) -> None:
     if odd:
         raise UserError(
             f"{whole} holds {odd}, for which nothing that is saved there could be read again: the "
-            "libraries that write it take it for a pattern of names. Choose a path without "
+            "library that writes it takes that for a pattern of names. Choose a path without "
             f"{' '.join(_PATTERN)}"
         )
 

@@ -25,7 +25,7 @@ from snr_jax.runs import network
 from snr_jax.weights.conversion import fold_torchvision_input
 from snr_jax.weights.torch_names import from_torch, to_torch
 from snr_jax.workdir.checkpoints import load_variables, save_variables
-from tests.commands import said
+from tests.commands import PATTERN, said
 
 TINY = {"stage_sizes": (1, 1, 1, 1), "width": 4, "num_classes": 13}
 SNR_NAMES = [*(f"IN{k}.{leaf}" for k in (1, 2, 3) for leaf in ("weight", "bias")),
@@ -504,6 +504,17 @@ def test_export_leaves_out_the_restitution_classifiers(tmp_path, capsys):
     assert code == 0 and "restitution" in out
     exported = torch.load(tmp_path / "out.pth", weights_only=True)
     torch_twin.DeepLab(**TINY).load_state_dict(exported, strict=True)
+
+
+def test_from_and_to_a_folder_that_is_a_pattern(tmp_path, capsys):
+    """PyTorch's files may lie there; a checkpoint could not be read again."""
+    odd = tmp_path / PATTERN
+    odd.mkdir()
+    assert convert(capsys, twin(), odd)[0] == 2  # writes to odd / "out"
+    assert run(capsys, odd / "in.pth", tmp_path / "out")[0] == 0
+    assert run(capsys, "--export", tmp_path / "out", odd / "out.pth")[0] == 0
+    assert_same_tensors(torch.load(odd / "in.pth"), torch.load(odd / "out.pth"))
+    assert {path.name for path in odd.iterdir()} == {"in.pth", "out.pth"}
 
 
 def test_exporting_four_branches_is_asked_for(tmp_path, capsys):

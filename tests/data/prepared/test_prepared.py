@@ -22,6 +22,7 @@ from snr_jax.data.prepared import spread, writing
 from snr_jax.data.prepared.reading import RECORD, open_prepared
 from snr_jax.data.samples import list_samples
 from snr_jax.workdir import record
+from tests.commands import PATTERN
 from tests.data.tiny_sets import write_cityscapes, write_gta5
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -83,6 +84,14 @@ def test_the_stream_is_that_of_the_files(folder, root, options):
         assert one.keys() == other.keys()
         for key in one:
             assert one[key].dtype == other[key].dtype and np.array_equal(one[key], other[key])
+
+
+def test_in_a_folder_that_is_a_pattern(root, tmp_path):
+    prepare(root, tmp_path / PATTERN)
+    samples, labels, prepared = opened(tmp_path / PATTERN, root)
+    expected = batches(samples, labels)
+    for one, other in zip(batches(samples, labels, prepared=prepared), expected, strict=True):
+        assert all(np.array_equal(one[key], other[key]) for key in other)
 
 
 def test_the_record_of_a_run_is_that_of_the_files(folder, root):
