@@ -18,7 +18,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from snr_jax.core.errors import Stopped, UserError
-from snr_jax.core.files import user_path
+from snr_jax.core.files import closed_folder, user_path
 from snr_jax.core.progress import log_on_terminal
 
 logger = logging.getLogger("snr_jax.cli")
@@ -208,7 +208,9 @@ def _answered(command: Callable[[], int | None]) -> int:
         if error.errno not in _OF_THE_SYSTEM:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        remedy = "Choose another folder, or mend this and start the same command again"
+        closed = closed_folder(error.filename) if isinstance(error.filename, str) else None
+        mend = f"open the folder {closed} (chmod +rx {closed})" if closed else "mend this"
+        remedy = f"Choose another folder, or {mend} and start the same command again"
         return _refuse(f"{where}{error.strerror}. {remedy}")
     except Stopped as stopped:
         print(stopped, file=sys.stderr, flush=True)

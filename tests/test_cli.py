@@ -1,6 +1,7 @@
 """Command lines: what --config.KEY=VALUE sets, where a file may lie, the compilation cache."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -307,6 +308,22 @@ def test_results_in_a_folder_that_is_a_pattern(module, command, data_root, tmp_p
     assert result.code == 0, result
     assert {path.name for path in out.iterdir()} == files
     assert {path.name for path in tmp_path.iterdir()} == {"network", PATTERN}
+
+
+@pytest.mark.parametrize("module", ["doctor", "predict"])
+def test_a_folder_that_may_be_listed_and_not_entered(module, data_root, tmp_path):
+    shutil.copytree(data_root / "GTA5", tmp_path / "GTA5")
+    closed = tmp_path / "GTA5/images"
+    words = {"doctor": ["--domain=gta5", "--dir", tmp_path / "GTA5"],
+             "predict": ["--images", tmp_path / "GTA5", "--checkpoint=x", "--out=y"]}[module]
+    closed.chmod(0o444)
+    process = subprocess.run(
+        [*bound_by_permissions(), sys.executable, "-m", f"snr_jax.{module}", *map(str, words)],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.returncode == 2 and process.stderr == (
+        f"error: {closed}/00001.png: Permission denied. Choose another folder, or open the folder "
+        f"{closed} (chmod +rx {closed}) and start the same command again\n")
 
 
 def test_another_package_configs(tmp_path):

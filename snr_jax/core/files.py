@@ -47,6 +47,18 @@ def refuse_pattern(path: str | os.PathLike) -> None:
         )
 
 
+def closed_folder(path: str | os.PathLike) -> Path | None:
+    """The folder on the way to a path, or it itself, that may not be both read and entered.
+
+    One of r-- alone tells its names and none of its files.
+    """
+    path = Path(path).absolute()
+    ways = ((folder, os.X_OK) for folder in reversed(path.parents))
+    found = (folder for folder, right in (*ways, (path, os.R_OK | os.X_OK))
+             if os.path.isdir(folder) and not os.access(folder, right))
+    return next(found, None)
+
+
 @contextmanager
 def written_whole(path: str | os.PathLike, mark: str = "") -> Iterator[Path]:
     """Yields the name, in the same folder, under which a file or folder is to be written.
