@@ -3,19 +3,25 @@
 import contextlib
 import copy
 import errno
+import glob
+import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from absl import flags, logging
+from absl import flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from snr_jax.core.errors import Stopped, UserError
-from snr_jax.core.files import user_path
+from snr_jax.core.files import closed_folder, user_path
 from snr_jax.core.progress import log_on_terminal
+
+logger = logging.getLogger("snr_jax.cli")
 
 # What the system says of a disk or a path that the user chose, not of a fault in the program.
 _OF_THE_SYSTEM = (
@@ -80,14 +86,61 @@ def use_compilation_cache(args: flags.FlagValues) -> None:
     import jax  # not above: the demo listens to signals before seconds of imports
 
     flag = args["compilation_cache"]
-    if not flag.present and jax.config.jax_compilation_cache_dir:
-        return
-    folder = Path(user_path(flag.value)).absolute()
+    told = None if flag.present else jax.config.jax_compilation_cache_dir
+    name, value = ("JAX_COMPILATION_CACHE_DIR", told) if told else (f"--{flag.name}", flag.value)
+    folder = Path(told or user_path(value)).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
-        raise UserError(f"--compilation_cache {flag.value}: {there} is a file; expected a folder, "
-                        "or nothing for none")
-    jax.config.update("jax_compilation_cache_dir", str(folder) if flag.value else None)
+        raise UserError(f"{name} {value}: {there} is a file; expected a folder, or nothing for "
+                        "none")
+    if not told:
+        jax.config.update("jax_compilation_cache_dir", str(folder) if value else None)
+
+
+@contextlib.contextmanager
+def _cache_mended() -> Iterator[None]:
+    """Within the block what JAX warns of its cache is one line, and a damaged program is removed.
+
+    JAX compiles it anew, but writes over no file, and would warn at every start.
+    """
+    known = re.compile(r"Error (read|writ)ing persistent compilation cache entry for '(.*?)': (.*)")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", known.pattern)
+        show, unusable = warnings.showwarning, False
+
+        def mend(message: Warning | str, *rest: Any, **more: Any) -> None:
+            nonlocal unusable
+            found = known.match(str(message))
+            if found is None:
+                show(message, *rest, **more)
+            elif found[1] == "read" and _remove_programs(found[2]):
+                logger.warning("the compilation cache held a damaged program, %s (%s): removed, "
+                               "and made anew", *found.groups()[1:])
+            elif not unusable:
+                unusable = True
+                logger.warning("the compilation cache %s cannot be used (%s); programs are made "
+                               "anew at every start. --compilation_cache chooses another folder",
+                               _cache_folder(), found[3])
+
+        warnings.showwarning = mend
+        yield
+
+
+def _cache_folder() -> Path:
+    import jax
+
+    return Path(jax.config.jax_compilation_cache_dir)
+
+
+def _remove_programs(name: str) -> bool:
+    """Removes a program's files, of every form that it has had; whether there was one."""
+    files = list(_cache_folder().glob(f"{glob.escape(name)}-*cache"))  # NAME-HASH-cache
+    try:
+        for file in files:
+            file.unlink(missing_ok=True)  # another process may have met it as well
+    except OSError:
+        return False
+    return bool(files)
 
 
 def run(
@@ -147,7 +200,7 @@ def run_command(command: Callable[[], int | None]) -> int:
 def _answered(command: Callable[[], int | None]) -> int:
     try:
         _quiet_libraries()
-        with log_on_terminal():
+        with log_on_terminal(), _cache_mended():
             return command() or 0
     except UserError as error:
         return _refuse(str(error))
@@ -155,7 +208,9 @@ def _answered(command: Callable[[], int | None]) -> int:
         if error.errno not in _OF_THE_SYSTEM:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        remedy = "Choose another folder, or mend this and start the same command again"
+        closed = closed_folder(error.filename) if isinstance(error.filename, str) else None
+        mend = f"open the folder {closed} (chmod +rx {closed})" if closed else "mend this"
+        remedy = f"Choose another folder, or {mend} and start the same command again"
         return _refuse(f"{where}{error.strerror}. {remedy}")
     except Stopped as stopped:
         print(stopped, file=sys.stderr, flush=True)
@@ -221,7 +276,7 @@ def _refuse(message: str) -> int:
 
 def _quiet_libraries() -> None:
     """Orbax and TensorStore raise their errors, and print the tracebacks besides."""
-    logging.set_verbosity(logging.FATAL)
+    absl_logging.set_verbosity(absl_logging.FATAL)
     default = sys.unraisablehook
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:

@@ -1,10 +1,15 @@
 """A tiny network and its command lines, for the tests that run whole commands."""
 
 import logging
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,6 +30,7 @@ TINY = {
     "eval.num_pictures": 1,
 }
 GENERALISE, ADAPT = "configs/gta5_dg.py", "configs/gta2city_uda.py"
+PATTERN = "out[1]*?\\d"  # a folder's name that libraries may read as a pattern of names
 # Compiling dominates these tests: half of it without optimisation, most of it from a cache.
 FAST = {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0.0}
 
@@ -58,6 +64,17 @@ def once(runs, name, command, train_flags, tmp_path_factory, config, overrides) 
         assert result.code == 0, result
         runs[name] = Run(workdir, arguments, result.out, result.err)
     return runs[name]
+
+
+def bound_by_permissions() -> list[str]:
+    """What begins a command line for permissions to bind it, root's too; skips without a way."""
+    if os.getuid():
+        return []
+    capabilities = "-dac_override,-dac_read_search"
+    drop = ["setpriv", "--bounding-set", capabilities, "--inh-caps", capabilities]
+    if not shutil.which("setpriv") or subprocess.run([*drop, "true"]).returncode:
+        pytest.skip("root may read everything, and cannot leave that off here")
+    return drop
 
 
 @contextmanager

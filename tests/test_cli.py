@@ -1,8 +1,10 @@
 """Command lines: what --config.KEY=VALUE sets, where a file may lie, the compilation cache."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -13,7 +15,7 @@ from snr_jax.config import keys
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.state import initial_variables
 from snr_jax.workdir import checkpoints
-from tests.commands import FAST, ROOT, TINY, config_flags
+from tests.commands import FAST, PATTERN, ROOT, TINY, bound_by_permissions, config_flags
 
 DG = str(ROOT / "configs/gta5_dg.py")
 FLAGS = flags.FlagValues()
@@ -141,6 +143,69 @@ def test_a_cache_that_is_a_file(module, below, refused, setting, tmp_path):
                      "file; expected a folder, or nothing for none")
 
 
+def test_a_file_that_jax_is_told_as_its_cache(refused, setting, tmp_path):
+    (tmp_path / "file").touch()
+    jax.config.update("jax_compilation_cache_dir", f"{tmp_path}/file/a")
+    assert refused("main", "--config", DG) == (
+        f"error: JAX_COMPILATION_CACHE_DIR {tmp_path}/file/a: {tmp_path}/file is a file; expected "
+        "a folder, or nothing for none")
+
+
+COMPILING = """
+import os, sys
+from absl import flags
+from snr_jax import cli
+def command(args):
+    cli.use_compilation_cache(args)
+    import jax
+    print(jax.jit(lambda x: x + 1)(1.0))
+FLAGS = flags.FlagValues()
+cli.define_compilation_cache(FLAGS)
+sys.exit(cli.run(None, FLAGS, "A test.", command))
+"""
+
+
+def _compiled(folder: Path, *before: str) -> str:
+    """What a process says that compiles a program with this cache; before: of its command line."""
+    process = subprocess.run(
+        [*before, sys.executable, "-c", COMPILING, "--compilation_cache", str(folder)],
+        cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, **{k.upper(): str(v) for k, v in FAST.items()},
+             "PYTHONPATH": str(ROOT)},
+    )
+    assert process.returncode == 0 and process.stderr == "", process.stderr
+    assert process.stdout.endswith("2.0\n")
+    return process.stdout.removesuffix("2.0\n")
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:90], lambda whole: b"", lambda whole: (
+    whole[:300] + bytes([whole[300] ^ 1]) + whole[301:])])
+def test_a_damaged_program_is_replaced(damage, tmp_path):
+    assert _compiled(tmp_path) == ""
+    wholes = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert wholes
+    for path, whole in wholes.items():
+        path.write_bytes(damage(whole))
+    said = _compiled(tmp_path)
+    assert said.count("WARNING: the compilation cache held a damaged program, jit_") > 0
+    assert said.count("\n") == said.count(": removed, and made anew\n") <= len(wholes)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in wholes}
+    assert _compiled(tmp_path) == ""
+
+
+@pytest.mark.parametrize("holds", ["nothing", "damage", "no folder"])
+def test_a_cache_that_cannot_be_written(holds, tmp_path):
+    folder = tmp_path if holds != "no folder" else tmp_path / "a"
+    if holds == "damage":
+        _compiled(tmp_path)
+        for path in tmp_path.iterdir():
+            path.write_bytes(b"")
+    tmp_path.chmod(0o555)
+    said = _compiled(folder, *bound_by_permissions())
+    assert said.startswith(f"WARNING: the compilation cache {folder} cannot be used (")
+    assert said.count("\n") == 1
+
+
 def test_importing_sets_no_cache():
     doors = [path.stem for path in (ROOT / "snr_jax").glob("*.py") if path.stem != "__init__"]
     program = "\n".join(f"import snr_jax.{door}" for door in doors)
@@ -221,6 +286,44 @@ def test_a_run_in_a_folder_that_is_a_pattern(refused, train_flags, tmp_path):
     error = refused("main", *train_flags(DG, tmp_path / "exp[1]"))
     assert f"{tmp_path}/exp[1] holds [, for which nothing" in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["evaluate", "predict", "doctor"])
+def test_results_in_a_folder_that_is_a_pattern(module, command, data_root, tmp_path):
+    model = DeepLab(stage_sizes=(1, 1, 1, 1), width=4)
+    meta = {"model": architecture(model), "source": {}}
+    checkpoints.save_variables(tmp_path / "network", initial_variables(model, 0), meta)
+    network, out = ["--checkpoint", tmp_path / "network"], tmp_path / PATTERN
+    words, files = {
+        "evaluate": ([*network, "--out", out, "--config", DG, "--protocol=network", "--flip=no",
+                      *config_flags(TINY | {"data.root": data_root})],
+                     {"evaluation.json", "predictions.png"}),
+        "predict": ([*network, "--out", out, "--images", data_root / "GTA5/images/00001.png",
+                     "--size=33,65"],
+                    {f"00001_{kind}.png" for kind in ("color", "overlay", "trainIds", "labelIds")}),
+        "doctor": (["--domain=gta5", "--dir", data_root / "GTA5", "--stats", out / "stats.json",
+                    "--html", out / "found.html"], {"stats.json", "found.html"}),
+    }[module]
+    result = command(module, *words)
+    assert result.code == 0, result
+    assert {path.name for path in out.iterdir()} == files
+    assert {path.name for path in tmp_path.iterdir()} == {"network", PATTERN}
+
+
+@pytest.mark.parametrize("module", ["doctor", "predict"])
+def test_a_folder_that_may_be_listed_and_not_entered(module, data_root, tmp_path):
+    shutil.copytree(data_root / "GTA5", tmp_path / "GTA5")
+    closed = tmp_path / "GTA5/images"
+    words = {"doctor": ["--domain=gta5", "--dir", tmp_path / "GTA5"],
+             "predict": ["--images", tmp_path / "GTA5", "--checkpoint=x", "--out=y"]}[module]
+    closed.chmod(0o444)
+    process = subprocess.run(
+        [*bound_by_permissions(), sys.executable, "-m", f"snr_jax.{module}", *map(str, words)],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.returncode == 2 and process.stderr == (
+        f"error: {closed}/00001.png: Permission denied. Choose another folder, or open the folder "
+        f"{closed} (chmod +rx {closed}) and start the same command again\n")
 
 
 def test_another_package_configs(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from snr_jax.core.errors import UserError
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|(gs|s3|hdfs|https?|file):/", re.IGNORECASE)
-_PATTERN = "[*?\\"  # what a library that looks for names in a folder reads as a pattern of them
+_PATTERN = "[*?\\"  # what Orbax, which looks for names in a folder, reads as a pattern of them
 
 
 def user_path(text: str) -> str:
@@ -42,9 +42,21 @@ def refuse_pattern(path: str | os.PathLike) -> None:
     if odd:
         raise UserError(
             f"{whole} holds {odd}, for which nothing that is saved there could be read again: the "
-            "libraries that write it take it for a pattern of names. Choose a path without "
+            "library that writes it takes that for a pattern of names. Choose a path without "
             f"{' '.join(_PATTERN)}"
         )
+
+
+def closed_folder(path: str | os.PathLike) -> Path | None:
+    """The folder on the way to a path, or it itself, that may not be both read and entered.
+
+    One of r-- alone tells its names and none of its files.
+    """
+    path = Path(path).absolute()
+    ways = ((folder, os.X_OK) for folder in reversed(path.parents))
+    found = (folder for folder, right in (*ways, (path, os.R_OK | os.X_OK))
+             if os.path.isdir(folder) and not os.access(folder, right))
+    return next(found, None)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import closed_folder
 
 Pairs = dict[str, tuple[Path, Path | None]]  # id → (image, label), whether the files exist or not
 Stars = tuple[str, ...]  # what the stars of a pattern stand for
@@ -106,6 +107,7 @@ def is_folder(path: Path) -> bool:
 
 
 def _closed(folder: Path, error: OSError) -> UserError:
+    folder = closed_folder(folder) or folder
     return UserError(
         f"the folder {folder} cannot be read: {error.strerror}. Mend its permissions (chmod -R "
         "u+rX), or the disk"

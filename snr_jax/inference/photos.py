@@ -1,5 +1,6 @@
 """Image files of a user's folders, and the files of their results."""
 
+import errno
 import fnmatch
 import glob
 import itertools
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.files import written_whole
+from snr_jax.core.files import closed_folder, written_whole
 from snr_jax.core.labels import Classes, train_id_to_label_id
 from snr_jax.report.pictures import colorize, overlay
 
@@ -68,10 +69,16 @@ def _matching(pattern: str, root: Path) -> list[Path]:
         found = [path for path in files if fnmatch.fnmatchcase(str(path), anywhere)]
     else:
         found = sorted(map(Path, glob.glob(pattern)))
+    if not found and (closed := closed_folder(pattern)):
+        raise _closed(closed, os.strerror(errno.EACCES))
     if not found:
         kind = "nothing that matches" if glob.has_magic(pattern) else "no folder"
         raise UserError(f"--images: there is {kind} {pattern}")
     return found
+
+
+def _closed(folder: Path, why: str) -> UserError:
+    return UserError(f"--images: {folder} cannot be read: {why}. Mend its permissions (chmod +rx)")
 
 
 def _read_folders(chosen: Sequence[Path], out: Path | None) -> tuple[list[Path], list[Path]]:
@@ -98,7 +105,7 @@ def _read_folders(chosen: Sequence[Path], out: Path | None) -> tuple[list[Path],
         try:
             inside = sorted(path.iterdir())
         except OSError as error:
-            raise UserError(f"--images: {path} cannot be read: {error.strerror}") from None
+            raise _closed(path, error.strerror) from None
         linked = [each for each in inside if each.is_symlink() and each.is_dir()]
         links += linked
         todo += sorted(set(inside) - set(linked), reverse=True)

@@ -79,6 +79,8 @@ def look(splits: Mapping[str, Split]) -> None:
             if role == "source":
                 warnings += data_look.look_at_prepared(
                     split.prepared, len(split.samples), split.labels)
+            warnings += data_look.look_at_sizes(
+                split.labels.domain, split.samples, split.prepared.sizes, split.size)
             continue
         show = make_progress(f"a look at {role}: images", logger)
         warnings += data_look.look(

@@ -13,7 +13,7 @@ from snr_jax.core import losses
 from snr_jax.core.augment import to_network_input
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import Output
-from snr_jax.core.steps import Batch, Term, Terms, View, view_gradients
+from snr_jax.core.steps import Batch, Term, Terms, View, view_gradients, within
 from snr_jax.runs import experiment, network
 from snr_jax.workdir import checkpoints
 
@@ -38,6 +38,8 @@ def gradient_norms(config: ConfigDict, checkpoint: str, batches: int) -> dict[st
         def of_batch(batch: Batch) -> jax.Array:
             part = {"image": to_network_input(batch[f"{domain}_image"]),
                     "label": batch["source_label"]}
+            if f"{domain}_extent" in batch:
+                part["extent"] = batch[f"{domain}_extent"]
             gradients, _, _ = view_gradients(
                 model, variables["params"], variables["batch_stats"], View(part, terms))
             return optax.global_norm(gradients)
@@ -48,7 +50,11 @@ def gradient_norms(config: ConfigDict, checkpoint: str, batches: int) -> dict[st
         return {"loss": Term(1.0, losses.cross_entropy(output.main, part["label"]))}
 
     def target_terms(loss: Callable) -> Callable[[Output, Batch], Terms]:
-        return lambda output, part: {"loss": Term(1.0, loss(output.main))}
+        def of_target(output: Output, part: Batch) -> Terms:
+            is_image = within(part.get("extent"), output.main.shape[1:3])
+            return {"loss": Term(1.0, loss(output.main, is_image))}
+
+        return of_target
 
     norms = {"cross_entropy": norm("source", cross_entropy)} | {
         name: norm("target", target_terms(loss)) for name, loss in losses.TARGET_LOSSES.items()

@@ -29,7 +29,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.files import refuse_pattern
+from snr_jax.core.files import closed_folder, refuse_pattern
 from snr_jax.process.several import raise_if_lost, root_of
 from snr_jax.workdir import metas
 
@@ -147,7 +147,9 @@ def find(path: str | os.PathLike) -> Checkpoint:
         if meant is None and start.is_symlink() and not start.exists():
             raise FileNotFoundError(f"it is a link to {start.readlink()}, which is not there")
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {reason_of(error)}") from error
+        closed = error.filename and closed_folder(error.filename)
+        remedy = f". Mend the permissions of the folder {closed} (chmod +rx)" if closed else ""
+        raise UserError(f"{path} cannot be read: {reason_of(error)}{remedy}") from error
     if meant is None:
         raise UserError(
             f"{path} holds no checkpoint. Expected the folder of a run (--workdir), one of its "

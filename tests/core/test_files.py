@@ -2,11 +2,14 @@
 
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import refuse_pattern, user_path, write_text, written_whole
+from tests.commands import ROOT, bound_by_permissions
 
 
 def test_a_file_has_its_name_when_it_is_whole(tmp_path):
@@ -84,3 +87,23 @@ def test_a_folder_below_one_that_is_read_as_a_pattern(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"exp\[1\]/runs/a holds \[, for which nothing"):
         refuse_pattern("runs/a")
     refuse_pattern(tmp_path / "a")
+
+
+def test_the_folder_that_may_not_be_entered(tmp_path):
+    """Of r--, of --x (read is asked of the last one alone), and of none."""
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    (tmp_path / "a/b/c/file").touch()
+    told = {}
+    for rights in (0o444, 0o111, 0o000, 0o755):
+        (tmp_path / "a/b").chmod(rights)
+        paths = [str(tmp_path / inner) for inner in ("a", "a/b", "a/b/c", "a/b/c/file", "a/b/none")]
+        program = (f"from snr_jax.core.files import closed_folder\n"
+                   f"for path in {paths}: print(closed_folder(path))")
+        told[rights] = subprocess.run(
+            [*bound_by_permissions(), sys.executable, "-c", program], cwd=ROOT, text=True,
+            capture_output=True, check=True).stdout.split()
+    closed, none = str(tmp_path / "a/b"), "None"
+    assert told == {
+        0o444: [none, closed, closed, closed, closed], 0o111: [none, closed, none, none, none],
+        0o000: [none, closed, closed, closed, closed], 0o755: [none] * 5,
+    }

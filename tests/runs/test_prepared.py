@@ -6,9 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from configs import gta2city_uda
 from snr_jax.data.domains import create_domain
 from snr_jax.data.prepared import spread, writing
+from snr_jax.data.prepared.reading import RECORD
+from snr_jax.runs import experiment
 from snr_jax.workdir import checkpoints, record
+from tests.commands import said
 
 ADAPT = "configs/gta2city_uda.py"
 SHORT = {"num_steps": 4, "checkpoint_every_steps": 2, "eval_every_steps": 4,
@@ -63,6 +67,45 @@ def test_random_scales_run_and_are_not_those_of_the_files(
     assert weights(stored) != weights(files)
     told = refused("main", *train_flags(ADAPT, files, {**scales, "data.prepared": prepared}))
     assert "data of source.resized_from: None there, [33, 65] now" in told
+
+
+def test_images_that_the_size_squeezes_are_said(data_root, tmp_path, monkeypatch):
+    """When they are prepared, again too, and by every run from them, for source and target."""
+    monkeypatch.setattr(spread, "ProcessPoolExecutor", lambda workers, *_: ThreadPoolExecutor(1))
+
+    def prepare(name: str, folder: str) -> list[str]:
+        with said() as lines:
+            writing.prepare(
+                create_domain(name, data_root / folder), tmp_path, splits=["train"], size=(65, 33),
+                images="png", workers=1, identify=record.identity,
+            )
+        return doubts(lines)
+
+    def doubts(lines: list[str]) -> list[str]:
+        return [line.partition(", /")[0] for line in lines if line.startswith("WARNING: ")]
+
+    doubt = ("to be seen at 65x33 (height x width), 6 of 6 images are squeezed or stretched by "
+             "more than 1.6")
+    assert prepare("gta5", "GTA5") == [f"WARNING: gta5/train: {doubt}"]
+    assert prepare("cityscapes", "Cityscapes") == [f"WARNING: cityscapes/train: {doubt}"]
+    config = gta2city_uda.get_config()
+    config.update_from_flattened_dict({
+        "data.root": str(data_root), "data.prepared": str(tmp_path), "init_from": "",
+        "source.size": (65, 33), "target.size": (65, 33),
+    })
+
+    def look() -> list[str]:
+        splits = experiment.open_splits(config)
+        with said() as lines:
+            experiment.look({role: splits[role] for role in ("source", "target")})
+        return doubts(lines)
+
+    assert look() == [f"WARNING: {name}: {doubt}" for name in ("gta5", "cityscapes")]
+    older = tmp_path / "gta5_65x33" / RECORD  # as it was before sizes were kept
+    older.write_text(json.dumps({k: v for k, v in json.loads(older.read_text()).items()
+                                 if k != "sizes"}))
+    assert look() == [f"WARNING: cityscapes: {doubt}"]
+    assert prepare("gta5", "GTA5") == [f"WARNING: gta5/train: {doubt}"]
 
 
 def test_what_prepared_data_cannot_give_is_refused(prepared, refused, train_flags, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from snr_jax.core.errors import UserError
 from snr_jax.report.html import render
 from snr_jax.studies.comparison import compare, group_by_seed, rows, setting
+from tests.commands import PATTERN
 
 
 def copy(run, folder, **changes):
@@ -153,6 +154,12 @@ def test_the_page_says_that_its_runs_are_scored_unlike(generalised, adapted, com
     assert result.code == 0, result
     lead = out.read_text().split('<p class="lead">')[1].split("</p>")[0]
     assert "The protocols differ (network+flip, network)" in lead
+
+
+def test_a_page_in_a_folder_that_is_a_pattern(generalised, command, tmp_path):
+    page = tmp_path / PATTERN / "page.html"
+    result = command("compare", generalised.workdir, "--out", page, "--pictures", 0)
+    assert result.code == 0 and "<svg" in page.read_text(), result
 
 
 def test_the_command_refuses_what_it_cannot_show(generalised, refused, tmp_path):

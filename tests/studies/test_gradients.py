@@ -45,7 +45,11 @@ def saved(path, config, **changed) -> tuple[DeepLab, dict]:
     return model, variables
 
 
-def test_norms(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("padded", [False, True])
+def test_norms(padded, config, tmp_path, monkeypatch):
+    """padded: by scales below 1; what is no image of the target counts in no loss."""
+    if padded:
+        config.data.scale_range = (0.4, 0.8)
     monkeypatch.setattr(
         losses, "TARGET_LOSSES", {"maxsquare": losses.TARGET_LOSSES["maxsquare"]}
     )
@@ -58,26 +62,32 @@ def test_norms(config, tmp_path, monkeypatch):
         )[..., 0]
         return -jnp.mean(chosen, where=label != 255)
 
-    def max_square(logits, label):
-        return -jnp.mean(jax.nn.softmax(logits) ** 2) / 2  # over pixels and classes
+    def max_square(logits, extent):  # over pixels and classes
+        rows, columns = (jnp.arange(side) for side in logits.shape[1:3])
+        is_image = ((rows[:, None] < extent[:, 0, None, None])
+                    & (columns < extent[:, 1, None, None]))  # [N,H,W]
+        return -jnp.mean(jax.nn.softmax(logits) ** 2, where=is_image[..., None]) / 2
 
     @jax.jit
     def of_batch(batch):
-        def norm(image, loss):
+        def norm(image, loss, told):
             def of(params):
                 output, _ = model.apply(
                     {**variables, "params": params}, to_network_input(image), train=True,
                     mutable=["batch_stats"],
                 )
-                return loss(output.main, batch["source_label"])
+                return loss(output.main, told)
 
             return optax.global_norm(jax.grad(of)(variables["params"]))
 
-        return (norm(batch["source_image"], cross_entropy),
-                norm(batch["target_image"], max_square))  # fmt: skip
+        extent = batch.get("target_extent", jnp.array([[33, 65]]))
+        return (norm(batch["source_image"], cross_entropy, batch["source_label"]),
+                norm(batch["target_image"], max_square, extent))  # fmt: skip
 
     batches = experiment.batches(config, experiment.open_splits(config), 0)
-    wanted = np.mean([of_batch(next(batches)) for _ in range(2)], 0)
+    taken = [next(batches) for _ in range(2)]
+    assert all(("target_extent" in batch) == padded for batch in taken)
+    wanted = np.mean([of_batch(batch) for batch in taken], 0)
     np.testing.assert_allclose([found["cross_entropy"], found["maxsquare"]], wanted, rtol=1e-4)
 
 

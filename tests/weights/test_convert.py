@@ -25,7 +25,7 @@ from snr_jax.runs import network
 from snr_jax.weights.conversion import fold_torchvision_input
 from snr_jax.weights.torch_names import from_torch, to_torch
 from snr_jax.workdir.checkpoints import load_variables, save_variables
-from tests.commands import said
+from tests.commands import PATTERN, said
 
 TINY = {"stage_sizes": (1, 1, 1, 1), "width": 4, "num_classes": 13}
 SNR_NAMES = [*(f"IN{k}.{leaf}" for k in (1, 2, 3) for leaf in ("weight", "bias")),
@@ -417,6 +417,35 @@ def test_files_without_a_state_dict(tmp_path, capsys):
             "bn1.bias holds torch.int32")
 
 
+NEIGHBOURS = {  # what others save: (content of a state dict, what the message must name)
+    "dacs": (lambda sd: {"iteration": 1, "optimizer": {}, "model": sd, "ema_model": sd}, [
+        "no state dict", "iteration, optimizer, model with 136 tensors, ema_model with 136 tensors",
+        "torch.save(torch.load(IN)['model'], OUT) (or 'ema_model')"]),
+    "compiled": (lambda sd: {f"module._orig_mod.{k}": v for k, v in sd.items()}, [
+        "no tensor conv1.weight", "found _orig_mod.conv1.weight, _orig_mod.bn1.weight",
+        "prefix other than module. and Scale ('_orig_mod.' is one: save the file again without"]),
+    "mmseg": (lambda sd: {"state_dict": {f"backbone.{k}": v for k, v in sd.items()}}, [
+        "found backbone.conv1.weight", "('backbone.' is one: save the file again without it)"]),
+    "queue": (lambda sd: {**sd, "queue_ptr": torch.zeros(1, dtype=torch.long)}, [
+        "queue_ptr holds torch.int64; expected floating-point weights",
+        "If the network does not need it, save the file again without 'queue_ptr'"]),
+    "sparse": (lambda sd: {**sd, "prototypes": torch.ones(19, 8).to_sparse()}, [
+        "prototypes is not a dense tensor (torch.sparse_coo)", "again without 'prototypes'"]),
+    "none": (lambda sd: {**sd, "pixel_weight": None}, [
+        "pixel_weight is not a dense tensor (NoneType)", "again without 'pixel_weight'"]),
+    "float8": (lambda sd: {k: v.to(torch.float8_e4m3fn) if v.dim() == 4 else v
+                           for k, v in sd.items()}, [
+        "conv1.weight holds torch.float8_e4m3fn; expected float32, float16 or bfloat16",
+        "Save it again with value.float() for each value"]),
+}
+
+
+@pytest.mark.parametrize("kind", NEIGHBOURS)
+def test_weights_of_neighbours_are_refused_with_the_way_out(tmp_path, capsys, kind):
+    make, words = NEIGHBOURS[kind]
+    refused(convert(capsys, make(twin()), tmp_path), tmp_path, "in.pth", *words)
+
+
 def test_missing_tensors_are_named(tmp_path, capsys):
     for name in ("layer3.0.bn2.running_var", "layer6.conv2d_list.1.bias", "IN2.bias",
                  "conv1.weight"):
@@ -475,6 +504,17 @@ def test_export_leaves_out_the_restitution_classifiers(tmp_path, capsys):
     assert code == 0 and "restitution" in out
     exported = torch.load(tmp_path / "out.pth", weights_only=True)
     torch_twin.DeepLab(**TINY).load_state_dict(exported, strict=True)
+
+
+def test_from_and_to_a_folder_that_is_a_pattern(tmp_path, capsys):
+    """PyTorch's files may lie there; a checkpoint could not be read again."""
+    odd = tmp_path / PATTERN
+    odd.mkdir()
+    assert convert(capsys, twin(), odd)[0] == 2  # writes to odd / "out"
+    assert run(capsys, odd / "in.pth", tmp_path / "out")[0] == 0
+    assert run(capsys, "--export", tmp_path / "out", odd / "out.pth")[0] == 0
+    assert_same_tensors(torch.load(odd / "in.pth"), torch.load(odd / "out.pth"))
+    assert {path.name for path in odd.iterdir()} == {"in.pth", "out.pth"}
 
 
 def test_exporting_four_branches_is_asked_for(tmp_path, capsys):

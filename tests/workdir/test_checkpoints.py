@@ -24,7 +24,7 @@ from snr_jax.core.state import create_state, initial_variables
 from snr_jax.process import several
 from snr_jax.runs import network
 from snr_jax.workdir import checkpoints, metas, states
-from tests.commands import said
+from tests.commands import bound_by_permissions, said
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = DeepLab(stage_sizes=(1, 1, 1, 1), width=4, head_branches=4)
@@ -211,10 +211,7 @@ def test_a_state_without_permission_to_read_it(state, tmp_path):
     locked = next((newest / "meta").iterdir())
     locked.chmod(0)
     if os.access(locked, os.R_OK):
-        capabilities = "-dac_override,-dac_read_search"
-        drop = ["setpriv", "--bounding-set", capabilities, "--inh-caps", capabilities]
-        if not shutil.which("setpriv") or subprocess.run([*drop, "true"]).returncode:
-            pytest.skip("root may read everything, and cannot leave that off here")
+        drop = bound_by_permissions()
         test = f"{__file__}::test_a_state_without_permission_to_read_it"
         again = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "error", test]
         result = subprocess.run([*drop, *again], capture_output=True, text=True, cwd=ROOT)

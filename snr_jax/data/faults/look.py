@@ -74,12 +74,28 @@ def look(
             "ids out of the split; python -m snr_jax.doctor lists every fault"
         )
     differences = [glance.difference for glance in glances if glance.difference]
-    sizes = [(one.image, glance.size) for one, glance in zip(samples, glances) if glance.size]
+    sizes = [glance.size for glance in glances]
     return [
         *([_differ(labels.domain, differences)] if differences else []),
-        *_named(labels.domain, shape_doubt(sizes, size) if size else None),
+        *(look_at_sizes(labels.domain, samples, sizes, size) if size else []),
         *_named(labels.domain, _judge(findings, labels, training)),
     ]
+
+
+def header_sizes(samples: Sequence[Sample]) -> list[tuple[int, int] | None]:
+    """Height and width of the images; None for one that does not look whole."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(NUM_THREADS) as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return list(pool.map(lambda one: _size(one.image, decode.IMAGE_FORMATS, None), samples))
+
+
+def look_at_sizes(
+    domain: str, samples: Sequence[Sample], sizes: Iterable[Sequence[int] | None],
+    seen: tuple[int, int],
+) -> list[str]:
+    """A warning where images of these (height, width) lose their shape when they are `seen`."""
+    known = [(one.image, tuple(size)) for one, size in zip(samples, sizes) if size]
+    return _named(domain, shape_doubt(known, seen))
 
 
 def look_at_prepared(prepared: Prepared, count: int, labels: Labels) -> list[str]:

@@ -58,6 +58,7 @@ class Prepared(NamedTuple):
     size: tuple[int, int]  # height, width as stored
     identities: dict[str, dict]  # "images", "pairs" → `record.identity` of the files it is made of
     shards: tuple[str, ...]
+    sizes: tuple[Sequence[int] | None, ...]  # of the files; () where the folder does not say
 
     def reader(self, with_labels: bool) -> Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
         """index, mirror → "image" uint8 [h,w,3] and, `with_labels`, "label" uint8 ids [h,w]."""
@@ -143,7 +144,9 @@ def open_prepared(
                         f"{domain.directory} ({', '.join(wrong)}). {REMEDY}")
     if scale_range:  # resized twice: other pixels than from the files, so other data for a record
         identities = {k: v | {"resized_from": record["size"]} for k, v in identities.items()}
-    prepared = Prepared(path, split, tuple(record["size"]), identities, tuple(map(str, shards)))
+    sizes = tuple(record.get("sizes", {}).get(split, ()))  # not said before there was a use for it
+    prepared = Prepared(
+        path, split, tuple(record["size"]), identities, tuple(map(str, shards)), sizes)
     return samples, domain.labels(layouts[0], classes), prepared
 
 

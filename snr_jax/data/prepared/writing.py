@@ -19,6 +19,7 @@ from snr_jax.core.files import write_text, written_whole
 from snr_jax.data.decode import tf
 from snr_jax.data.domains import names, origin
 from snr_jax.data.faults.inspection import inspect
+from snr_jax.data.faults.look import header_sizes, look_at_sizes
 from snr_jax.data.identity import numbers_of
 from snr_jax.data.prepared import spread
 from snr_jax.data.prepared.reading import (
@@ -90,6 +91,7 @@ def prepare(
         "size": list(size), "images": images, "layout": listed[splits[0]].labels.layout,
         "splits": {s: of | {"shards": [x.path.name for x in shards[s]]}
                    for s, of in described.items()},
+        "sizes": _file_sizes(domain, listed, size),
     }
     if out.exists():
         _refuse_other(out, record)
@@ -113,6 +115,18 @@ def prepare(
     logger.info("%s: %d images in %d shards, read again, agree with their checksums", out,
                 sum(len(shard.samples) for shard in every), len(every))
     return out
+
+
+def _file_sizes(
+    domain: Domain, listed: Mapping[str, Listing], size: tuple[int, int]
+) -> dict[str, list[tuple[int, int] | None]]:
+    """The sizes of each split's images; warns where `size` squeezes them."""
+    sizes = {split: header_sizes(listing.samples) for split, listing in listed.items()}
+    for split, of_split in sizes.items():
+        samples = listed[split].samples
+        for warning in look_at_sizes(f"{domain.name}/{split}", samples, of_split, size):
+            logger.warning(warning)
+    return sizes
 
 
 def _partial(out: Path) -> Path:
@@ -198,8 +212,8 @@ def _shards(
 def _refuse_other(folder: Path, record: dict) -> None:
     try:
         found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        # Where it lies may change; what its numbers mean, folders of before do not say.
-        compared = record.keys() - {"set"} - ({"numbers"} - found.keys())
+        # Where it lies may change; folders of before say neither sizes nor what its numbers mean.
+        compared = record.keys() - {"set", "sizes"} - ({"numbers"} - found.keys())
         differing = [key for key in record if key in compared and found.get(key) != record[key]]
     except (OSError, ValueError, AttributeError):
         differing = [f"{RECORD} cannot be read"]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scripts import prepare_data
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE
 from snr_jax.data.domains import DOMAINS, create_domain
@@ -22,6 +23,7 @@ from snr_jax.data.prepared import spread, writing
 from snr_jax.data.prepared.reading import RECORD, open_prepared
 from snr_jax.data.samples import list_samples
 from snr_jax.workdir import record
+from tests.commands import PATTERN
 from tests.data.tiny_sets import write_cityscapes, write_gta5
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -83,6 +85,14 @@ def test_the_stream_is_that_of_the_files(folder, root, options):
         assert one.keys() == other.keys()
         for key in one:
             assert one[key].dtype == other[key].dtype and np.array_equal(one[key], other[key])
+
+
+def test_in_a_folder_that_is_a_pattern(root, tmp_path):
+    prepare(root, tmp_path / PATTERN)
+    samples, labels, prepared = opened(tmp_path / PATTERN, root)
+    expected = batches(samples, labels)
+    for one, other in zip(batches(samples, labels, prepared=prepared), expected, strict=True):
+        assert all(np.array_equal(one[key], other[key]) for key in other)
 
 
 def test_the_record_of_a_run_is_that_of_the_files(folder, root):
@@ -224,6 +234,25 @@ def test_other_arguments_are_refused(root, tmp_path, options):
         prepare(root, tmp_path, **options)
     prepare(root, tmp_path)  # the same: nothing is done
     assert before == {file: file.stat().st_mtime_ns for file in path.iterdir()}
+
+
+@pytest.mark.parametrize("sides", [
+    "32,65", "33,32", "8193,65", "33,8193", "0,65", "-33,65", "33", "33,65,3", "33,x", "33.5,65",
+])
+def test_sides_that_no_image_may_have(sides, tmp_path, capsys):
+    argv = ["prepare_data", "--domain=gta5", f"--dir={tmp_path}", f"--out={tmp_path}/out"]
+    assert prepare_data.main([*argv, f"--size={sides}"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --size is {sides}; expected HEIGHT,WIDTH, 2 whole numbers, 33 to 8192, as "
+        "--size 720,1280\n")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sides", ["33,8192", "8192,33"])
+def test_sides_at_the_bounds(sides, tmp_path, capsys):
+    argv = ["prepare_data", "--domain=gta5", f"--dir={tmp_path}", f"--out={tmp_path}/out"]
+    assert prepare_data.main([*argv, f"--size={sides}"]) == 2
+    assert "--size" not in (told := capsys.readouterr().err) and str(tmp_path) in told
 
 
 def test_no_split_is_refused(root, tmp_path):
