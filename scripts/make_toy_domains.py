@@ -3,7 +3,9 @@
     python scripts/make_toy_domains.py --out datasets/toy --style dusk
     python scripts/make_toy_domains.py --out datasets/toy --layouts synthia,cityscapes,crosscity
 
-GTA5 and SYNTHIA are sources, drawn in the style "source"; all others are targets, in --style.
+GTA5 and SYNTHIA are sources, drawn in the style "source"; all others are targets, in --style. Of
+CamVid (camvid: labels of colours; camvid_ids: SegNet's form) three drives by day are in "source",
+num_train + num_val images together, and the one at dusk is in --style, 2 num_val images.
 """
 
 import sys

@@ -60,6 +60,9 @@ def command(args: flags.FlagValues, *runs: str) -> None:
     for block in blocks:
         print(f"\n{block.title}")
         print("\n".join([*tables.aligned([HEADER, *map(cells, block.rows)]), *block.warnings]))
+        if block.others:
+            others = tables.aligned([HEADER, *map(cells, block.others)])
+            print("\n".join(["", *others, *block.notes]))
     print(f"\non {list(next(iter(found['summary'].values())))[-1]}, by class")
     print(tables.class_table(found["results"]))
     print(f"written: {out}")

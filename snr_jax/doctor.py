@@ -97,7 +97,7 @@ def _picture(path: str, labels: Labels | None) -> np.ndarray | None:
         if labels is None:
             pixels = decode.decode_image(data).numpy()
         else:
-            ids = decode.LABEL_DECODERS[labels.kind](data).numpy()
+            ids = decode.decode_label(data, labels).numpy()
             pixels = colorize(labels.lookup[ids], labels.classes)
     except Exception:  # the finding's text says what is broken
         return None

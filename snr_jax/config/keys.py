@@ -41,8 +41,8 @@ SECTIONS = {
             "Seed of the initial values, the order of the images and their augmentation."),
         "num_classes": Key(
             19, whole(2, 254),
-            "Classes of the network: 19, 16 or 13 for the benchmarks, or those of a source "
-            "domain's own file."),
+            "Classes of the network: 19, 16 or 13 for the benchmarks, or those of the source "
+            "domain itself, as CamVid's 11 or an own file's."),
         "init_from": Key(
             "", text(empty=True),
             "A run, or a checkpoint, whose weights training starts from; empty: random values."),
@@ -106,7 +106,7 @@ SECTIONS = {
         "source.domain": Key("gta5", DOMAIN, "The domain whose labels are trained on."),
         "source.dir": Key("GTA5", text(empty=True), "Its folder, below data.root."),
         "source.train_split": Key(
-            "train", text(empty=False), "Its split that is trained on: train, val, test or all."),
+            "train", text(empty=False), "Its split that is trained on, as train (docs/data.md)."),
         "source.val_split": Key(
             "val", text(empty=False),
             "Its split that validations score; chooses the checkpoint best_source."),

@@ -1,7 +1,8 @@
 """Classes, label ids and colours: one literal table, everything else derived from it.
 
 Sources: the label definition of the Cityscapes benchmark (ids, official palette), the id mappings
-of the SYNTHIA-RAND-CITYSCAPES release, and those of Mapillary Vistas as RobustNet scores it.
+of the SYNTHIA-RAND-CITYSCAPES release, those of Mapillary Vistas as RobustNet scores it, and the
+colours of CamVid with the 11 classes that SegNet made of them.
 """
 
 import colorsys
@@ -14,10 +15,13 @@ IGNORE = 255  # trainId of a pixel that takes part in nothing
 UNKNOWN = 254  # what the mappings give for an id that the data set does not define
 
 
+Color = tuple[int, int, int]  # RGB
+
+
 class TrainClass(NamedTuple):
     name: str
     label_id: int  # in the label files of Cityscapes and GTA5, and of its benchmark's server
-    color: tuple[int, int, int]  # RGB
+    color: Color
     in_16: bool = False  # among the 16 classes shared with SYNTHIA
     in_13: bool = False  # among the 13 classes shared with CrossCity
 
@@ -52,6 +56,34 @@ class IdTable(NamedTuple):
 
     names: dict[int, str]  # id → class; several ids may be one class, others are no class
     last: int
+    colors: tuple[tuple[Color, int], ...] = ()  # with ids, where files may hold colours instead
+
+
+# Class → its colours in the official label files; the first is its own in the form with ids.
+_CAMVID = {
+    "sky": [(128, 128, 128)],
+    "building": [(128, 0, 0), (64, 192, 0), (192, 0, 128), (0, 128, 64), (64, 0, 64)],
+    "pole": [(192, 192, 128), (0, 0, 64)],
+    "road": [(128, 64, 128), (128, 0, 192), (192, 0, 64)],
+    "pavement": [(0, 0, 192), (64, 192, 128), (128, 128, 192)],
+    "tree": [(128, 128, 0), (192, 192, 0)],
+    "sign": [(192, 128, 128), (128, 128, 64), (0, 64, 64)],
+    "fence": [(64, 64, 128)],
+    "car": [(64, 0, 128), (64, 128, 192), (192, 128, 192), (192, 64, 128), (128, 64, 64)],
+    "pedestrian": [(64, 64, 0), (192, 128, 64), (64, 0, 192), (64, 128, 64)],
+    "bicyclist": [(0, 128, 192), (192, 0, 192)],
+}
+_CAMVID_VOID = (0, 0, 0)
+CAMVID: Classes = tuple(
+    TrainClass(name, i, colors[0]) for i, (name, colors) in enumerate(_CAMVID.items())
+)
+# The 19 classes → those of CamVid that they are parts of.
+IN_CAMVID = {
+    "road": "road", "sidewalk": "pavement", "building": "building", "wall": "building",
+    "fence": "fence", "pole": "pole", "light": "sign", "sign": "sign", "vegetation": "tree",
+    "terrain": "tree", "sky": "sky", "person": "pedestrian", "rider": "bicyclist", "car": "car",
+    "truck": "car", "bus": "car", "train": "car", "motorcycle": "bicyclist", "bicycle": "bicyclist",
+}  # fmt: skip
 
 
 ID_TABLES = {
@@ -72,6 +104,11 @@ ID_TABLES = {
          22: "rider", 55: "car", 61: "truck", 54: "bus", 58: "train", 57: "motorcycle",
          52: "bicycle"}, 65,
     ),
+    "camvid": IdTable(
+        {c.label_id: c.name for c in CAMVID}, len(CAMVID),
+        (*((color, i) for i, colors in enumerate(_CAMVID.values()) for color in colors),
+         (_CAMVID_VOID, len(CAMVID))),
+    ),
 }  # fmt: skip
 
 
@@ -89,7 +126,7 @@ def classes(which: int | Classes) -> Classes:
     return chosen[which]
 
 
-def own_classes(names: Sequence[str], colors: Sequence[tuple[int, int, int]] = ()) -> Classes:
+def own_classes(names: Sequence[str], colors: Sequence[Color] = ()) -> Classes:
     """A table of any classes; those of a protocol are its own. Without colours, distinct ones."""
     for protocol in map(classes, (19, 16, 13)):
         same_colors = not colors or [c.color for c in protocol] == list(map(tuple, colors))
@@ -99,7 +136,7 @@ def own_classes(names: Sequence[str], colors: Sequence[tuple[int, int, int]] = (
     return tuple(TrainClass(n, i, tuple(c)) for i, (n, c) in enumerate(zip(names, colors)))
 
 
-def _distinct_color(index: int) -> tuple[int, int, int]:
+def _distinct_color(index: int) -> Color:
     """Hues a golden section apart."""
     value = 0.95 if index % 2 == 0 else 0.65
     red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, value)

@@ -12,7 +12,8 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from snr_jax.core.labels import IGNORE, UNKNOWN
+from snr_jax.core.labels import IGNORE, UNKNOWN, Color
+from snr_jax.data.samples import Labels
 
 
 def import_tensorflow() -> ModuleType:
@@ -116,8 +117,30 @@ def decode_synthia(data: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.minimum(classes, 254), tf.uint8)
 
 
-# Labels.kind → file content → uint8 [H,W]
+def decode_colors(data: tf.Tensor, colors: Sequence[tuple[Color, int]]) -> tf.Tensor:
+    """The ids of the colours in an image of any format, uint8 [H,W]; 254 for one that has none.
+
+    An alpha channel is left out, palettes are looked up.
+    """
+    number = np.array([65536, 256, 1], np.int32)
+    known = sorted((int(number @ color), id) for color, id in colors)
+    keys, ids = (tf.constant(column) for column in zip(*known, strict=True))
+    pixels = tf.tensordot(tf.cast(decode_image(data), tf.int32), number, 1)
+    flat = tf.reshape(pixels, [-1])
+    place = tf.minimum(tf.searchsorted(keys, flat), len(known) - 1)
+    found = tf.where(tf.gather(keys, place) == flat, tf.gather(ids, place), UNKNOWN)
+    return tf.cast(tf.reshape(found, tf.shape(pixels)), tf.uint8)
+
+
+# Labels.kind → file content → uint8 [H,W]; "colors" besides, which needs the colours
 LABEL_DECODERS = {"indices": decode_indices, "synthia": decode_synthia}
+
+
+def decode_label(data: tf.Tensor, labels: Labels) -> tf.Tensor:
+    """The file's own ids, uint8 [H,W]."""
+    if labels.kind == "colors":
+        return decode_colors(data, labels.colors)
+    return LABEL_DECODERS[labels.kind](data)
 
 
 def decode_image(data: tf.Tensor) -> tf.Tensor:
@@ -192,14 +215,15 @@ def read_image(path: tf.Tensor) -> tf.Tensor:
     return decode_image(tf.io.read_file(path))
 
 
-def read_label_ids(path: tf.Tensor, *, kind: str, lookup: np.ndarray) -> tf.Tensor:
+def read_label_ids(path: tf.Tensor, labels: Labels) -> tf.Tensor:
     """The file's own ids, uint8 [H,W]. Raises tf.errors.OpError as `read_image`.
 
-    Also for ids that `lookup` (uint8 [256]: file id → trainId) does not know. It is applied later,
-    by `to_train_ids`, when the label is small.
+    Also for ids that `labels.lookup` does not know. It is applied later, by `to_train_ids`, when
+    the label is small.
     """
-    ids = LABEL_DECODERS[kind](tf.io.read_file(path))
-    last = np.flatnonzero(lookup[:IGNORE] != UNKNOWN)[-1]  # the defined ids are 0 to last, and 255
+    ids = decode_label(tf.io.read_file(path), labels)
+    # The defined ids are 0 to last, and 255.
+    last = np.flatnonzero(labels.lookup[:IGNORE] != UNKNOWN)[-1]
     tf.debugging.assert_equal(tf.reduce_any((ids > last) & (ids < IGNORE)), False, "unknown id")
     return ids
 

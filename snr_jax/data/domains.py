@@ -15,6 +15,7 @@ import numpy as np
 import scipy.io
 
 from snr_jax.core.errors import UserError
+from snr_jax.core.labels import CAMVID
 from snr_jax.data.layouts import Layout
 from snr_jax.data.own import load_own
 from snr_jax.data.samples import OWN_SUFFIXES, Domain
@@ -26,6 +27,8 @@ GTA5_BLANK = frozenset(
 SYNTHIA_FIRST_VAL = 9000  # frames 0-8999 train, 9000-9399 validate
 CITIES = ("rio", "rome", "tokyo", "taipei")
 CONDITIONS = ("fog", "night", "rain", "snow")
+# The drives of CamVid, the first part of an id; of each light the share that is its last part.
+CAMVID_LIGHTS = {"day": (("0006R0", "0016E5", "Seq05VD"), 5), "dusk": (("0001TP",), 2)}
 
 
 def create_domain(spec: str, directory: str | os.PathLike | None = None) -> Domain:
@@ -141,16 +144,19 @@ def _ids_from_mat(path: Path, key: str) -> set[str]:
     return {f"{int(i):05d}" for i in numbers}
 
 
-def _ids_from_text(path: Path) -> set[str]:
+def _lines(path: Path, example: str) -> list[str]:
     try:
-        lines = path.read_text("utf-8-sig").splitlines()  # Windows begins a text with a mark
+        return path.read_text("utf-8-sig").splitlines()  # Windows begins a text with a mark
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}); expected one id "
-            "as 00001 a line"
+            f"as {example} a line"
         ) from error
+
+
+def _ids_from_text(path: Path) -> set[str]:
     ids = set()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines(path, "00001"), 1):
         word = line.strip().removesuffix(".png")
         if word and not (word.isascii() and word.isdecimal()):
             raise UserError(f"{path}, line {number}: {line[:40]!r} is no id; expected one as 00001")
@@ -172,9 +178,46 @@ def _refuse_words(domain: str, root: Path, ids: set[str]) -> None:
         raise UserError(f"{domain}: {root} holds {odd[0]}.png; the names are numbers, as 00001.png")
 
 
+def _select_camvid(root: Path, split: str, found: set[str]) -> tuple[set[str], list[str]]:
+    if split == "all" or not found:
+        return found, []
+    light, _, part = split.partition("_")
+    if part:
+        return _by_light(root, light, part, found), [f"split {split!r} by drive and order"]
+    if (root / split).is_dir():
+        return found, []  # the form whose folders are the splits
+    path = root / f"{split}.txt"
+    if not path.is_file():
+        raise UserError(
+            f"camvid: the split {split!r} is not defined in {root}, where all photographs lie in "
+            f"one folder. Choose a split by light ({', '.join(CAMVID_BY_LIGHT)}) or all, or put "
+            f"{path.name} there with one id as 0001TP_006690 a line (SegNet's list as it is)"
+        )
+    words = [line.split() for line in _lines(path, "0001TP_006690")]
+    return {Path(word[0]).stem for word in words if word}, [f"split {split!r} from {path.name}"]
+
+
+def _by_light(root: Path, light: str, part: str, found: set[str]) -> set[str]:
+    """The first part of each drive for "train", the last for "val"."""
+    drives, share = CAMVID_LIGHTS[light]
+    kept = set()
+    for drive in drives:
+        ids = sorted(id for id in found if id.partition("_")[0] == drive)
+        end = len(ids) - len(ids) // share
+        kept.update(ids[:end] if part == "train" else ids[end:])
+    if not kept:
+        raise UserError(
+            f"camvid: {root} holds no photograph of the split {light}_{part}, which are those of "
+            f"{' and '.join(drives)}. The first part of a name is the drive, as 0001TP_006690.png"
+        )
+    return kept
+
+
 # ---------------------------------------------------------------- the table
 
 _SAME = {"train": "train", "val": "val"}
+_CAMVID_FOLDERS = ("train", "val", "test")
+CAMVID_BY_LIGHT = tuple(f"{light}_{part}" for light in CAMVID_LIGHTS for part in ("train", "val"))
 _CITYSCAPES_IMAGES = ("leftImg8bit/{split}/*/*_leftImg8bit.png",)
 
 
@@ -241,6 +284,17 @@ DOMAINS = {
                        "gt/{split}/night/*/*_gt_labelTrainIds.png", "train_ids"),
             ),
             {"val": "val"}, (540, 960),
+        ),
+        Domain(
+            "camvid", "CamVid",
+            (
+                Layout(("{split}/*.png",), "{split}annot/*.png", "camvid"),
+                Layout(("701_StillsRaw_full/*.png",), "LabeledApproved_full/*_L.png", "camvid",
+                       "colors"),
+            ),
+            {**{name: name for name in _CAMVID_FOLDERS},
+             **dict.fromkeys(("all", *CAMVID_BY_LIGHT), _CAMVID_FOLDERS)},
+            (360, 480), _select_camvid, CAMVID,
         ),
     )
 }

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import ID_TABLES, class_names, classes
+from snr_jax.core.labels import ID_TABLES, Color, class_names, classes
 from snr_jax.data.samples import Domain, Labels, Sample
 
 _SAMPLED = 8  # images of a split whose files are read for the checksum of the content
@@ -39,11 +39,19 @@ def identity(samples: Sequence[Sample], *, labels: bool = True) -> dict:
 def meaning(labels: Labels) -> dict:
     """The classes in order, and which of them a number in a label file is, as JSON gives it back.
 
-    {"classes": [name, ...], "numbers": {"7": name, ...}}; other numbers are no class.
+    {"classes": [name, ...], "numbers": {"7": name, ...}}; other numbers are no class. Of one's own
+    set whose labels hold colours the colours are the numbers, "0,90,200".
     """
     names = class_names(labels.classes)
-    numbers = {str(i): names[c] for i, c in enumerate(labels.lookup) if c < len(names)}
-    return {"classes": list(names), "numbers": numbers}
+    of_id = {i: names[c] for i, c in enumerate(labels.lookup) if c < len(names)}
+    colors = labels.colors if labels.ids == "own" else ()
+    return {"classes": list(names), "numbers": _numbers(of_id, colors)}
+
+
+def _numbers(names: Mapping[int, str], colors: Sequence[tuple[Color, int]]) -> dict[str, str]:
+    if colors:
+        return {",".join(map(str, color)): names[id] for color, id in colors if id in names}
+    return {str(id): name for id, name in names.items()}
 
 
 def is_known(labels: Labels) -> bool:
@@ -54,7 +62,7 @@ def is_known(labels: Labels) -> bool:
 def numbers_of(domain: Domain) -> dict[str, str]:
     """What the numbers in the labels of one's own set mean by its file, as JSON gives it back."""
     table = (domain.ids or {}).get("own")
-    return {str(i): name for i, name in sorted(table.names.items())} if table else {}
+    return _numbers(dict(sorted(table.names.items())), table.colors) if table else {}
 
 
 def checksum(meant: Mapping) -> str:
@@ -76,11 +84,15 @@ def exchanged(there: Mapping, here: Mapping) -> list[str]:
         before |= {f"class {i}": name for i, name in enumerate(there["classes"])}
         now |= {f"class {i}": name for i, name in enumerate(here["classes"])}
     if both("numbers", dict):
-        before |= {f"the number {i} in labels": name for i, name in there["numbers"].items()}
-        now |= {f"the number {i} in labels": name for i, name in here["numbers"].items()}
+        before |= {_in_labels(i): name for i, name in there["numbers"].items()}
+        now |= {_in_labels(i): name for i, name in here["numbers"].items()}
     lines = [
         f"{what} is {before.get(what, 'no class')} there, {now.get(what, 'no class')} now"
         for what in {**before, **now} if before.get(what) != now.get(what)
     ]
     more = [f"{len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
     return lines[:_NAMED] + more
+
+
+def _in_labels(number: str) -> str:
+    return f"the {'colour' if ',' in number else 'number'} {number} in labels"

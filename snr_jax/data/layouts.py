@@ -21,6 +21,7 @@ from snr_jax.core.files import closed_folder
 Pairs = dict[str, tuple[Path, Path | None]]  # id → (image, label), whether the files exist or not
 Stars = tuple[str, ...]  # what the stars of a pattern stand for
 Parts = tuple[str, ...]  # the names between the slashes of a pattern
+Folders = str | tuple[str, ...]  # what {split} stands for; several are one split together
 Key = tuple[Parts, Stars]  # of a file
 
 # Of files that are meant as images, whether they can be read or not.
@@ -37,7 +38,7 @@ class Layout(NamedTuple):
 
     Each label pattern has as many stars as the images' patterns. `ids` says what label files hold
     (a key of `Domain.ids`, else of `core.labels.ID_TABLES`), `kind` how (a key of
-    `decode.LABEL_DECODERS`).
+    `decode.LABEL_DECODERS`, or "colors": those of the table of `ids`).
     """
 
     images: tuple[str, ...]
@@ -219,21 +220,36 @@ class Found(NamedTuple):
     second: tuple[Path, ...] = ()  # images that are not read: another has their id
 
 
+def each(split: Folders) -> tuple[str, ...]:
+    return (split,) if isinstance(split, str) else split
+
+
 def patterns(layout: Layout, split: str) -> tuple[list[Parts], Parts]:
     """The images' patterns and the labels' in parts; no parts for no labels."""
     filled = [parts(p.replace("{split}", split)) for p in (*layout.images, layout.labels)]
     return filled[:-1], filled[-1]
 
 
-def expected(root: Path, layout: Layout, split: str, id: str) -> tuple[Path, Path | None]:
+def expected(root: Path, layout: Layout, split: Folders, id: str) -> tuple[Path, Path | None]:
     """Where the image and the label of an id have to be, in a layout of one star."""
-    images, labels = patterns(layout, split)
+    images, labels = patterns(layout, each(split)[0])
     label = root / _filled(labels, (id,)) if labels else None
     return root / _filled(images[0], (id,)), label
 
 
-def match(root: Path, layout: Layout, split: str, listed: ListFolder) -> Found:
+def match(root: Path, layout: Layout, split: Folders, listed: ListFolder) -> Found:
     """All images and labels of a split, each with the path at which its partner has to be.
+
+    Of an id in several of its folders the first counts. Raises UserError as `_match`.
+    """
+    found = [_match(root, layout, folder, listed) for folder in each(split)]
+    pairs = {id: pair for one in reversed(found) for id, pair in one.pairs.items()}
+    files, second = ([getattr(one, name) for one in found] for name in ("files", "second"))
+    return Found(pairs, frozenset().union(*files), tuple(dict.fromkeys(sum(second, ()))))
+
+
+def _match(root: Path, layout: Layout, split: str, listed: ListFolder) -> Found:
+    """What `match` finds of a split of one folder.
 
     Ids are what the last star stands for; where that is not unique, what all stand for, or the
     whole path. Raises UserError for a folder that cannot be read, and for two images of one label.
@@ -311,13 +327,14 @@ def _ids(keys: list[Key]) -> dict[str, Key]:
 
 
 def unread(
-    root: Path, layout: Layout, splits: Iterable[str], split: str, found: Found, listed: ListFolder
+    root: Path, layout: Layout, splits: Iterable[Folders], split: Folders, found: Found,
+    listed: ListFolder,
 ) -> dict[str, list[Path]]:
     """Images that lie in the folders of the split's images and are not read: why → files.
 
     splits: what {split} stands for in all splits, whose folders are no surprise below this one.
     """
-    image_patterns, _ = patterns(layout, split)
+    image_patterns = [one for folder in each(split) for one in patterns(layout, folder)[0]]
     suffixes = {_suffix(pattern[-1]).lower() for pattern in image_patterns}
     folders = {path: None for pattern in image_patterns
                for _, path in _folders(root, pattern[:-1], listed)}
@@ -342,12 +359,12 @@ def unread(
 
 
 def _known_folders(
-    root: Path, layout: Layout, splits: Iterable[str], listed: ListFolder
+    root: Path, layout: Layout, splits: Iterable[Folders], listed: ListFolder
 ) -> set[Path]:
     """The folders of images and labels of all splits, and those above."""
     known: set[Path] = set()
-    for split in splits:
-        images, labels = patterns(layout, split)
+    for folder_name in {name: None for split in splits for name in each(split)}:
+        images, labels = patterns(layout, folder_name)
         for pattern in (*images, labels):
             for _, folder in _folders(root, pattern[:-1], listed):
                 known |= {folder, *folder.parents}

@@ -6,14 +6,16 @@ from pathlib import Path
 
 from snr_jax.core.errors import UserError
 from snr_jax.data import layouts
-from snr_jax.data.layouts import IMAGE_SUFFIXES, Entries, Layout, ListFolder, Parts
+from snr_jax.data.layouts import IMAGE_SUFFIXES, Entries, Folders, Layout, ListFolder, Parts
 
 MOST_LOOKED_AT = 2000  # files of one guess
 MOST_SHOWN = 200  # characters of names
 SIGNS = "[?{\\"  # what the patterns of other programs know
 
 
-def explain(root: Path, tried: Sequence[Layout], split: str, what: str, hint: str = "") -> str:
+def explain(
+    root: Path, tried: Sequence[Layout], split: Folders, what: str, hint: str = ""
+) -> str:
     """A sentence about images or labels (`what`) that are near, with the mend; else the hint.
 
     split: what {split} stands for. hint: the mend where another folder should have been given.
@@ -27,11 +29,13 @@ def explain(root: Path, tried: Sequence[Layout], split: str, what: str, hint: st
             return Entries([], [])
 
     wanted: list[Parts] = []
-    for layout in tried:
-        images, labels = layouts.patterns(layout, split)
+    for layout, folder in itertools.product(tried, layouts.each(split)):
+        images, labels = layouts.patterns(layout, folder)
         wanted += images if what == "images" else [labels]
-    guesses = (guess for one in wanted if one for guess in _near(root, one, what, hint, listed))
-    told = list(itertools.islice(guesses, 1)) or ([hint] if hint else [])
+    patterns = [one for one in dict.fromkeys(wanted) if one]
+    near = (next(_near(root, one, what, hint, listed), None) for one in patterns)
+    guesses = [guess for guess in near if guess]
+    told = [min(guesses, key=lambda guess: guess[0])[1]] if guesses else [hint] if hint else []
     signs = [sign for sign in SIGNS if any(sign in part for one in wanted for part in one)]
     if signs:
         return (f"In a pattern {signs[0]} is a sign like any other: * and ** (folders of any "
@@ -41,8 +45,8 @@ def explain(root: Path, tried: Sequence[Layout], split: str, what: str, hint: st
 
 def _near(
     root: Path, pattern: Parts, what: str, hint: str, listed: ListFolder
-) -> Iterator[str]:
-    """Guesses, the likeliest first."""
+) -> Iterator[tuple[int, str]]:
+    """Guesses with their rank, the likeliest first."""
     *folders, last = pattern
     suffix = Path(last).suffix
     names = f"{last.removesuffix(suffix)}.*" if "*" not in suffix else last
@@ -63,8 +67,8 @@ def _near(
         return f"There is {first}{more}{other}"
 
     if found := look(*folders, names):
-        yield (f"{told(found)}: take the data set's own files, or name these in a YAML file of "
-               "your own (docs/data.md)")
+        yield 0, (f"{told(found)}: take the data set's own files, or name these in a YAML file of "
+                  "your own (docs/data.md)")
     for depth, i in itertools.product((1, 2), reversed(range(len(pattern)))):
         if found := look(*folders[:i], *["*"] * depth, *folders[i:], names):
             inner = found[0].relative_to(root).parts[: i + depth]
@@ -72,28 +76,28 @@ def _near(
             sure = "" if what == "images" else "if these are the labels meant, "
             move = f"{sure}move what is in {root.joinpath(*inner)} to {outer}"
             given = hint or f"{move}, or give it as the folder where the whole set lies in it"
-            yield f"{told(found)}: {move if i else given}"
+            yield 1, f"{told(found)}: {move if i else given}"
     here = root.resolve()
     if folders and folders[0] == here.name and look(*folders[1:], names):
-        yield f"The folder given is {here.name} itself: give the one above, {here.parent}"
+        yield 2, f"The folder given is {here.name} itself: give the one above, {here.parent}"
     for i, folder in reversed(list(enumerate(folders))):
         if found := look(*folders[:i], *folders[i + 1 :], names):
             into = "folders" if "*" in folder else f"a folder {folder}"
-            yield f"{told(found)}, without {into} at that place: move them into {into}"
+            yield 3, f"{told(found)}, without {into} at that place: move them into {into}"
     for i, folder in enumerate(folders):
         if "*" not in folder and (found := look(*folders[:i], "*", *folders[i + 1 :], names)):
             there = "/".join(found[0].relative_to(root).parts[: i + 1])
-            yield f"{told(found)}: {there} in the place of {'/'.join(pattern[: i + 1])}"
+            yield 4, f"{told(found)}: {there} in the place of {'/'.join(pattern[: i + 1])}"
     beside = [path.name for _, path in layouts.matches(root, (*folders, "*"), listed)]
     if beside:
         kinds = {name.rpartition("_")[2]: name for name in beside}
         shown = ", ".join(itertools.islice(kinds.values(), layouts.NUM_SHOWN))
-        yield (f"In {'/'.join(folders)} lie {shown}, and no {last}: take the {what} of that name, "
-               "from the release that has them")
+        yield 5, (f"In {'/'.join(folders)} lie {shown}, and no {last}: take the {what} of that "
+                  "name, from the release that has them")
     for i, folder in enumerate(folders):
         here = root.joinpath(*folders[:i])
         if "*" in folder or not here.is_dir():
             break
         if not (here / folder).is_dir():
             names = ", ".join(name for entries in listed(here) for name, _ in entries) or "nothing"
-            yield f"In {here} there is {names[:MOST_SHOWN]}, and no {folder}"
+            yield 6, f"In {here} there is {names[:MOST_SHOWN]}, and no {folder}"

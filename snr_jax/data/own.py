@@ -9,6 +9,10 @@
       boat:
     ids: {1: water, 2: boat}       # number in the label files → class; other numbers are ignored.
                                    # Left out: the numbers are the trainIds, 255 ignored
+    label_colors:                  # in the place of ids, for masks that hold colours (RGB, RGBA or
+      water: [0, 0, 128]           # palette): class → its colour in the masks, or a list of them;
+      boat: [[128, 0, 0], [64, 0, 0]]
+      ignored: [0, 0, 0]           # no class; any other colour is an error
 
 The words on, off, yes, no, true and false are names like others here.
 """
@@ -20,14 +24,15 @@ from typing import Any, ClassVar, NoReturn
 import yaml
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import CLASSES, Classes, IdTable, class_names, own_classes
+from snr_jax.core.labels import CLASSES, IGNORE, Classes, IdTable, class_names, own_classes
 from snr_jax.data import layouts
 from snr_jax.data.layouts import Layout
 from snr_jax.data.samples import Domain
 
 Refuse = Callable[[str, str], NoReturn]  # key, what is expected of it
 
-KEYS = ("images", "labels", "splits", "classes", "ids")
+KEYS = ("images", "labels", "splits", "classes", "ids", "label_colors")
+IGNORED = "ignored"  # the name, in label_colors, of what is no class
 PATTERN = ("a pattern with a star, from the file's folder, as frames/{split}/*.jpg or "
            "frames/**/*.jpg (no ~ and no / before it: move the file there, or link the folder)")
 
@@ -81,11 +86,12 @@ def load_own(path: str) -> Domain:
         refuse("splits", "names, as [train, val], or {train: folder, val: folder}; a number as "
                "a name is quoted, as '1'")
     classes = _classes(content, refuse)
-    ids = _ids(content, refuse, classes)
+    has_colors = content.get("label_colors") is not None
+    ids = (_label_colors if has_colors else _ids)(content, refuse, classes)
     return Domain(
         name=Path(path).stem,
         folder=str(Path(path).parent),
-        layouts=(Layout(tuple(images), labels, "own"),),
+        layouts=(Layout(tuple(images), labels, "own", "colors" if has_colors else "indices"),),
         splits=dict(pairs),
         train_size=(512, 1024),
         classes=classes if content.get("classes") else None,
@@ -112,16 +118,18 @@ def _classes(content: Mapping, refuse: Refuse) -> Classes:
         if not isinstance(name, str) or not name.strip():
             refuse("classes", f"names as text; {name!r} is read as something else, so quote it, "
                    f"as '{'null' if name is None else name}'")
-        numbers = isinstance(color, list) and len(color) == 3
-        if not (
-            color is None or (numbers and all(isinstance(c, int) and 0 <= c <= 255 for c in color))
-        ):
+        if not (color is None or _is_color(color)):
             refuse("classes", f"a colour of three numbers in 0 to 255 for {name!r}, or nothing")
     plain = own_classes(list(given))
     return tuple(
         c._replace(color=tuple(color)) if color else c
         for c, color in zip(plain, given.values())
     )
+
+
+def _is_color(value: Any) -> bool:
+    numbers = isinstance(value, list) and len(value) == 3
+    return numbers and all(isinstance(c, int) and 0 <= c <= 255 for c in value)
 
 
 def _ids(content: Mapping, refuse: Refuse, classes: Classes) -> IdTable:
@@ -135,3 +143,28 @@ def _ids(content: Mapping, refuse: Refuse, classes: Classes) -> IdTable:
     if not legal:
         refuse("ids", f"numbers in 0 to 255 with names of the classes ({', '.join(names)})")
     return IdTable(dict(given), 255)
+
+
+def _label_colors(content: Mapping, refuse: Refuse, classes: Classes) -> IdTable:
+    """The ids of the masks' colours: a class's is its position, that of no class 255."""
+    names, given = class_names(classes), content["label_colors"]
+    ids = {IGNORED: IGNORE} | {name: i for i, name in enumerate(names)}
+    if content.get("ids") is not None:
+        refuse("label_colors", "no key ids beside it: masks hold numbers or colours")
+    if not isinstance(given, Mapping) or not any(name in given for name in names):
+        refuse("label_colors", "classes with their colours in the masks, as {water: [0, 0, 128]}")
+    of_color: dict[tuple[int, ...], str] = {}
+    for name, colors in given.items():
+        if name not in ids:
+            refuse("label_colors", f"names of the classes ({', '.join(names)}) or {IGNORED}; "
+                   f"{name!r} is none")
+        several = [colors] if _is_color(colors) else colors
+        if not (isinstance(several, list) and several and all(map(_is_color, several))):
+            refuse("label_colors", f"a colour of three numbers in 0 to 255 for {name!r}, or a list "
+                   "of them")
+        for color in map(tuple, several):
+            if of_color.setdefault(color, name) != name:
+                refuse("label_colors", f"one class for a colour; {list(color)} is that of "
+                       f"{of_color[color]!r} and of {name!r}")
+    table = tuple((color, ids[name]) for color, name in of_color.items())
+    return IdTable(dict(enumerate(names)), len(names) - 1, table)

@@ -257,7 +257,7 @@ def _loader(
         image = decode.read_image(image_paths[index])
         if not with_labels:
             return resize({"image": image}, *more)
-        ids = decode.read_label_ids(label_paths[index], kind=labels.kind, lookup=labels.lookup)
+        ids = decode.read_label_ids(label_paths[index], labels)
         sizes = tf.shape(image, tf.int64), tf.shape(ids, tf.int64)
         tf.debugging.assert_equal(decode.alike(*sizes), True, "shapes differ")
         return resize({"image": image, "label": ids}, *more)

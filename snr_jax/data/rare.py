@@ -84,7 +84,7 @@ def count_classes(
     def count(sample: Sample) -> np.ndarray:
         try:
             path = tf.constant(sample.label)
-            ids = decode.read_label_ids(path, kind=labels.kind, lookup=labels.lookup).numpy()
+            ids = decode.read_label_ids(path, labels).numpy()
         except tf.errors.OpError as error:
             raise UserError("; ".join(inspect(sample, labels).faults)) from error
         by_id = np.bincount(ids.ravel(), minlength=256)
@@ -108,6 +108,8 @@ def _key(samples: Sequence[Sample], labels: Labels, directory: str) -> str:
     Of one's own set, several of which may share a directory, also of each file's place and time.
     """
     digest = hashlib.sha256(labels.lookup.tobytes())
+    if labels.colors:
+        digest.update(repr(labels.colors).encode())
     for sample in samples:
         try:
             file = os.stat(sample.label)

@@ -12,7 +12,7 @@ import numpy as np
 
 from snr_jax.core import labels as label_tables
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import ID_TABLES, Classes, IdTable
+from snr_jax.core.labels import ID_TABLES, Classes, Color, IdTable
 from snr_jax.data import layouts, misplaced
 from snr_jax.data.layouts import Found, Layout, ListFolder
 
@@ -35,16 +35,16 @@ class Domain:
     folder: its usual one below config.data.root. directory: where its files lie; "" until
     `domains.create_domain` says. spec: what a configuration calls it, "gta5" or "my_domain.yaml".
     layouts: the forms in which it is handed around; the first that is there counts.
-    splits: name → what {split} stands for in the layouts.
+    splits: name → what {split} stands for in the layouts, several folders for those together.
     select: which of the files a split has, where folders do not tell.
-    classes: those of an own data set; None: the protocols' classes.
+    classes: its own; None: the protocols' classes.
     hint: what to know where its files lie in another folder than the one given.
     """
 
     name: str
     folder: str
     layouts: tuple[Layout, ...]
-    splits: Mapping[str, str]
+    splits: Mapping[str, layouts.Folders]
     train_size: tuple[int, int]  # height, width
     select: Select | None = None
     classes: Classes | None = None
@@ -64,8 +64,12 @@ class Domain:
     def labels(self, layout: Layout, classes: int | Classes) -> "Labels":
         """How the label files of that layout are read as those classes."""
         classes = label_tables.classes(classes)
-        lookup = label_tables.to_train_id((self.ids or ID_TABLES)[layout.ids], classes)
-        return Labels(self.name, str(layout), layout.kind, layout.ids, lookup, classes)
+        table = (self.ids or ID_TABLES)[layout.ids]
+        return Labels(
+            self.name, str(layout), layout.kind, layout.ids,
+            label_tables.to_train_id(table, classes), classes,
+            table.colors if layout.kind == "colors" else (),
+        )
 
 
 class Labels(NamedTuple):
@@ -73,10 +77,11 @@ class Labels(NamedTuple):
 
     domain: str  # its name, for messages as the next
     layout: str
-    kind: str  # a key of decode.LABEL_DECODERS
+    kind: str  # a key of decode.LABEL_DECODERS, or "colors"
     ids: str  # Layout.ids
     lookup: np.ndarray  # uint8 [256]: id in the file → trainId, 255 ignored, 254 undefined
     classes: Classes
+    colors: tuple[tuple[Color, int], ...] = ()  # of the kind "colors", each with its id
 
 
 class Listing(NamedTuple):

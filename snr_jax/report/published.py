@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-NETWORK = "DeepLab-v2, ResNet-101"  # of all the published numbers
+NETWORK = "DeepLab-v2, ResNet-101"  # of most of the published numbers, and of our recipes
+UNSTATED = "not stated"  # a protocol or network, where the number was read
+APART = "Other networks, or not stated: a difference from these is not one of methods alone."
 
 
 class Setting(NamedTuple):
@@ -47,11 +49,16 @@ class Row(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Rows of one setting, runs first, and what a reader must know before comparing them."""
+    """Rows of one setting, runs first, and what a reader must know before comparing them.
+
+    others: published rows of networks that no run has; notes: what must be known of these.
+    """
 
     title: str
     rows: list[Row]
     warnings: list[str]
+    others: list[Row]
+    notes: list[str]
 
 
 HEADER = ("method", "mIoU, %", "protocol", "network", "scored on", "reference")
@@ -74,7 +81,8 @@ def _row(entry: Mapping) -> Row:
 def beside(runs: Sequence[Row], known: Sequence[Row]) -> list[Block]:
     """A block per setting of the runs, with the known rows of that setting under them.
 
-    A known row whose number of classes is not known stands in every block that it may belong to.
+    Rows of the runs' networks stand beside them, those of other networks apart. A known row whose
+    number of classes is not known stands in every block that it may belong to.
     """
     blocks = []
     for setting in dict.fromkeys(run.setting for run in runs):
@@ -83,34 +91,46 @@ def beside(runs: Sequence[Row], known: Sequence[Row]) -> list[Block]:
             row for row in known
             if row.setting[:3] == setting[:3] and row.setting.classes in (setting.classes, None)
         ]
-        blocks.append(Block(str(setting), [*ours, *theirs], _warnings(ours, theirs)))
+        networks = {run.network for run in ours}
+        same = [row for row in theirs if row.network in networks]
+        others = [row for row in theirs if row.network not in networks]
+        kind = "network" if others else "setting"
+        told = [] if same else [f"No published number of this {kind} is known here."]
+        told += scored_unlike([*ours, *same])
+        if len(networks) > 1:
+            told.append("The networks differ: a difference of scores is not one of methods alone.")
+        told += _of_sources(same)
+        notes = [APART, *_of_sources(others)] if others else []
+        blocks.append(Block(str(setting), [*ours, *same], told, others, notes))
     return blocks
 
 
-def _warnings(ours: Sequence[Row], theirs: Sequence[Row]) -> list[str]:
-    told = [] if theirs else ["No published number of this setting is known here."]
-    rows = [*ours, *theirs]
-    told += scored_unlike(rows)
-    if len({row.network for row in rows}) > 1:
-        told.append("The networks differ: a difference of scores is not one of methods alone.")
+def _of_sources(theirs: Sequence[Row]) -> list[str]:
+    """Where published numbers come from, and their notes, each told once."""
+    told = []
     if any("third party" in row.reference for row in theirs):
         told.append(
             "The numbers of SNR come through a third party's summary of the paper, not from the "
             "paper itself."
         )
-    told += [f"{row.method} {row.score}: {row.note}." for row in theirs if row.note]
-    return told
+    notes: dict[str, list[str]] = {}
+    for row in theirs:
+        if row.note:
+            notes.setdefault(row.note, []).append(f"{row.method} {row.score}")
+    return told + [f"{', '.join(rows)}: {note}." for note, rows in notes.items()]
 
 
 def scored_unlike(rows: Sequence[Row]) -> list[str]:
     """Sentences for rows whose scores cannot be compared as they are; [] if they can."""
     told = []
-    protocols = list(dict.fromkeys(row.protocol for row in rows))
+    protocols = list(dict.fromkeys(row.protocol for row in rows if row.protocol != UNSTATED))
     if len(protocols) > 1:
         told.append(
             f"The protocols differ ({', '.join(protocols)}): only scores of the same protocol "
             "can be compared."
         )
+    if any(row.protocol == UNSTATED for row in rows):
+        told.append("Where a protocol is not stated, the score may be of another than the runs'.")
     if len({row.scored for row in rows if not row.reference}) > 1:
         told.append("The runs are scored on different images or sizes.")
     return told

@@ -112,12 +112,19 @@ def _networks(name: str, folder: Path, split: str) -> dict[str, str]:
 
 
 def setting(there: Mapping) -> Setting:
-    """The setting of a record. A city of CrossCity is a target of its own, by its folder."""
-    config = record.configuration(there)
-    target = config[_scored_role(there).partition("_")[0]]
+    """The setting of a record. A city of CrossCity is a target of its own, by its folder.
+
+    Where source and target are parts of one set, they are called by these: day → dusk.
+    """
+    config, role = record.configuration(there), _scored_role(there)
+    target = config[role.partition("_")[0]]
     city = f"_{Path(target.dir).name.lower()}" if target.domain == "crosscity" else ""
+    names = [config.source.domain, target.domain + city]
+    if role == "target_val" and config.source.domain == target.domain:
+        parts = [there["data"][which]["split"] for which in ("source", role)]
+        names = [f"{name} {part}" for name, part in zip(names, parts, strict=True)]
     task = "adaptation" if "target" in there["data"] else "generalisation"
-    return Setting(config.source.domain, target.domain + city, task, config.num_classes)
+    return Setting(*names, task, config.num_classes)
 
 
 def unlike(there: Mapping, here: Mapping) -> list[str]:

@@ -2,24 +2,31 @@
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import CLASSES, ID_TABLES
+from snr_jax.core.labels import CLASSES, ID_TABLES, IN_CAMVID
 
 # Scene index of a split's first image: far enough apart that no street is in two of them.
 FIRST_INDEX = {"source train": 0, "source val": 10**6, "target train": 2 * 10**6,
-               "target val": 3 * 10**6}  # fmt: skip
+               "target val": 3 * 10**6, "day": 4 * 10**6, "dusk": 5 * 10**6}  # fmt: skip
 # In label files of that kind: the id of what has no class. Label ids stay what they are.
-VOID = {"train_ids": 255, "synthia": 0, "mapillary": 65}
+VOID = {"train_ids": 255, "synthia": 0, "mapillary": 65, "camvid": 11}
 _SAME = {"train": "train", "val": "val"}
 _NO_CITY = {"train": ("",), "val": ("",)}
 _CITYSCAPES = {"train": ("toyburg", "pixelstadt", "rasterheim"), "val": ("bitmuende", "vectorbach")}
 _VIDEOS = {"train": ("GOPR0100", "GOPR0101"), "val": ("GOPR0102",)}
+# By light: beginnings of CamVid's names, each with the folders of its frames in SegNet's form and
+# the share that each folder has of them.
+_DRIVES = {
+    "day": {"0006R0_f": (("train", 1),), "0016E5_": (("train", 2 / 3), ("val", 1)),
+            "Seq05VD_f": (("test", 1),)},
+    "dusk": {"0001TP_0": (("train", 1 / 2), ("test", 1))},
+}
 
 
 class Layout(NamedTuple):
@@ -41,6 +48,7 @@ class Layout(NamedTuple):
     cities: Mapping[str, tuple[str, ...]] = _NO_CITY
     first: tuple[int, int | None] = (0, 0)  # number in train and val; None: go on after train
     lists: bool = False  # train.txt and val.txt hold the numbers
+    drives: bool = False  # of CamVid, in the place of splits, cities and numbers; see _drives
 
 
 class Job(NamedTuple):
@@ -49,6 +57,7 @@ class Job(NamedTuple):
     index: int  # of the scene
     image: str  # path
     label: str | None
+    day: bool = False  # in the style "source", whatever that of the data set is
 
 
 _CITY_IMAGE = "leftImg8bit/{split}/{city}/{city}_{number:06d}_000019_leftImg8bit.png"
@@ -96,6 +105,14 @@ LAYOUTS = {
         f"gt/{{split}}/night/{_FRAME}_gt_labelTrainIds.png", ids="train_ids",
         splits={"val": "val"}, cities=_VIDEOS,
     ),
+    "camvid": Layout(
+        "CamVid", "target", "701_StillsRaw_full/{city}{number:05d}.png",
+        "LabeledApproved_full/{city}{number:05d}_L.png", ids="camvid", form="colors", drives=True,
+    ),
+    "camvid_ids": Layout(
+        "CamVidIds", "target", "{split}/{city}{number:05d}.png",
+        "{split}annot/{city}{number:05d}.png", ids="camvid", drives=True,
+    ),
 }  # fmt: skip
 
 
@@ -104,6 +121,8 @@ def jobs(layout: Layout, num_train: int, num_val: int) -> tuple[list[Job], dict[
 
     Raises UserError for more training frames than there are numbers below those of validation.
     """
+    if layout.drives:
+        return list(_drives(layout, num_train, num_val)), {}
     first_train, first_val = layout.first
     first = {"train": first_train, "val": first_val}
     if first_val is None:
@@ -134,6 +153,24 @@ def jobs(layout: Layout, num_train: int, num_val: int) -> tuple[list[Job], dict[
     return found, lists
 
 
+def _drives(layout: Layout, num_train: int, num_val: int) -> Iterator[Job]:
+    """CamVid: num_train + num_val frames by day, in three drives, and twice num_val at dusk.
+
+    Where num_train is four times num_val the splits by light have just those numbers, at dusk
+    num_val each.
+    """
+    for light, total in (("day", num_train + num_val), ("dusk", 2 * num_val)):
+        drives = _DRIVES[light]
+        for i in range(total):
+            frame, which = divmod(i, len(drives))
+            city, folders = list(drives.items())[which]
+            length = len(range(which, total, len(drives)))
+            split = next(name for name, share in folders if frame < share * length)
+            paths = (path.format(split=split, city=city, number=30 * frame)
+                     for path in (layout.image, layout.label))
+            yield Job(FIRST_INDEX[light] + i, *paths, day=light == "day")
+
+
 def file_ids(ids: str) -> np.ndarray:
     """uint8 [256]: label id → the number that label files of that kind (`Layout.ids`) hold."""
     if ids == "label_ids":
@@ -141,13 +178,17 @@ def file_ids(ids: str) -> np.ndarray:
     table = np.full(256, VOID[ids], np.uint8)
     of_class = {name: file_id for file_id, name in reversed(ID_TABLES[ids].names.items())}
     for c in CLASSES:
-        table[c.label_id] = of_class[c.name]
+        table[c.label_id] = of_class[IN_CAMVID[c.name] if ids == "camvid" else c.name]
     return table
 
 
 def palette(ids: str) -> np.ndarray:
     """uint8 [256,3]: the official colour of each number in the files, black for no class."""
     colors = np.zeros((256, 3), np.uint8)
+    for color, file_id in reversed(ID_TABLES[ids].colors):
+        colors[file_id] = color
+    if ID_TABLES[ids].colors:
+        return colors
     of_class = {c.name: c.color for c in CLASSES}
     for file_id, name in ID_TABLES[ids].names.items():
         colors[file_id] = of_class[name]

@@ -39,6 +39,10 @@ def _save_palette(ids: np.ndarray, path: Path, *, colors: np.ndarray, **_) -> No
     image.save(path, bits=8)
 
 
+def _save_colors(ids: np.ndarray, path: Path, *, colors: np.ndarray, **_) -> None:
+    Image.fromarray(colors[ids]).save(path)
+
+
 def _save_synthia(ids: np.ndarray, path: Path, *, rng: np.random.Generator, **_) -> None:
     """Classes, instances of the full range (new ones every 16 columns), and nothing."""
     strips = np.arange(ids.shape[1]) // 16
@@ -48,13 +52,16 @@ def _save_synthia(ids: np.ndarray, path: Path, *, rng: np.random.Generator, **_)
 
 
 # Layout.form → how label files are written
-LABEL_FORMS = {"gray": _save_gray, "palette": _save_palette, "synthia": _save_synthia}
+LABEL_FORMS = {
+    "gray": _save_gray, "palette": _save_palette, "colors": _save_colors, "synthia": _save_synthia,
+}  # fmt: skip
 
 
 def _write_pair(
     job: Job, *, root: Path, layout: str, seed: int, height: int, width: int, style: str,
     content: str,
 ) -> None:
+    style = "source" if job.day else style
     image, label_ids = draw_pair(seed, job.index, height, width, style, content)
     options = {"quality": 95} if job.image.endswith(".jpg") else {"compress_level": 3}
     Image.fromarray(image).save(root / job.image, **options)

@@ -36,6 +36,7 @@ VARIANTS = {
     "hard": ("hard", 0.0, 0.1),
 }
 ADAPTATIONS = [name for name in NAMES if name.endswith("_uda")]
+SMALL = ("toy", "camvid")  # for two cores
 NEEDED = {"city2crosscity_uda": "Rome"}  # the argument that a configuration cannot be without
 
 
@@ -55,8 +56,8 @@ def test_recipes(name, recipe):
         config.optimizer.train_snr, config.loss.restitution_weight,
         config.optimizer.repeated_updates,
     ]  # fmt: skip
-    # The toy maps are smaller than the outer dilations.
-    assert config.model.head_branches == (2 if name.startswith("toy") else head_branches)
+    # The small maps are smaller than the outer dilations.
+    assert config.model.head_branches == (2 if name.startswith(SMALL) else head_branches)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -70,7 +71,7 @@ def test_variants(name, recipe, variant):
     assert config.recipe == recipe and config.optimizer.train_snr == SWITCHES[recipe][0]
     loss = config.loss
     assert (loss.target, loss.lambda_seg, loss.lambda_target) == VARIANTS[variant]
-    if not name.startswith("toy"):  # toy images are smaller
+    if not name.startswith(SMALL):  # their images are smaller
         large = variant == "iw_maxsquare_multi"
         assert config.target.size == ((640, 1280) if large else (512, 1024))
         assert config.num_steps == config.optimizer.schedule_steps == 29_760
@@ -79,7 +80,7 @@ def test_variants(name, recipe, variant):
 @pytest.mark.parametrize("name", ADAPTATIONS)
 def test_one_word_is_enough(name):
     base = get_config(name)
-    assert base.recipe == ("standard" if name.startswith("toy") else "paper")
+    assert base.recipe == ("standard" if name.startswith(SMALL) else "paper")
     assert base.loss.target == "maxsquare"
     assert get_config(name, "hard").recipe == base.recipe
     assert get_config(name, "release").loss.target == "maxsquare"
@@ -112,6 +113,7 @@ def test_cities(name, city):
         ("city2crosscity_uda", "release", "the city is missing; .*Rio, Rome, Tokyo, Taipei"),
         ("city2crosscity_uda", "", "the city is missing; .*Rio, Rome, Tokyo, Taipei"),
         ("toy_uda", "x", "no recipe or variant is called 'x'"),
+        ("camvid_dg", "small", "no recipe or size is called 'small'; there are .*standard; full"),
     ],
 )
 def test_words_that_do_not_exist(name, argument, words):
@@ -145,6 +147,25 @@ def test_benchmarks():
         "data.mirror": False, "data.blur": False,
     }
     assert changes("city2crosscity_uda") == crosscity | adapted | {"init_from": "runs/city_dg13"}
+
+
+def test_camvid_from_day_to_dusk():
+    for name in ("camvid_dg", "camvid_uda", "camvid_classmix"):
+        small, full = get_config(name), get_config(name, "full")
+        for config in (small, full):
+            checks.check(config)
+            assert config.num_classes == 11 and config.source.domain == config.target.domain
+            splits = [config[side][f"{part}_split"] for side in ("source", "target")
+                      for part in ("train", "val")]
+            assert splits == ["day_train", "day_val", "dusk_train", "dusk_val"]
+            assert config.source.size == config.target.size and config.batch_size == 4
+            assert config.num_steps == config.optimizer.schedule_steps
+        assert (small.model.width, small.source.size) == (16, (120, 160))
+        assert (full.model.width, full.source.size) == (64, (360, 480))
+        assert full.model.stage_sizes == (3, 4, 23, 3)
+    assert get_config("camvid_uda", "full", "minent", "release").loss.target == "entropy"
+    assert arguments.split_name(get_config("camvid_uda"), "source") == "camvid_source"
+    assert arguments.split_name(get_config("camvid_uda"), "target") == "camvid_target"
 
 
 def test_published_values():

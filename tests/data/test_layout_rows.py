@@ -30,6 +30,10 @@ FORMS = [
      "gt/fog/val/G1/G1_1_gt_labelIds.png", "label_ids"),
     ("dark_zurich", "val", "rgb_anon/val/night/G1/G1_1_rgb_anon.png",
      "gt/val/night/G1/G1_1_gt_labelTrainIds.png", "train_ids"),
+    ("camvid", "val", "val/0001TP_1.png", "valannot/0001TP_1.png", "camvid"),
+    ("camvid", "dusk_train", "test/0001TP_1.png", "testannot/0001TP_1.png", "camvid"),
+    ("camvid", "all", "701_StillsRaw_full/0001TP_1.png", "LabeledApproved_full/0001TP_1_L.png",
+     "camvid"),
 ]  # fmt: skip
 
 
@@ -46,7 +50,8 @@ def test_forms(domain, split, image, label, ids, tmp_path):
     (sample,) = listing.samples
     assert (sample.image, sample.label) == (str(tmp_path / image), str(tmp_path / label))
     assert listing.labels.ids == ids
-    assert listing.labels.kind == ("synthia" if domain == "synthia" else "indices")
+    kind = "colors" if label.endswith("_L.png") else "indices"
+    assert listing.labels.kind == ("synthia" if domain == "synthia" else kind)
     (tmp_path / label).unlink()
     with pytest.raises(UserError, match=r"1 of 1 labels are missing"):
         list_samples(create_domain(domain, tmp_path), split)

@@ -141,7 +141,7 @@ def test_the_command_writes_the_page(generalised, adapted, command, tmp_path):
     for text in (page, result.out):
         assert "(2 seeds)" in text and " ± 0.0" in text
         assert "42.68" in text and "46.5" in text and "34.36" not in text
-        assert "The networks differ" in text and "protocols differ" not in text
+        assert "Other networks" in text and "protocols differ" not in text
         # Jinja writes an apostrophe as an entity.
         assert "through a third party" in text
     assert page.count("<img") == 4

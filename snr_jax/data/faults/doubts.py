@@ -40,8 +40,9 @@ def label_doubt(pixels: np.ndarray, labels: Labels) -> str | None:
     if len(held) == 1 and ignored.size:
         share = 100 * pixels[ignored].sum() / total
         numbers = ", ".join(map(str, ignored[:8])) + (", ..." if ignored.size > 8 else "")
-        reasons.append(f"{share:.0f} % of their pixels are ignored (numbers {numbers})")
-    elif of_255 > MOST:
+        which = "" if labels.colors else f" (numbers {numbers})"
+        reasons.append(f"{share:.0f} % of their pixels are ignored{which}")
+    elif of_255 > MOST and not labels.colors:  # of colours the file says which are ignored
         reasons.append(f"are 255 in {100 * of_255:.0f} % of their pixels, which is ignored")
     if not reasons:
         return None
@@ -50,6 +51,8 @@ def label_doubt(pixels: np.ndarray, labels: Labels) -> str | None:
         return f"{text}. Expected: {labels.layout}"
     if not ignored.size:
         return text
+    if labels.colors:
+        return f"{text}. If a colour means a class, name it so in the file's key label_colors"
     meant = _meant(pixels, labels, missing)
     return f"{text}. If a number means a class, name it in the file's key ids, as ids: {meant}"
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import UnidentifiedImageError
 
-from snr_jax.core.labels import IGNORE, UNKNOWN
+from snr_jax.core.labels import IGNORE, UNKNOWN, class_names
 from snr_jax.data import decode
 from snr_jax.data.decode import tf
 from snr_jax.data.samples import Labels, Sample
@@ -34,8 +34,10 @@ def inspect(sample: Sample, labels: Labels) -> Finding:
     blank = image is not None and bool((image == image[:1, :1]).all())
     if sample.label is None:
         return Finding(faults, size, None, None, blank)
-    read = decode.LABEL_DECODERS[labels.kind]
-    ids = _attempt(read, sample.label, "label image that can be decoded", faults)
+    ids = _attempt(
+        lambda data: decode.decode_label(data, labels), sample.label,
+        "label image that can be decoded", faults,
+    )
     if ids is None:
         return Finding(faults, size, None, None, blank)
     if size and not decode.alike(size, ids.shape):
@@ -44,7 +46,9 @@ def inspect(sample: Sample, labels: Labels) -> Finding:
         )
     pixels = np.bincount(ids.ravel(), minlength=256)
     unknown = np.flatnonzero((pixels > 0) & (labels.lookup == UNKNOWN))
-    if unknown.size:
+    if unknown.size and labels.colors:
+        faults.append(_unknown_color(sample.label, ids, labels))
+    elif unknown.size:
         shown = ", ".join(map(str, unknown[:8])) + (", ..." if unknown.size > 8 else "")
         legal = np.flatnonzero(labels.lookup != UNKNOWN)
         faults.append(
@@ -53,6 +57,24 @@ def inspect(sample: Sample, labels: Labels) -> Finding:
             f"expected: {labels.layout}"
         )
     return Finding(faults, size, ids.shape, pixels, blank)
+
+
+def _unknown_color(path: str, ids: np.ndarray, labels: Labels) -> str:
+    """The first pixel whose colour is none of those known, and how it may have come about."""
+    pixels = decode.decode_image(tf.constant(Path(path).read_bytes())).numpy()
+    unknown = ids == UNKNOWN
+    row, column = np.argwhere(unknown)[0]
+    color, number = pixels[row, column], len(np.unique(pixels[unknown], axis=0))
+    nearest, id = min(labels.colors, key=lambda known: ((color - np.int32(known[0])) ** 2).sum())
+    train_id = labels.lookup[id]
+    of = class_names(labels.classes)[train_id] if train_id < UNKNOWN else "what is ignored"
+    more = f", one of {number} such colours" if number > 1 else ""
+    return (
+        f"{path} holds the colour {color.tolist()} at row {row}, column {column} (from 0){more} in "
+        f"{100 * unknown.mean():.2g} % of its pixels, which {labels.domain} does not define; the "
+        f"nearest is {list(nearest)}, of {of}. Was the file resized with smoothing, or saved as "
+        "JPEG?"
+    )
 
 
 def difference(sample: Sample, size: tuple[int, int], label_size: tuple[int, int]) -> str:

@@ -25,8 +25,8 @@ NUM_THREADS = 16  # they wait for the disk
 NUM_DECODED = 16  # labels whose pixels are looked at
 MOST_FAULTS = 20  # after so many the rest is not looked at
 NUM_NAMED = 20
-# The modes in which Pillow opens a label of that kind.
-LABEL_MODES = {"indices": ("1", "L", "P"), "synthia": ("I;16", "RGB")}
+# The modes in which Pillow opens a label of that kind; None for any.
+LABEL_MODES = {"indices": ("1", "L", "P"), "synthia": ("I;16", "RGB"), "colors": None}
 # What stands at a whole file's end, in its last bytes.
 ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
 TAIL_BYTES = 4096
@@ -189,7 +189,8 @@ def _named(domain: str, doubt: str | None) -> list[str]:
 
 def _glance(sample: Sample, labels: Labels) -> _Glance:
     size = _size(sample.image, decode.IMAGE_FORMATS, None)
-    label_size = _size(sample.label, ("PNG",), LABEL_MODES[labels.kind]) if sample.label else size
+    formats = decode.IMAGE_FORMATS if labels.colors else ("PNG",)
+    label_size = _size(sample.label, formats, LABEL_MODES[labels.kind]) if sample.label else size
     if size is None or label_size is None or not decode.alike(size, label_size):
         found = inspection.inspect(sample, labels)  # decides
         if found.faults or found.label_size is None:
@@ -236,10 +237,10 @@ def label_fault(pixels: np.ndarray, labels: Labels) -> str | None:
             f"Expected: {labels.layout}"
         )
     if not pixels[labels.lookup < UNKNOWN].any():
+        ids = "" if labels.colors else f" (ids {', '.join(map(str, present[:8]))})"
         return (
-            f"every pixel of the labels that were looked at is ignored (ids "
-            f"{', '.join(map(str, present[:8]))}). Are they those of a test set, or of another "
-            f"data set? Expected: {labels.layout}"
+            f"every pixel of the labels that were looked at is ignored{ids}. Are they those of a "
+            f"test set, or of another data set? Expected: {labels.layout}"
         )
     return None
 

@@ -23,8 +23,11 @@ from snr_jax.data.samples import Domain, Labels, Sample, find
 MENDS = {
     "cannot be read": "Unpack the archive again, or mend the permissions of the file",
     "is no image": "Unpack the archive again, or leave the id out of the split",
-    "is no label": "Take the data set's own label files, of ids and not of colours, as unpacked",
+    "is no label": "Take the data set's own label files, of ids and not of colours, as unpacked; "
+                   "colours of your own set are named by label_colors in its YAML file",
     "must agree": "Take image and label from the same release, neither resized nor cropped",
+    "holds the colour": "Take the masks as they were drawn; a colour that is meant is named by "
+                        "label_colors in the set's YAML file, as ignored where it is no class",
     "holds the label ids": "Take the labels of this data set, or name the ids in its YAML file",
 }
 

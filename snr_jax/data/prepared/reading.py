@@ -261,7 +261,7 @@ def example(sample: Sample, labels: Labels, size: tuple[int, int], labelled: boo
         raise UserError(f"{sample.image}: its mirrored form does not resize to the mirrored pixels")
     found = {"id": sample.id, "image": small}
     if labelled:
-        ids = decode.read_label_ids(sample.label, kind=labels.kind, lookup=labels.lookup)
+        ids = decode.read_label_ids(sample.label, labels)
         sizes = tf.shape(image, tf.int64), tf.shape(ids, tf.int64)
         tf.debugging.assert_equal(decode.alike(*sizes), True, "shapes differ")
         for name, mirror in (("label", False), ("label_mirrored", True)):

@@ -1,0 +1,195 @@
+"""Labels stored as colours: how they are read, what is said of others, what remembers them."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from snr_jax import doctor
+from snr_jax.core.errors import UserError
+from snr_jax.data import pipeline, rare
+from snr_jax.data.decode import decode_label, tf
+from snr_jax.data.domains import create_domain
+from snr_jax.data.faults.look import look
+from snr_jax.data.faults.survey import survey
+from snr_jax.data.identity import exchanged, meaning, numbers_of
+from snr_jax.data.samples import list_samples
+from tests.data.tiny_sets import natural_image
+
+HEIGHT, WIDTH = 40, 60
+TEXT = """
+images: images/*.png
+labels: masks/*.png
+splits: [train]
+classes: {water: [0, 90, 200], boat: , sky: }
+label_colors:
+  boat: [[200, 0, 0], [120, 0, 0]]
+  water: [0, 0, 128]
+  sky: [255, 255, 255]
+  ignored: [0, 0, 0]
+"""
+COLORS = np.array([[0, 0, 128], [200, 0, 0], [120, 0, 0], [255, 255, 255], [0, 0, 0]], np.uint8)
+TRAIN_IDS = np.array([0, 1, 1, 2, 255], np.uint8)  # of COLORS
+NAMES = ("1.png", "2.png", "3.png", "4.png")
+PLACES = np.random.default_rng(0).integers(0, 5, (HEIGHT, WIDTH))
+
+
+def save_rgba(path):
+    alpha = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 1), np.uint8)
+    Image.fromarray(np.concatenate([COLORS[PLACES], alpha], -1)).save(path)
+
+
+def save_palette(path):
+    image = Image.fromarray(PLACES.astype(np.uint8), "P")
+    image.putpalette(COLORS.tobytes())
+    image.save(path)
+
+
+SAVED = {
+    "rgb.png": lambda path: Image.fromarray(COLORS[PLACES]).save(path),
+    "rgba.png": save_rgba,
+    "palette.png": save_palette,
+    "bitmap.bmp": lambda path: Image.fromarray(COLORS[PLACES]).save(path),
+}
+
+
+@pytest.fixture
+def lake(tmp_path):
+    """The YAML file of a set of four images with one mask."""
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    for i, name in enumerate(NAMES):
+        Image.fromarray(natural_image(i, HEIGHT, WIDTH)).save(tmp_path / "images" / name)
+        Image.fromarray(COLORS[PLACES]).save(tmp_path / "masks" / name)
+    (tmp_path / "lake.yaml").write_text(TEXT)
+    return tmp_path / "lake.yaml"
+
+
+def read(path):
+    domain = create_domain(str(path))
+    return list_samples(domain, "train", classes=domain.classes)
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_every_kind_of_file_gives_the_classes(name, lake, tmp_path):
+    labels = read(lake).labels
+    SAVED[name](tmp_path / name)
+    ids = decode_label(tf.constant((tmp_path / name).read_bytes()), labels).numpy()
+    assert ids.dtype == np.uint8 and np.array_equal(labels.lookup[ids], TRAIN_IDS[PLACES])
+
+
+def test_streams_read_them(lake):
+    listing = read(lake)
+    assert look(listing.samples, listing.labels, training=True) == []
+    options = {"size": (HEIGHT, WIDTH), "batch_size": 4}
+    (batch,) = pipeline.eval_batches(listing.samples, listing.labels, **options)
+    assert all(np.array_equal(label, TRAIN_IDS[PLACES]) for label in batch["label"])
+    trained = next(pipeline.train_batches(listing.samples, listing.labels, seed=0, mirror=False,
+                                          **options))
+    assert all(np.array_equal(label, TRAIN_IDS[PLACES]) for label in trained["label"])
+
+
+def test_without_classes_they_are_those_of_cityscapes(lake):
+    text = lake.read_text().replace("classes: {water: [0, 90, 200], boat: , sky: }\n", "")
+    lake.write_text(text.replace("boat:", "road:").replace("water:", "car:"))
+    labels = list_samples(create_domain(str(lake)), "train").labels
+    assert labels.lookup[[0, 13, 10, 255, 19]].tolist() == [0, 13, 10, 255, 254]
+
+
+def test_an_unknown_colour_is_named_with_its_place_and_the_nearest(lake, tmp_path):
+    listing = read(lake)
+    pixels = COLORS[PLACES]
+    pixels[7, 31] = 190, 5, 9
+    pixels[8, 0] = 1, 2, 3
+    mask = tmp_path / "masks" / "1.png"
+    Image.fromarray(pixels).save(mask)
+    words = (f"{mask} holds the colour [190, 5, 9] at row 7, column 31 (from 0), one of 2 such "
+             "colours in 0.083 % of its pixels, which lake does not define; the nearest is "
+             "[200, 0, 0], of boat")
+    with pytest.raises(UserError) as error:
+        list(pipeline.eval_batches(listing.samples, listing.labels, size=(33, 33), batch_size=4))
+    assert words in str(error.value)
+    found = survey(create_domain(str(lake)), "train", classes=listing.labels.classes)
+    (fault,) = found.faults
+    assert words in fault.text and "named by label_colors" in fault.text
+    Image.fromarray(COLORS[PLACES]).save(mask, "JPEG", quality=95)
+    with pytest.raises(UserError, match=r"holds the colour .*saved as JPEG"):
+        look(listing.samples, listing.labels)
+
+
+def test_the_nearest_may_be_what_is_ignored(lake, tmp_path):
+    Image.new("RGB", (WIDTH, HEIGHT), (1, 1, 1)).save(tmp_path / "masks" / "1.png")
+    listing = read(lake)
+    with pytest.raises(UserError, match=r"nearest is \[0, 0, 0\], of what is ignored"):
+        look(listing.samples, listing.labels)
+
+
+@pytest.mark.parametrize("colors, words", [
+    ("3", "classes with their colours in the masks"),
+    ("{ignored: [0, 0, 0]}", "classes with their colours in the masks"),
+    ("{water: [0, 0, 1], shore: [1, 1, 1]}", "(water, boat, sky) or ignored; 'shore' is none"),
+    ("{water: [0, 0, 256]}", "three numbers in 0 to 255 for 'water', or a list"),
+    ("{water: [[0, 0]]}", "three numbers in 0 to 255 for 'water', or a list"),
+    ("{water: []}", "three numbers in 0 to 255 for 'water', or a list"),
+    ("{water: }", "three numbers in 0 to 255 for 'water', or a list"),
+    ("{water: [0, 0, 1], sky: [[9, 9, 9], [0, 0, 1]]}", "1] is that of 'water' and of 'sky'"),
+    ("{water: [0, 0, 1]}\nids: {1: water}", "no key ids beside it"),
+])  # fmt: skip
+def test_mistakes_name_the_file_and_the_key(colors, words, tmp_path):
+    path = tmp_path / "lake.yaml"
+    path.write_text(f"{TEXT.partition('label_colors')[0]}label_colors: {colors}\n")
+    with pytest.raises(UserError) as error:
+        create_domain(str(path))
+    assert f"{path}: label_colors is" in str(error.value) and words in str(error.value)
+
+
+def test_a_class_may_be_called_ignored(tmp_path):
+    path = tmp_path / "lake.yaml"
+    path.write_text("images: a/*.png\nclasses: {water: , ignored: }\nlabel_colors: "
+                    "{water: [0, 0, 1], ignored: [2, 2, 2]}\n")
+    assert create_domain(str(path)).ids["own"].colors == (((0, 0, 1), 0), ((2, 2, 2), 1))
+
+
+def test_colours_that_are_exchanged_are_another_meaning(lake):
+    before, listed = meaning(read(lake).labels), numbers_of(create_domain(str(lake)))
+    assert before["numbers"] == listed == {
+        "200,0,0": "boat", "120,0,0": "boat", "0,0,128": "water", "255,255,255": "sky"}
+    lake.write_text(lake.read_text().replace("boat: [[200, 0, 0], [120, 0, 0]]",
+                                               "boat: [200, 0, 0]"))
+    assert exchanged(before, meaning(read(lake).labels)) == [
+        "the colour 120,0,0 in labels is boat there, no class now"]
+
+
+def test_classes_are_counted_anew_for_other_colours(lake, tmp_path):
+    def counts():
+        listing = read(lake)
+        return rare.count_classes(listing.samples, listing.labels, str(tmp_path),
+                                  show=lambda done, total: None)[0]
+
+    number = np.bincount(PLACES.ravel(), minlength=5)
+    assert counts().tolist() == [number[0], number[1] + number[2], number[3]]
+    lake.write_text(lake.read_text().replace("[120, 0, 0]]", "[7, 7, 7]]").replace(
+        "ignored: [0, 0, 0]", "ignored: [[0, 0, 0], [120, 0, 0]]"))
+    assert counts().tolist() == [number[0], number[1], number[3]]
+
+
+def test_the_doctor_shows_them(lake, tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO)
+    assert doctor.main(["doctor", "--domain", str(lake), "--html", str(tmp_path / "x.html"),
+                        "--stats", str(tmp_path / "stats.json")]) == 0  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "no faults" in shown and "water" in shown
+    stats = json.loads((tmp_path / "stats.json").read_text())["lake/train"]
+    assert stats["classes"]["boat"]["pixels"] == 4 * int(np.isin(PLACES, (1, 2)).sum())
+    assert stats["ignored"] == 4 * int((PLACES == 4).sum()) and stats["unknown"] == 0
+
+
+def test_masks_of_one_colour_are_doubted_in_words_for_colours(lake, tmp_path):
+    for name in NAMES:
+        mask = np.where(PLACES[..., None] < 4, COLORS[0], COLORS[4])
+        Image.fromarray(mask).save(tmp_path / "masks" / name)
+    listing = read(lake)
+    with pytest.raises(UserError, match=r"one class alone, water; .* ignored\. If a colour means"):
+        look(listing.samples, listing.labels, training=True)
