@@ -29,7 +29,7 @@ lint: $(VENV)/.tests
 	$(VENV)/bin/ruff check .
 
 study: $(VENV)/.runs
-	$(RUN) scripts/toy_study.py --out runs/toy_study
+	$(RUN) scripts/study.py --out runs/toy_study
 
 docs: $(VENV)/.runs
 	$(RUN) -c "from snr_jax.config import listing; print(listing.page(), end='')" \

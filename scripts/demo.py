@@ -49,7 +49,8 @@ def _demo(out: Path, style: str, stop: Stop) -> None:
     from snr_jax.report.pictures import panel
     from snr_jax.runs.train import train
     from snr_jax.studies.comparison import compare
-    from snr_jax.studies.toy_study import VARIANTS, configured, draw_data
+    from snr_jax.studies.study import VARIANTS
+    from snr_jax.studies.toys import draw_data, target_keys
     from snr_jax.workdir import checkpoints
 
     def interrupt() -> None:
@@ -69,7 +70,9 @@ def _demo(out: Path, style: str, stop: Stop) -> None:
     for number, (name, (folder, module, overrides)) in enumerate(runs.items(), start=1):
         so_far = format_duration(time.monotonic() - start)
         print(f"\n=== {number}/{len(runs)} {name}, {so_far} so far", flush=True)
-        config = configured(module.get_config("standard"), root, style, overrides)
+        config = module.get_config("standard")
+        config.data.root = str(root)
+        config.update_from_flattened_dict(target_keys(style) | overrides)
         train(config, str(out / folder), stop)
     interrupt()
     found = compare(

@@ -52,7 +52,7 @@ def test_scripts_are_there():
 
 def test_a_study_of_no_network_is_refused(tmp_path):
     result = subprocess.run(
-        [sys.executable, "scripts/toy_study.py", "--variants=", f"--out={tmp_path}"], cwd=ROOT,
+        [sys.executable, "scripts/study.py", "--variants=", f"--out={tmp_path}"], cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600,
     )
     assert result.returncode == 2 and not any(tmp_path.iterdir()), result

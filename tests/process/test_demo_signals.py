@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("demo.py", "toy_study.py")
+SCRIPTS = ("demo.py", "study.py")
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pytest
 
 from configs import toy_classmix, toy_dg, toy_uda
 from snr_jax.core.errors import Stopped, UserError
-from snr_jax.studies import toy_study
+from snr_jax.studies import study, toys
+from snr_jax.studies.study import Benchmark
 from tests.commands import said
 
 COLUMNS = ["source", "dusk", "dusk + MaxSquare", "haze", "haze + MaxSquare"]
@@ -18,21 +19,29 @@ TINY = {
 }
 
 
+IN = {"IN": {"model.norm_restitution": "in"}}
+
+
 @pytest.fixture
-def out(tmp_path, monkeypatch):
-    monkeypatch.setattr(toy_study, "VARIANTS", {"IN": {"model.norm_restitution": "in"}})
-    toy_study.draw_data(tmp_path / "data", ["dusk", "haze"], 4, 2)
+def out(tmp_path):
+    toys.draw_data(tmp_path / "data", ["dusk", "haze"], 4, 2)
     return tmp_path
 
 
-def run(out, styles, stop=toy_study.never, **overrides):
-    """The columns that were made, and what was said."""
-    source, adaptation = toy_dg.get_config(), toy_uda.get_config()
-    for config in (source, adaptation):
+def benchmark(out, styles, source, adaptations, variants=IN, **overrides) -> Benchmark:
+    for config in (source, *adaptations.values()):
+        config.data.root = str(out / "data")
         config.update_from_flattened_dict(TINY | overrides)
+    targets = {style: toys.target_keys(style) for style in styles}
+    return Benchmark(source, targets, adaptations, variants)
+
+
+def run(out, styles, stop=study.never, **overrides):
+    """The columns that were made, and what was said."""
+    of = benchmark(out, styles, toy_dg.get_config(), {"MaxSquare": toy_uda.get_config()},
+                   **overrides)
     with said() as lines:
-        toy_study.study(out, source, {"MaxSquare": adaptation}, seeds=[0], styles=styles,
-                        variants=["IN"], stop=stop)
+        study.study(out, of, seeds=[0], stop=stop)
     made = [line.split("seed 0, ")[1].split(" (")[0] for line in lines if "===" in line]
     return made, lines
 
@@ -104,24 +113,21 @@ def test_the_table_has_mean_and_deviation():
 
     runs = {"0": made(source=0.40, dusk=0.1), "1": made(source=0.44, dusk=0.2)}
     titles = {"source": "source", "dusk": "dusk", "dusk + MaxSquare": "dusk + MaxSquare, 150"}
-    table = toy_study.table({"SNR": {"0": made(source=0.5)}, "plain": runs}, titles).splitlines()
+    table = study.table({"plain": runs, "SNR": {"0": made(source=0.5)}}, titles).splitlines()
     assert table[0] == "| | source | dusk | dusk + MaxSquare, 150 |"
     # Deviation of a sample of two: half the difference times sqrt(2).
     assert table[2] == "| plain | 42.0 ± 2.8 | 15.0 ± 7.1 | - |"
-    assert table[3:] == ["| SNR | 50.0 | - | - |"]  # IN has no number
+    assert table[3:] == ["| SNR | 50.0 | - | - |"]
 
 
-def test_without_adaptation_and_with_the_classes_of_a_content(tmp_path, monkeypatch):
-    monkeypatch.setattr(toy_study, "VARIANTS", {"IN": {"model.norm_restitution": "in"}})
-    toy_study.draw_data(tmp_path / "data", ["dusk"], 4, 2, content="tint")
+def test_without_adaptation_and_with_the_classes_of_a_content(tmp_path):
+    toys.draw_data(tmp_path / "data", ["dusk"], 4, 2, content="tint")
     for folder in ("GTA5", "dusk/Cityscapes"):
         marker = json.loads((tmp_path / "data" / folder / "toy.json").read_text())
         assert marker["content"] == "tint"
-    config = toy_dg.get_config()
-    config.update_from_flattened_dict(TINY)
     named = ("road", "sky")
-    text = toy_study.study(tmp_path, config, {}, seeds=[0], styles=["dusk"], variants=["IN"],
-                           classes=named)
+    of = benchmark(tmp_path, ["dusk"], toy_dg.get_config(), {})
+    text = study.study(tmp_path, of, seeds=[0], classes=named)
     row = json.loads((tmp_path / "results.json").read_text())["IN"]["0"]
     assert list(row) == ["source", "dusk"]  # nothing is adapted
     assert text + "\n" == (tmp_path / "table.md").read_text()
@@ -139,10 +145,9 @@ def test_without_adaptation_and_with_the_classes_of_a_content(tmp_path, monkeypa
 def test_every_way_to_adapt_has_a_column_and_a_run(out):
     """Class mixing beside MaxSquare: from one network, in folders of their own."""
     source, *others = (m.get_config() for m in (toy_dg, toy_uda, toy_classmix))
-    for config in (source, *others):
-        config.update_from_flattened_dict(TINY | {"data.crop": (0, 0)})
     adaptations = dict(zip(("MaxSquare", "class mixing"), others))
-    text = toy_study.study(out, source, adaptations, seeds=[0], styles=["dusk"], variants=["IN"])
+    of = benchmark(out, ["dusk"], source, adaptations, **{"data.crop": (0, 0)})
+    text = study.study(out, of, seeds=[0])
     assert text.splitlines()[0] == (
         "| | source | dusk | dusk + MaxSquare, 2 | dusk + class mixing, 2 |")
     row = json.loads((out / "results.json").read_text())["IN"]["0"]
@@ -150,3 +155,21 @@ def test_every_way_to_adapt_has_a_column_and_a_run(out):
     made_with = [row[name]["made_with"]["config"]["loss"]["target"] for name in list(row)[2:]]
     assert made_with == ["maxsquare", "classmix"]
     assert (out / "IN_0_dusk_classmixing" / "checkpoints" / "teacher").is_dir()
+
+
+def test_rows_stand_in_the_order_of_the_benchmark_and_keep_what_it_leaves_out(out):
+    """Also of a variant whose colours change, and of a set that is source and target at once."""
+    half = {f"{side}.{key}": value for side in ("source", "target")
+            for key, value in (("domain", "gta5"), ("dir", "GTA5"), ("val_split", "val"))}
+    jitter = {"IN + jitter": IN["IN"] | study.JITTER}
+    of = benchmark(out, ["dusk"], toy_dg.get_config(), {}, jitter | IN)
+    of = of._replace(targets={"itself": half})
+    table = study.study(out, of, seeds=[0]).splitlines()
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| IN + jitter", "| IN"]
+    rows = json.loads((out / "results.json").read_text())
+    jittered, plain = (rows[name]["0"]["source"] for name in ("IN + jitter", "IN"))
+    assert jittered["made_with"]["config"]["data"]["jitter"] == "custom"
+    assert plain["made_with"]["config"]["data"]["jitter"] == "none"
+    assert rows["IN"]["0"]["itself"]["miou"] == plain["miou"]
+    table = study.study(out, of._replace(variants=IN), seeds=[0]).splitlines()
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| IN", "| IN + jitter"]

@@ -1,7 +1,6 @@
-"""Networks on the toy domains: their variants, and the study of which part helps how much.
+"""The study of which part helps how much: every network, target and way to adapt, over seeds.
 
-    OUT/data/GTA5, OUT/data/STYLE/Cityscapes   what `draw_data` draws
-    OUT/VARIANT_SEED[_STYLE_ADAPTATION]        the runs
+    OUT/VARIANT_SEED[_TARGET_ADAPTATION]       the runs
     OUT/results.json                           every number with what it was made with
     OUT/table.md                               mean and deviation, written anew after each number
 """
@@ -10,24 +9,23 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from snr_jax.config import arguments
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import write_text
 from snr_jax.core.parallel import create_parallel
-from snr_jax.core.progress import format_duration, make_progress
+from snr_jax.core.progress import format_duration
 from snr_jax.process import signals
 from snr_jax.process.signals import Stop, never
 from snr_jax.report.tables import percent
 from snr_jax.runs import experiment, network
 from snr_jax.runs.evaluation import evaluate
 from snr_jax.runs.train import train
-from snr_jax.toy import writer
 from snr_jax.workdir import checkpoints, record
 
 logger = logging.getLogger(__name__)
@@ -38,59 +36,24 @@ VARIANTS = {
     "SNR": {"model.norm_restitution": "snr", "loss.restitution_weight": 0.0},
     "SNR + restitution loss": {"model.norm_restitution": "snr", "loss.restitution_weight": 0.01},
 }
-DATA_SEED = 1
+# The colours of the source that photographs are trained with.
+JITTER = {"data.jitter": "custom", "data.jitter_strengths": (0.8, 0.8, 0.8, 0.0)}
 QUICK = {"eval.num_pictures": 0, "eval_every_steps": 10**6}  # the study scores the end alone
 # variant -> seed -> column -> {"miou": fraction, "iou": {class: fraction}, "made_with": record}
 Results = dict[str, dict[str, dict[str, dict]]]
 
 
-def draw_data(
-    root: Path, styles: Sequence[str], num_train: int, num_val: int, *,
-    content: str = "none", stop: Stop = never,
-) -> None:
-    """ROOT/GTA5 and ROOT/STYLE/Cityscapes for every style; what is there stays.
+class Benchmark(NamedTuple):
+    """What is trained and scored: configurations, and the keys that they differ in.
 
-    Raises `Stopped` between two images once `stop` names a signal.
+    source: of the training that all begin with. targets, adaptations: columns of the table, the
+    latter with the steps of an adaptation each. variants: rows, networks and their training.
     """
-    common = {"num_train": num_train, "num_val": num_val, "seed": DATA_SEED,
-              "height": 128, "width": 256, "workers": 2, "content": content}
 
-    def draw(layout: str, directory: Path, style: str) -> None:
-        show = make_progress(f"drawing {directory}: image", logger)
-        stopped = f"stopped while drawing {directory}; the same command draws it anew"
-
-        def progress(done: int, total: int) -> None:
-            signals.unless_asked(stop, stopped)
-            show(done, total)
-
-        signals.unless_asked(stop, stopped)
-        try:
-            writer.write(layout, directory, style=style, **common, progress=progress)
-        except BrokenProcessPool:  # the signal was sent to the workers as well
-            signals.unless_asked(stop, stopped)
-            raise
-
-    draw("gta5", root / "GTA5", "source")
-    for style in styles:
-        draw("cityscapes", root / style / "Cityscapes", style)
-
-
-def configured(
-    config: ConfigDict, root: Path, style: str | None, overrides: Mapping, seed: int = 0
-) -> ConfigDict:
-    """A copy for the toy domains in `root`. style: of the target; None: no target is scored."""
-    config = config.copy_and_resolve_references()
-    config.data.root = str(root)
-    if style is None:
-        config.target.val_split = ""
-    else:
-        config.target.dir = f"{style}/Cityscapes"
-    config.seed = seed
-    config.update_from_flattened_dict(overrides)
-    return config
-
-
-# ---------------------------------------------------------------- the study
+    source: ConfigDict
+    targets: Mapping[str, Mapping[str, Any]]
+    adaptations: Mapping[str, ConfigDict]
+    variants: Mapping[str, Mapping[str, Any]]
 
 
 class Job(NamedTuple):
@@ -98,47 +61,42 @@ class Job(NamedTuple):
 
     variant: str
     seed: int
-    style: str | None  # None: the source
+    target: str | None  # None: the source
     adaptation: str  # "": none
 
     @property
     def column(self) -> str:
-        return (self.style or "source") + (f" + {self.adaptation}" if self.adaptation else "")
+        return (self.target or "source") + (f" + {self.adaptation}" if self.adaptation else "")
 
 
-def columns(styles: Sequence[str], adaptations: Iterable[str]) -> list[tuple[str | None, str]]:
-    """(style, adaptation) of every column."""
-    return [(None, ""), *((style, name) for style in styles for name in ("", *adaptations))]
+def columns(targets: Iterable[str], adaptations: Iterable[str]) -> list[tuple[str | None, str]]:
+    """(target, adaptation) of every column."""
+    return [(None, ""), *((target, name) for target in targets for name in ("", *adaptations))]
 
 
 def study(
-    out: Path,
-    source_config: ConfigDict,
-    adaptations: Mapping[str, ConfigDict],
-    *,
-    seeds: Sequence[int],
-    styles: Sequence[str],
-    variants: Sequence[str] = tuple(VARIANTS),
-    classes: Sequence[str] = (),
+    out: Path, benchmark: Benchmark, *, seeds: Sequence[int], classes: Sequence[str] = (),
     stop: Stop = never,
 ) -> str:
     """Makes every number that is missing, or was made with something else; the table.
 
-    Each variant is trained on the source and scored on every style, then adapted to each from
-    there, in every way of `adaptations`. `classes`: a second table has their mean alone. Raises
-    `Stopped` as `train` does; the numbers made until then are in OUT.
+    Each variant is trained on the source and scored on every target, then adapted to each from
+    there, in every way. `classes`: a second table has their mean alone. Raises `Stopped` as
+    `train` does; the numbers made until then are in OUT.
     """
     results = _read(out / "results.json")
-    places = columns(styles, adaptations)
+    places = columns(benchmark.targets, benchmark.adaptations)
     jobs = [
-        Job(variant, seed, *place) for seed in seeds for variant in variants for place in places
+        Job(variant, seed, *place)
+        for seed in seeds for variant in benchmark.variants for place in places
     ]
-    titles = {Job("", 0, *place).column: _title(place, adaptations) for place in places}
+    titles = {Job("", 0, *place).column: _title(place, benchmark) for place in places}
 
     def tables() -> str:
-        found = table(results, titles)
+        shown = {name: results[name] for name in (*benchmark.variants, *results) if name in results}
+        found = table(shown, titles)
         if classes:
-            found += f"\n\nMean IoU of {', '.join(classes)}:\n\n{table(results, titles, classes)}"
+            found += f"\n\nMean IoU of {', '.join(classes)}:\n\n{table(shown, titles, classes)}"
         return found
 
     start = time.monotonic()
@@ -146,10 +104,10 @@ def study(
         base = out / f"{job.variant.replace(' ', '')}_{job.seed}"
         title = f"{number}/{len(jobs)}: {job.variant}, seed {job.seed}, {job.column}"
         signals.unless_asked(stop, f"stopped before {title}; the same command goes on")
-        config = _configured(job, base, out / "data", source_config, adaptations)
+        config = _configured(job, base, benchmark)
         here = record.fingerprint(config, experiment.open_splits(config))
         row = results.setdefault(job.variant, {}).setdefault(str(job.seed), {})
-        if job.style is None and not _has_network(base) and not titles.keys() <= row.keys():
+        if job.target is None and not _has_network(base) and not titles.keys() <= row.keys():
             row.pop(job.column, None)  # what is missing starts from its network
         if changes := _changes(row.get(job.column), here):
             logger.info("\n=== %s (%s); %s so far", title, changes,
@@ -161,10 +119,11 @@ def study(
     return tables()
 
 
-def _title(place: tuple[str | None, str], adaptations: Mapping[str, ConfigDict]) -> str:
+def _title(place: tuple[str | None, str], benchmark: Benchmark) -> str:
     """The head of a column: what it is, with the steps of an adaptation."""
     job = Job("", 0, *place)
-    return job.column + (f", {adaptations[job.adaptation].num_steps}" if job.adaptation else "")
+    steps = job.adaptation and f", {benchmark.adaptations[job.adaptation].num_steps}"
+    return job.column + steps
 
 
 def _read(path: Path) -> Results:
@@ -190,16 +149,19 @@ def _read(path: Path) -> Results:
     return results
 
 
-def _configured(
-    job: Job, base: Path, root: Path, source_config: ConfigDict,
-    adaptations: Mapping[str, ConfigDict],
-) -> ConfigDict:
-    """What the number is made with; the networks of the source know nothing of the styles."""
-    overrides = VARIANTS[job.variant] | QUICK
-    if not job.adaptation:
-        return configured(source_config, root, job.style, overrides, job.seed)
-    overrides |= {"init_from": str(checkpoints.folder(base, "final"))}
-    return configured(adaptations[job.adaptation], root, job.style, overrides, job.seed)
+def _configured(job: Job, base: Path, benchmark: Benchmark) -> ConfigDict:
+    """What the number is made with; the networks of the source know nothing of the targets."""
+    config = benchmark.adaptations[job.adaptation] if job.adaptation else benchmark.source
+    config = config.copy_and_resolve_references()
+    if job.target is None:
+        config.target.val_split = ""
+    else:
+        config.update_from_flattened_dict(benchmark.targets[job.target])
+    config.seed = job.seed
+    config.update_from_flattened_dict(benchmark.variants[job.variant] | QUICK)
+    if job.adaptation:
+        config.init_from = str(checkpoints.folder(base, "final"))
+    return config
 
 
 def _changes(entry: Mapping | None, here: Mapping) -> str:
@@ -213,12 +175,12 @@ def _measure(
     job: Job, base: Path, config: ConfigDict, here: Mapping, stop: Stop
 ) -> dict:
     if job.adaptation:
-        workdir = Path(f"{base}_{job.style}_{job.adaptation.replace(' ', '')}")
+        workdir = Path(f"{base}_{job.target}_{job.adaptation.replace(' ', '')}")
         _set_aside_another(workdir, here)
-        return train(config, str(workdir), stop)[config.target.domain]
-    if job.style is None:
+        return train(config, str(workdir), stop)[arguments.split_name(config, "target")]
+    if job.target is None:
         _set_aside_another(base, here)
-        return train(config, str(base), stop)[config.source.domain]
+        return train(config, str(base), stop)[arguments.split_name(config, "source")]
     return _score(config, base, stop)
 
 
@@ -253,15 +215,14 @@ def table(
 ) -> str:
     """Mean and deviation over the seeds, in % mIoU, per variant and column, as markdown.
 
-    titles: column → its head. classes: those that the mean IoU is over; all without. A variant
-    without a number has no row.
+    titles: column → its head. classes: those that the mean IoU is over; all without.
     """
 
     def score(entry: Mapping) -> float:
         return np.mean([entry["iou"][name] for name in classes]) if classes else entry["miou"]
 
     lines = ["| | " + " | ".join(titles.values()) + " |", "|---" * (len(titles) + 1) + "|"]
-    for variant in (name for name in VARIANTS if name in results):
+    for variant in results:
         cells = []
         for name in titles:
             rows = results[variant].values()
