@@ -153,7 +153,7 @@ def run(
     """Parses `argv` (the process's own if None) and runs the command; the exit code.
 
     command: takes the flags, and each of the named `arguments` that stand without a flag; a last
-    name that ends in "..." stands for one or more.
+    name as "RUN..." stands for one or more, as "[RUN...]" for any number.
     A user's mistake is one line on stderr and code 2.
     """
     argv = list(sys.argv if argv is None else argv)
@@ -306,8 +306,9 @@ def _parse(
                         "file, as --config configs/gta5_dg.py")
     if not arguments and words:
         raise UserError(f"unexpected argument {words[0]!r}; flags begin with --, see --help")
-    more = bool(arguments) and arguments[-1].endswith("...")
-    if len(words) < len(arguments) or (len(words) > len(arguments) and not more):
+    more = bool(arguments) and arguments[-1].endswith(("...", "...]"))
+    least = sum(not name.startswith("[") for name in arguments)
+    if len(words) < least or (len(words) > len(arguments) and not more):
         raise UserError(f"expected {' '.join(arguments)}, got {' '.join(words) or 'nothing'}; "
                         "see --help")
     return [user_path(word) for word in words]

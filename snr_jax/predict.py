@@ -6,7 +6,8 @@ For each image, whatever its size, in --out: NAME_color.png (official colours), 
 NAME_trainIds.png and NAME_labelIds.png (for the benchmark's server), and with --confidence
 NAME_confidence.png (probability of the predicted class, 0-255). Results have the image's size.
 NAME is the file's name without its suffix, or with it where two images would share the name; the
-folders of the results are those of the images. --images also takes a file, and 'photos/*/*.jpg'.
+folders of the results are those of the images. --images also takes a file, several of them, and
+'photos/*/*.jpg'.
 An image that cannot be read is left out and named at the end; the exit code is 1 then.
 """
 
@@ -45,7 +46,8 @@ FLAGS = flags.FlagValues()
 cli.define_compilation_cache(FLAGS)
 cli.define_path("checkpoint", None, "The network: a run, or a checkpoint.", flag_values=FLAGS)
 cli.define_path(
-    "images", None, "Folder of the images, of any size, read in depth; or a file, or a pattern.",
+    "images", None, "Folder of the images, of any size, read in depth; or a file, or a pattern. "
+    "Further ones may follow.",
     flag_values=FLAGS,
 )
 cli.define_path("out", None, "Folder for the results.", flag_values=FLAGS)
@@ -74,10 +76,12 @@ flags.DEFINE_enum(
 )
 
 
-def command(args: flags.FlagValues) -> int:
+def command(args: flags.FlagValues, *further: str) -> int:
+    if further and not args.images:
+        raise UserError(f"unexpected argument {further[0]!r}; images are named by --images")
     where = cli.require(args, "checkpoint", "--checkpoint runs/gta5_dg")
     images = cli.require(args, "images", "--images photos")
-    photos = find_images(images, Path(args.out) if args.out else None)
+    photos = find_images([images, *further], Path(args.out) if args.out else None)
     out = Path(cli.require(args, "out", "--out predictions"))
     tile, overlap = _tiles(args.tile, args.overlap)
     size = _pixels("size", args.size) if args.size not in (None, ["own"]) else None
@@ -199,7 +203,7 @@ def _pixels(flag: str, value: list[str]) -> tuple[int, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(argv, FLAGS, __doc__, command)
+    return cli.run(argv, FLAGS, __doc__, command, arguments=("[IMAGES...]",))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import logging
 import os
 import runpy
 import sys
@@ -18,6 +19,9 @@ from ml_collections import ConfigDict
 from snr_jax.config import keys
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import user_path
+from snr_jax.data import domains
+
+logger = logging.getLogger(__name__)
 
 
 def read(file: str, texts: Mapping[str, str | None]) -> ConfigDict:
@@ -35,7 +39,21 @@ def read(file: str, texts: Mapping[str, str | None]) -> ConfigDict:
                                 f"--config {path}:{text}")
             config.update_from_flattened_dict({key: _value(key, text)})
         config.update_from_flattened_dict(_paths(config))
+    _tell_unused_folders(config, texts)
     return config.lock()
+
+
+def _tell_unused_folders(config: ConfigDict, texts: Mapping[str, str | None]) -> None:
+    """Warns of a folder that is set for an own set and does not count (`create_domains`)."""
+    found = keys.values(config)
+    for key in sorted({"source.dir", "target.dir"} & texts.keys()):
+        spec, folder = str(found.get(key.replace("dir", "domain"))), found[key]
+        if folder and domains.is_own(spec) and domains.is_usual(folder):
+            whole = os.path.abspath(os.path.join(str(found.get("data.root", "")), folder))
+            logger.warning(
+                "--config.%s=%s does not count: it is the usual folder of another set, and the "
+                "files of %s are read from %s. As a whole path it counts: --config.%s=%s",
+                key, folder, spec, os.path.dirname(os.path.abspath(spec)), key, whole)
 
 
 def _paths(config: ConfigDict) -> dict[str, str]:

@@ -32,28 +32,36 @@ class Photos(NamedTuple):
     others: list[str]
 
 
-def find_images(given: str, out: Path | None = None) -> Photos:
-    """The image files of a folder in any depth, of a pattern as photos/*/*.jpg, or the one file.
+def find_images(given: Sequence[str], out: Path | None = None) -> Photos:
+    """The image files of folders in any depth, of patterns as photos/*/*.jpg, and files.
 
+    Of several, as a shell makes them of a pattern, the results mirror the folder that holds all.
     Hidden files and folders, files with other suffixes, empty folders, folders that were read
     under another name (a link may loop) and the folder `out` are left out. Raises UserError if
     there is nothing, no image in it, or a folder that cannot be read.
     """
-    root = Path(given)
-    if os.path.lexists(given):
-        chosen = [root]
-        root = root if root.is_dir() else root.parent
-    else:
-        names = itertools.takewhile(lambda name: not glob.has_magic(name), root.parts)
-        root = Path(*names)
-        chosen = _matching(given, root)
+    if len(given) > 1:  # absolute, to have a folder in common
+        given = [os.path.abspath(text) for text in given]
+    roots, chosens = zip(*map(_chosen, given), strict=True)
+    root, chosen = Path(os.path.commonpath(roots)), list(itertools.chain(*chosens))
     found, others = _read_folders(chosen, out and out.resolve())
     images = {path for path in found if _is_image_name(path)}
     if not images:
-        what = f"{given} is a file and" if Path(given).is_file() else given
+        what = ", ".join(given[:3]) + (", ..." if len(given) > 3 else "")
+        what += " is a file and" if len(given) == 1 and Path(what).is_file() else ""
         raise UserError(f"--images: {what} holds no {', '.join(SUFFIXES)} file")
     names = [path.relative_to(root).as_posix() for path in {*others, *found} - images]
     return Photos(root, sorted(path.relative_to(root) for path in images), sorted(names))
+
+
+def _chosen(given: str) -> tuple[Path, list[Path]]:
+    """The folder that the results of what is given mirror, and the files and folders meant."""
+    path = Path(given)
+    if os.path.lexists(given):
+        return path if path.is_dir() else path.parent, [path]
+    names = itertools.takewhile(lambda name: not glob.has_magic(name), path.parts)
+    root = Path(*names)
+    return root, _matching(given, root)
 
 
 def _is_image_name(path: Path) -> bool:

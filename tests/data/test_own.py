@@ -3,6 +3,7 @@
 import pytest
 
 from configs import gta2city_uda
+from snr_jax.config import reading
 from snr_jax.config.arguments import create_domains
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import CLASSES, class_names, own_classes, palette
@@ -10,6 +11,7 @@ from snr_jax.data.domains import create_domain
 from snr_jax.data.samples import list_samples
 from snr_jax.data.splits import open_split
 from snr_jax.runs.evaluation import open_rows
+from tests.commands import ROOT, said
 from tests.data.test_layout_rows import touch
 
 FIVE = """
@@ -102,6 +104,27 @@ def test_another_folder_counts_in_a_configuration_and_in_a_table(write, tmp_path
                          classes=CLASSES)
         (split,) = rows.splits.values()
         assert [sample.id for sample in split.samples] == [id]
+
+
+def test_a_folder_that_is_set_and_does_not_count_is_said(write, tmp_path):
+    path = write("images: a/*.png\nlabels: b/*.png\nsplits: [val]")
+    file, root = str(ROOT / "configs/gta2city_uda.py"), {"data.root": f"{tmp_path}/data"}
+
+    def told(**texts: str) -> tuple[list[str], str]:
+        with said() as lines:
+            config = reading.read(file, root | {k.replace("__", "."): v for k, v in texts.items()})
+        return lines, create_domains(config)["source"].directory
+
+    whole = f"{tmp_path}/data/GTA5"
+    assert told(source__domain=path) == ([], str(tmp_path))
+    lines, directory = told(source__domain=path, source__dir="GTA5")
+    assert lines == [
+        "WARNING: --config.source.dir=GTA5 does not count: it is the usual folder of another set, "
+        f"and the files of {path} are read from {directory}. As a whole path it counts: "
+        f"--config.source.dir={whole}"]
+    assert told(source__domain=path, source__dir=whole) == ([], whole)
+    assert told(source__domain=path, source__dir="a") == ([], f"{tmp_path}/data/a")
+    assert told(source__dir="GTA5") == ([], whole)
 
 
 def test_images_alone(write, tmp_path):

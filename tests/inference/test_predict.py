@@ -475,14 +475,36 @@ def test_a_folder_a_file_or_a_pattern(given, tmp_path):
         (tmp_path / name).touch()
     for number in range(3):  # links that loop in 3 to the power of any depth
         (tmp_path / f"bern/deep/loop{number}").symlink_to(tmp_path / "bern")
-    found = photos.find_images(str(tmp_path / given))
+    found = photos.find_images([str(tmp_path / given)])
     assert [path.as_posix() for path in found.paths] == FOUND[given]
     assert all((found.folder / path).is_file() for path in found.paths)
 
 
+def test_a_pattern_that_the_shell_has_expanded(checkpoint, command, refused, tmp_path, monkeypatch):
+    for name in ("ulm/a.png", "ulm/b.png", "bern/a.png", "bern/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        draw(tmp_path / name, 33, 65) if name.endswith("png") else (tmp_path / name).touch()
+
+    def results(*words: str) -> set[str]:
+        out = tmp_path / f"out{len(words)}"
+        result = command("predict", "--checkpoint", checkpoint, "--images", *words, "--out", out)
+        assert result.code == 0, result
+        return {path.relative_to(out).as_posix() for path in out.rglob("*_color.png")}
+
+    ulm = [tmp_path / "ulm/a.png", tmp_path / "ulm/b.png"]
+    assert results(*ulm) == {"a_color.png", "b_color.png"}
+    assert results(*ulm, tmp_path / "bern") == {
+        "ulm/a_color.png", "ulm/b_color.png", "bern/a_color.png"}
+    monkeypatch.setattr("tests.conftest.ROOT", tmp_path)  # where commands are run
+    assert results("ulm/a.png", tmp_path / "ulm/b.png", "bern/a.png", "bern/c.txt") == {
+        "ulm/a_color.png", "ulm/b_color.png", "bern/a_color.png"}
+    error = refused("predict", "--checkpoint=c", "--images", "ulm/a.png", "ulm/none.png")
+    assert f"there is no folder {tmp_path}/ulm/none.png" in error
+
+
 def test_nothing_that_matches_and_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"nothing that matches .*/x/\*.png"):
-        photos.find_images(str(tmp_path / "x" / "*.png"))
+        photos.find_images([str(tmp_path / "x" / "*.png")])
     (tmp_path / "closed").mkdir()
     real = Path.iterdir
 
@@ -493,7 +515,7 @@ def test_nothing_that_matches_and_a_folder_that_cannot_be_read(tmp_path, monkeyp
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
     with pytest.raises(UserError, match="closed cannot be read: Permission denied"):
-        photos.find_images(str(tmp_path))
+        photos.find_images([str(tmp_path)])
 
 
 def test_mirrored_results_never_go_among_the_images(checkpoint, refused, tmp_path):
