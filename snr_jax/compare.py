@@ -20,15 +20,20 @@ from absl import flags
 from snr_jax import cli
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import write_text
-from snr_jax.report import tables
+from snr_jax.report import style, tables
 from snr_jax.report.html import render
 from snr_jax.report.published import HEADER, beside, cells, published, scored_unlike
 from snr_jax.studies.comparison import compare, group_by_seed, rows, setting, unlike
+from snr_jax.studies.style_gap import style_gaps
 from snr_jax.workdir import record
 
 FLAGS = flags.FlagValues()
 cli.define_path("out", "report.html", "File for the page.", flag_values=FLAGS)
 flags.DEFINE_string("title", "", "Its title; by default source and target.", flag_values=FLAGS)
+flags.DEFINE_bool(
+    "features", False, "Also the style gap of source and target as each network sees it.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_integer(
     "pictures", 6, "Images whose predictions are shown; 0: none.", lower_bound=0, flag_values=FLAGS
 )
@@ -43,6 +48,7 @@ def command(args: flags.FlagValues, *runs: str) -> None:
     scored = rows(folders)
     blocks = beside(scored, published())
     found = compare(folders, args.pictures)
+    gaps = style_gaps(folders) if args.features else {}
     page = render(
         title=args.title or title,
         lead=" ".join([
@@ -51,9 +57,11 @@ def command(args: flags.FlagValues, *runs: str) -> None:
         ]),
         beside=blocks,
         notes={
-            "command": [shlex.join(["python", "-m", "snr_jax.compare", *runs, "--out", args.out])],
+            "command": [shlex.join(["python", "-m", "snr_jax.compare", *runs, "--out", args.out,
+                                    *(["--features"] if args.features else [])])],
             "runs": [f"{name}: {', '.join(map(str, group))}" for name, group in folders.items()],
         },
+        gaps=gaps,
         **found,
     )
     write_text(out, page)
@@ -65,6 +73,11 @@ def command(args: flags.FlagValues, *runs: str) -> None:
             print("\n".join(["", *others, *block.notes]))
     print(f"\non {list(next(iter(found['summary'].values())))[-1]}, by class")
     print(tables.class_table(found["results"]))
+    for name, gap in gaps.items():
+        print(f"\n{name}: {style.sentence(gap)}")
+    if gaps:
+        rows_of_gaps = [row for name, gap in gaps.items() for row in style.cells(name, gap)]
+        print("\n".join(tables.aligned([style.HEADER, *rows_of_gaps])))
     print(f"written: {out}")
 
 

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
-# matplotlib takes no CSS colour; these numbers stand for them until the SVG is written.
 AXIS, GRID = "var(--soft)", "var(--line)"
 STYLE = {
     "axes.autolimit_mode": "round_numbers",
@@ -23,6 +22,23 @@ STYLE = {
 }
 
 
+def stand_ins(colors: Sequence[str]) -> dict[str, str]:
+    """CSS colour → the number that stands for it, until `to_svg`: matplotlib takes no CSS."""
+    return {css: f"#0102{i:02x}" for i, css in enumerate(dict.fromkeys(colors))}
+
+
+def to_svg(figure: Figure, numbers: Mapping[str, str]) -> str:
+    """One `<svg>` for a page, with its CSS colours. numbers: of `stand_ins`."""
+    buffer = io.StringIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    svg = buffer.getvalue()
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :])  # a page needs none
+    for css, number in numbers.items():
+        svg = svg.replace(number, css)
+    return svg
+
+
 def line_chart(curves: Mapping[str, Curve], colors: Sequence[str]) -> str:
     """The curves over the steps, one `<svg>`; colours are CSS, one per curve.
 
@@ -30,8 +46,7 @@ def line_chart(curves: Mapping[str, Curve], colors: Sequence[str]) -> str:
     of 40 or more is drawn faint under its moving average over a twentieth of its length. The
     page defines the colours --soft of the text and --line of the grid.
     """
-    # matplotlib takes no CSS: a number stands for each colour until the SVG is written.
-    numbers = {css: f"#0102{i:02x}" for i, css in enumerate(dict.fromkeys([AXIS, GRID, *colors]))}
+    numbers = stand_ins([AXIS, GRID, *colors])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.8, 2.72), layout="constrained")
         axes = figure.add_subplot(frame_on=False)
@@ -50,14 +65,7 @@ def line_chart(curves: Mapping[str, Curve], colors: Sequence[str]) -> str:
         axes.grid(axis="y", color=numbers[GRID], linewidth=0.75, clip_on=False)
         axes.set_axisbelow(True)
         axes.set_xlabel("step", loc="right", labelpad=2, color=numbers[AXIS])
-        buffer = io.StringIO()
-        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
-    svg = buffer.getvalue()
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :])  # a page needs none
-    for css, number in numbers.items():
-        svg = svg.replace(number, css)
-    return svg
+        return to_svg(figure, numbers)
 
 
 def _draw(axes: Axes, steps: Sequence[float], values: Sequence[float], color: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from snr_jax.core.labels import Classes, classes
+from snr_jax.report import style
 from snr_jax.report.chart import Curve, line_chart
 from snr_jax.report.published import HEADER, Block, cells
 from snr_jax.report.tables import Results, class_names, means, percent
@@ -29,6 +30,7 @@ def render(
     lead: str = "",
     known: int | Classes = 19,
     beside: Sequence[Block] = (),
+    gaps: Mapping[str, style.StyleGap] | None = None,
 ) -> str:
     """The page, which needs no other file.
 
@@ -42,6 +44,7 @@ def render(
       lead: a sentence under the title.
       known: the classes, for their colours.
       beside: scores of runs and published ones, by setting.
+      gaps: run -> the style gap as its network sees it.
     """
     curves = curves or {}
     series = [name for chart in curves.values() for name in chart]
@@ -73,7 +76,24 @@ def render(
         notes=notes,
         blocks=beside,
         header=HEADER,
+        style=_style(gaps, known, colors) if gaps else None,
     )
+
+
+def _style(gaps: Mapping[str, style.StyleGap], known: int | Classes, colors: Mapping) -> dict:
+    """The values of the section on the style gap."""
+    return {
+        "header": style.HEADER,
+        "rows": [row for run, gap in gaps.items() for row in style.cells(run, gap)],
+        "images": next(iter(gaps.values())).images,
+        "legend": style.legend(gaps, known),
+        "runs": [
+            (run, style.sentence(gap), any(place.after for place in gap.places), colors[run],
+             Markup(style.channel_chart(gap, colors[run])),
+             Markup(style.feature_chart(gap.points, known)))
+            for run, gap in gaps.items()
+        ],
+    }
 
 
 def _environment() -> Environment:
