@@ -58,8 +58,8 @@ def _demo(out: Path, style: str, stop: Stop) -> None:
 
     refuse_pattern(out)
     start = time.monotonic()
-    root = out / "data"
-    draw_data(root, [style], toy_dg.NUM_TRAIN, toy_dg.NUM_VAL, stop=stop)
+    draw_data(out / "data", [style], toy_dg.NUM_TRAIN, toy_dg.NUM_VAL, stop=stop)
+    here = {"data.root": str(out / "data")} | target_keys(style)
     init_from = {"init_from": str(checkpoints.folder(out / "snr", "final"))}
     runs = {  # name: folder, configuration, overrides
         "plain": ("plain", toy_dg, VARIANTS["plain"]),
@@ -71,13 +71,10 @@ def _demo(out: Path, style: str, stop: Stop) -> None:
         so_far = format_duration(time.monotonic() - start)
         print(f"\n=== {number}/{len(runs)} {name}, {so_far} so far", flush=True)
         config = module.get_config("standard")
-        config.data.root = str(root)
-        config.update_from_flattened_dict(target_keys(style) | overrides)
+        config.update_from_flattened_dict(here | overrides)
         train(config, str(out / folder), stop)
-    interrupt()
-    found = compare(
-        {name: [out / folder] for name, (folder, *_) in runs.items()}, interrupt=interrupt
-    )
+    found = compare({name: [out / folder] for name, (folder, *_) in runs.items()},
+                    interrupt=interrupt)
     seconds = format_duration(time.monotonic() - start)
     page = render(
         title="From one domain to another",
