@@ -1,5 +1,6 @@
 """Scores of a confusion matrix. Counting is integer; division happens once, on the host."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -46,6 +47,17 @@ def _multiplied(
                             preferred_element_type=jnp.float32)
         total += counts.astype(jnp.int32).sum(0, dtype=jnp.int32)
     return total
+
+
+def joined(confusion: np.ndarray, parts: Sequence[int], num_classes: int) -> np.ndarray:
+    """Confusion matrix [num_classes,num_classes] of one whose predictions are of finer classes.
+
+    confusion: integers [C,C], rows are labels of the coarse classes, the first num_classes alone
+    filled. parts: of each fine class, the coarse one that it is a part of.
+    """
+    result = np.zeros((num_classes, num_classes), confusion.dtype)
+    np.add.at(result.T, np.asarray(parts), confusion[:num_classes].T)
+    return result
 
 
 def scores(confusion: np.ndarray) -> dict[str, float | list[float]]:

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.io
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import CAMVID
+from snr_jax.core.labels import CAMVID, IN_CAMVID
 from snr_jax.data.layouts import Layout
 from snr_jax.data.own import load_own
 from snr_jax.data.samples import OWN_SUFFIXES, Domain
@@ -294,7 +294,7 @@ DOMAINS = {
             ),
             {**{name: name for name in _CAMVID_FOLDERS},
              **dict.fromkeys(("all", *CAMVID_BY_LIGHT), _CAMVID_FOLDERS)},
-            (360, 480), _select_camvid, CAMVID,
+            (360, 480), _select_camvid, CAMVID, parts=IN_CAMVID,
         ),
     )
 }

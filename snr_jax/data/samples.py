@@ -38,6 +38,8 @@ class Domain:
     splits: name → what {split} stands for in the layouts, several folders for those together.
     select: which of the files a split has, where folders do not tell.
     classes: its own; None: the protocols' classes.
+    parts: a network's class → the own one that it is a part of; a network with none but these is
+    scored on the own ones, its predictions joined.
     hint: what to know where its files lie in another folder than the one given.
     """
 
@@ -52,6 +54,7 @@ class Domain:
     directory: str = ""
     spec: str = ""
     hint: str = ""
+    parts: Mapping[str, str] | None = None
 
     def __str__(self) -> str:
         return "; or ".join(map(str, self.layouts))
@@ -62,13 +65,17 @@ class Domain:
         return self.spec.endswith(OWN_SUFFIXES)
 
     def labels(self, layout: Layout, classes: int | Classes) -> "Labels":
-        """How the label files of that layout are read as those classes."""
-        classes = label_tables.classes(classes)
+        """How the label files of that layout are read for a network of those classes."""
+        classes, parts = label_tables.classes(classes), ()
+        names = label_tables.class_names(classes)
+        if self.parts and set(names) <= set(self.parts):
+            own = label_tables.class_names(self.classes)
+            classes, parts = self.classes, tuple(own.index(self.parts[name]) for name in names)
         table = (self.ids or ID_TABLES)[layout.ids]
         return Labels(
             self.name, str(layout), layout.kind, layout.ids,
             label_tables.to_train_id(table, classes), classes,
-            table.colors if layout.kind == "colors" else (),
+            table.colors if layout.kind == "colors" else (), parts,
         )
 
 
@@ -82,6 +89,7 @@ class Labels(NamedTuple):
     lookup: np.ndarray  # uint8 [256]: id in the file → trainId, 255 ignored, 254 undefined
     classes: Classes
     colors: tuple[tuple[Color, int], ...] = ()  # of the kind "colors", each with its id
+    parts: tuple[int, ...] = ()  # of each class of the network the one that it is a part of, if any
 
 
 class Listing(NamedTuple):

@@ -47,7 +47,10 @@ def open_split(
         )
         prepared, where = None, f" in {domain.directory}"
     foreign = set(class_names(domain.classes or ())) - set(class_names(classes))
-    if foreign and require_labels:
+    if labels.parts and require_labels:
+        notes = [*notes, f"scored on its own {len(labels.classes)} classes, of which the network's "
+                 f"{len(labels.parts)} are parts"]
+    elif foreign and require_labels:
         shown = ", ".join(name for name in class_names(domain.classes) if name in foreign)
         notes = [*notes, f"its classes {shown} are none of the network's: their pixels are ignored"]
     told = "; ".join([f"{domain.name}/{split}: {len(samples)} images{where}", *notes])

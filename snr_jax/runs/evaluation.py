@@ -72,7 +72,7 @@ def count(
     flip: bool = False,
     interrupt: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Confusion matrix int64 [C,C] over the samples of the split, rows are labels.
+    """Confusion matrix int64 [C,C] over the samples of the split, rows are labels of its classes.
 
     parallel: over the devices of this process (`own_devices`). Of several processes each reads and
     counts its part, in its own time, since nothing is exchanged before the sum at the end.
@@ -102,7 +102,9 @@ def count(
             rate = done / (last_line - start)
             title = f"{split.name}, {protocol}: images"
             logger.info(progress_text(title, done, len(samples), rate))
-    return total if processes == 1 else _summed(total)
+    total = total if processes == 1 else _summed(total)
+    parts, number = split.labels.parts, len(split.labels.classes)
+    return metrics.joined(total, parts, number) if parts else total
 
 
 def _summed(counts: np.ndarray) -> np.ndarray:
@@ -223,17 +225,24 @@ def pictures(
 ) -> list[dict[str, np.ndarray]]:
     """{"input", "label", "prediction"}, uint8 RGB [h,w,3] each, per sample. variables: numpy.
 
-    known: the network's classes, where they are others than the split's.
+    known: the network's classes, where they are others than the split's. Parts of the split's
+    classes are drawn as these.
     """
+    parts = np.array(split.labels.parts, np.uint8)
     predict = _compiled_prediction(model, tuple(split.size))
     variables = jax.device_put(variables)
+
+    def prediction(image: np.ndarray) -> np.ndarray:
+        predicted = np.asarray(predict(variables, image))[0]
+        if parts.size:
+            return colorize(parts[predicted], split.labels.classes)
+        return colorize(predicted, known or split.labels.classes)
+
     return [
         {
             "input": batch["image"][0],
             "label": colorize(batch["label"][0], split.labels.classes),
-            "prediction": colorize(
-                np.asarray(predict(variables, batch["image"]))[0], known or split.labels.classes
-            ),
+            "prediction": prediction(batch["image"]),
         }
         for batch in pipeline.eval_batches(
             split.samples, split.labels, size=split.size, batch_size=1

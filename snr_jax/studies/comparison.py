@@ -92,10 +92,11 @@ def rows(folders: Folders) -> list[Row]:
             unfinished = "" if steps == [config.num_steps] else (
                 f", at step {', '.join(map(str, steps))} of {config.num_steps}"
             )
-            for classes, key in ((config.num_classes, "miou"), (13, "miou_13")):
+            of = setting(there)
+            for classes, key in ((of.classes, "miou"), (13, "miou_13")):
                 if all(key in score for score in scores):
                     found.append(Row(
-                        setting(there)._replace(classes=classes), shown + unfinished,
+                        of._replace(classes=classes), shown + unfinished,
                         tuple(score[key] for score in scores),
                         "network+flip" if config.eval.flip else "network", _network(config),
                         f"{data['split']}, {data['images']} images, {size[0]}x{size[1]}",
@@ -124,7 +125,9 @@ def setting(there: Mapping) -> Setting:
         parts = [there["data"][which]["split"] for which in ("source", role)]
         names = [f"{name} {part}" for name, part in zip(names, parts, strict=True)]
     task = "adaptation" if "target" in there["data"] else "generalisation"
-    return Setting(*names, task, config.num_classes)
+    learnt, scored = (there["data"][which].get("classes") for which in ("source", role))
+    joined = learnt != scored  # those of the network are parts of the target's
+    return Setting(*names, task, len(scored) if joined else config.num_classes)
 
 
 def unlike(there: Mapping, here: Mapping) -> list[str]:

@@ -282,7 +282,7 @@ def test_open_splits_passes_its_arguments_on(monkeypatch):
     def list_samples(domain, split, *, classes, require_labels):
         kept[domain.spec, domain.directory, split] = require_labels
         assert classes == labels.classes(config.num_classes)
-        return list(range(20)), SimpleNamespace(domain=domain), []
+        return list(range(20)), SimpleNamespace(domain=domain, parts=()), []
 
     asked = []
 

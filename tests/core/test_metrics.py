@@ -50,6 +50,15 @@ def test_a_gpu_counts_without_scatter():
     assert "scatter" in text["cpu"] and "scatter" not in text["cuda"]
 
 
+def test_finer_predictions_are_joined():
+    """Fine classes 0 and 2 are parts of coarse 1, fine 1 is coarse 0, fine 3 coarse 2."""
+    counts = np.zeros((4, 4), np.int64)
+    counts[:3] = [[5, 7, 1, 2], [3, 1, 4, 0], [0, 0, 6, 9]]
+    found = metrics.joined(counts, (1, 0, 1, 2), 3)
+    np.testing.assert_array_equal(found, [[7, 6, 2], [1, 7, 0], [0, 6, 9]])
+    assert found.dtype == np.int64 and found.sum() == counts.sum()
+
+
 def test_scores_by_hand():
     # Class 0: 3 pixels, 2 hit. Class 1: 3 pixels, all hit, predicted 4 times. Class 2: nowhere.
     found = metrics.scores(np.array([[2, 1, 0], [0, 3, 0], [0, 0, 0]]))

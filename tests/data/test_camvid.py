@@ -12,6 +12,7 @@ from snr_jax.core.labels import (
     IGNORE,
     IN_CAMVID,
     class_names,
+    own_classes,
     palette,
 )
 from snr_jax.data import pipeline
@@ -56,6 +57,21 @@ def test_the_classes_and_the_colours():
     assert palette(CAMVID)[4].tolist() == [0, 0, 192]
     assert tuple(IN_CAMVID) == class_names() and set(IN_CAMVID.values()) == set(class_names(CAMVID))
     assert create_domain("camvid").classes == CAMVID
+
+
+@pytest.mark.parametrize("number", [19, 16, 13])
+def test_a_network_of_finer_classes_is_scored_on_the_eleven(number):
+    domain = create_domain("camvid")
+    labels = domain.labels(domain.layouts[0], number)
+    assert labels.classes == CAMVID and labels.lookup[:12].tolist() == [*range(11), IGNORE]
+    names = class_names(number)
+    assert len(labels.parts) == number
+    assert labels.parts[names.index("sidewalk")] == 4 and labels.parts[names.index("bus")] == 8
+    own = own_classes(["sky", "tree", "horse"])  # another's: by name
+    by_name = domain.labels(domain.layouts[0], own)
+    assert by_name.classes == own and by_name.parts == ()
+    assert by_name.lookup[[0, 5, 1]].tolist() == [0, 1, IGNORE]
+    assert domain.labels(domain.layouts[0], CAMVID).parts == ()
 
 
 def test_the_splits_by_light_of_all_701_photographs(tmp_path):
