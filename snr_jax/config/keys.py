@@ -64,6 +64,10 @@ SECTIONS = {
             "conv1", one_of("conv1", "conv2"),
             "The convolution of a bottleneck that has the stride; conv2 for torchvision's "
             "weights."),
+        "model.exposure": Key(
+            False, SWITCH,
+            "Scale each image to one mean brightness before the network sees it: for photographs "
+            "in other light (docs/photos.md)."),
         "model.dtype": Key(
             "auto", one_of("auto", *DTYPES),
             "Precision of the computation; auto: float32 on a CPU, bfloat16 elsewhere."),

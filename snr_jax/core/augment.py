@@ -66,6 +66,18 @@ def to_network_input(image: jax.Array) -> jax.Array:
     return image[..., ::-1].astype(jnp.float32) - jnp.array(MEAN_BGR, jnp.float32)
 
 
+def expose(image: jax.Array) -> jax.Array:
+    """Network input [N,H,W,3], each image scaled to the mean brightness that is subtracted.
+
+    What becomes brighter than white is white. Light then differs between images by its
+    distribution alone: at dusk as by day a street is as bright as any.
+    """
+    mean = jnp.array(MEAN_BGR, image.dtype)
+    image = image + mean
+    scale = mean.mean() / jnp.maximum(image.mean((1, 2, 3), keepdims=True), 1)
+    return jnp.minimum(image * scale, 255) - mean
+
+
 def augment(
     key: jax.Array,
     image: jax.Array,

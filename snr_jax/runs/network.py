@@ -137,6 +137,8 @@ def initialize(
     want = architecture(model)
     # Branches and SNR change which parameters exist or are used, not what the others mean.
     allowed = ("head_branches",)
+    if not meta["model"]["exposure"]:  # as every file of PyTorch
+        allowed += ("exposure",)
     if meta["model"]["norm_restitution"] == "none":
         allowed += ("norm_restitution",)
     refuse_mismatch(init_from, meta["model"], want, allowed)

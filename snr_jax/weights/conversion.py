@@ -145,6 +145,10 @@ def to_published(
         raise UserError(f"has stride_in={model['stride_in']}; the published code has the stride in "
                         "the first 1x1 convolution and would take the weights and be wrong. Only "
                         "networks with stride_in=conv1 can be exported")
+    if model.get("exposure"):
+        raise UserError("has exposure=True; the published code does not scale images to one "
+                        "brightness and would compute something else. Only networks with "
+                        "exposure=False can be exported")
     if model["head_branches"] != 2:
         if not allow_four_branches:
             raise UserError(

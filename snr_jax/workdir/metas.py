@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from snr_jax.config.legal import Legal, one_of, several, text, whole
+from snr_jax.config.legal import SWITCH, Legal, one_of, several, text, whole
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import ARCHITECTURE, NORM_RESTITUTIONS
 
@@ -34,13 +34,16 @@ KINDS = {
     "model": TABLE, "model.num_classes": whole(1), "model.stage_sizes": several(4, whole(1)),
     "model.width": whole(1), "model.norm_restitution": one_of(*NORM_RESTITUTIONS),
     "model.head_branches": one_of(2, 4), "model.stride_in": one_of("conv1", "conv2"),
+    "model.exposure": SWITCH,
     "checksums": TABLE, "checksums.variables": TABLE,
     "source": TABLE, "source.step": whole(0), "source.input_size": several(2, whole(1)),
     "source.heads": _list_of(text(empty=False)), "source.num_batches_tracked": TABLE,
     "scores": TABLE, "class_names": _list_of(text(empty=False)),
     "class_colors": _list_of(several(3, whole(0, 255))),
 }  # fmt: skip
-REQUIRED = ("model", *(f"model.{key}" for key in ARCHITECTURE), "checksums", "checksums.variables")
+LATER = {"exposure": False}  # arguments of a network that came later, as they were before
+REQUIRED = ("model", *(f"model.{key}" for key in ARCHITECTURE if key not in LATER), "checksums",
+            "checksums.variables")
 
 
 def checksum(meta: Mapping) -> int:
@@ -50,10 +53,13 @@ def checksum(meta: Mapping) -> int:
 
 
 def checked(path: Path, meta: Any) -> dict:
-    """The meta itself. Raises UserError where it is damaged or holds what no checkpoint does."""
+    """The meta, with what older ones do not say.
+
+    Raises UserError where it is damaged or holds what no checkpoint does.
+    """
     if reason := fault(meta):
         raise UserError(f"{path} cannot be read: {reason}{ADVICE}")
-    return meta
+    return {**meta, "model": LATER | meta["model"]}
 
 
 def fault(meta: Any) -> str:

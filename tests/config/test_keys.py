@@ -22,8 +22,8 @@ BASE = {"loss.target": "iw_maxsquare", "data.crop": (65, 65), "data.scale_range"
 OTHER = {
     "seed": 1, "num_classes": 16, "init_from": "elsewhere",
     "model.norm_restitution": "in", "model.stage_sizes": (1, 2, 1, 1), "model.width": 8,
-    "model.head_branches": 4, "model.stride_in": "conv2", "model.dtype": "bfloat16",
-    "model.atrous": "native", "model.remat": True,
+    "model.head_branches": 4, "model.stride_in": "conv2", "model.exposure": True,
+    "model.dtype": "bfloat16", "model.atrous": "native", "model.remat": True,
     "data.root": "elsewhere", "data.prepared": "elsewhere",
     "data.scale_range": (0.5, 1.0), "data.crop": (65, 129),
     "source.domain": "cityscapes", "source.dir": "elsewhere", "source.train_split": "all",
@@ -56,6 +56,7 @@ ARRIVES = {
     "model.width": "model.width",
     "model.head_branches": "model.head_branches groups.head_branches",
     "model.stride_in": "model.stride_in",
+    "model.exposure": "model.exposure",
     "model.dtype": "model.dtype",
     "model.atrous": "model.atrous",
     "model.remat": "model.remat",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from snr_jax.core.augment import MEAN_BGR
 from snr_jax.core.models.deeplab import DeepLab, architecture, check_architecture
 from snr_jax.core.models.snr import SNR
 from snr_jax.core.state import variable_shapes
@@ -175,6 +176,27 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32(float32_run)
         assert np.abs(actual - expected).mean() < 0.05 * np.abs(expected).mean() + 0.02, path
 
 
+def test_exposure_sees_an_image_in_any_light():
+    """What is half as bright gives the same logits, each image of a batch for itself."""
+    dark = np.array(IMAGE)
+    dark[0] = (dark[0] + np.array(MEAN_BGR)) / 2 - np.array(MEAN_BGR)
+    model = network(norm_restitution="none")
+    values = variables(model)
+
+    def logits(model: DeepLab, image: np.ndarray) -> np.ndarray:
+        apply = quick_jit(lambda x: model.apply(values, x, train=False).main)
+        return np.asarray(apply(image))
+
+    exposed = model.clone(exposure=True)
+    np.testing.assert_allclose(logits(exposed, dark), logits(exposed, IMAGE), rtol=1e-3, atol=1e-2)
+    assert np.abs(logits(model, dark)[0] - logits(model, IMAGE)[0]).max() > 1e-2
+    # By hand: to the brightness that is subtracted, and white at most.
+    image = IMAGE + np.array(MEAN_BGR)
+    image = np.minimum(image * np.mean(MEAN_BGR) / image.mean((1, 2, 3), keepdims=True), 255)
+    by_hand = (image - np.array(MEAN_BGR)).astype(np.float32)
+    np.testing.assert_allclose(logits(exposed, IMAGE), logits(model, by_hand), rtol=1e-3, atol=1e-2)
+
+
 def test_logits_of_another_size():
     model = network(norm_restitution="none")
     values = variables(model)
@@ -187,6 +209,7 @@ def test_logits_of_another_size():
 
 def test_architecture_is_checked():
     assert architecture(network(head_branches=4))["head_branches"] == 4
-    for wrong in ({"head_branches": 3}, {"norm_restitution": "bn"}, {"stride_in": "conv3"}):
+    for wrong in ({"head_branches": 3}, {"norm_restitution": "bn"}, {"stride_in": "conv3"},
+                  {"exposure": "yes"}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*expected one of"):
             check_architecture({**architecture(network()), **wrong})

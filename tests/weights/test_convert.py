@@ -19,7 +19,7 @@ import twin as torch_twin
 from scripts import convert_torch_ckpt
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import class_names
-from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.state import initial_variables
 from snr_jax.runs import network
 from snr_jax.weights.conversion import fold_torchvision_input
@@ -267,6 +267,14 @@ def test_torchvision_gets_its_stride_and_cannot_be_exported(tmp_path, capsys):
     assert meta["model"]["stride_in"] == "conv2"
     code, _, err = run(capsys, "--export", tmp_path / "out", tmp_path / "back.pth")
     assert code == 2 and "stride_in=conv2" in err and not (tmp_path / "back.pth").exists()
+
+
+def test_a_network_that_the_published_code_does_not_have_is_not_exported(tmp_path, capsys):
+    model = DeepLab(num_classes=19, stage_sizes=(1, 1, 1, 1), width=4, exposure=True)
+    save_variables(tmp_path / "a", initial_variables(model, 0),
+                   {"model": architecture(model), "source": {}})
+    code, _, err = run(capsys, "--export", tmp_path / "a", tmp_path / "back.pth")
+    assert code == 2 and "exposure=True" in err and not (tmp_path / "back.pth").exists()
 
 
 def test_torchvision_network_computes_with_its_own_stride(tmp_path, capsys):

@@ -695,6 +695,17 @@ def test_plain_network_starts_one_with_snr(tmp_path):
     assert str(tmp_path / "plain") in lines[0]
 
 
+def test_a_checkpoint_from_before_a_key_has_what_was_in_force(tmp_path):
+    meta = meta_of(MODEL)
+    del meta["model"]["exposure"]
+    checkpoints.save_variables(tmp_path / "old", initial_variables(MODEL, 0), meta)
+    assert checkpoints.load_variables(tmp_path / "old")[1]["model"] == architecture(MODEL)
+    assert network.load(str(tmp_path / "old"))[0].exposure is False
+    exposed = MODEL.clone(exposure=True)  # it may begin with the weights of one without
+    started = network.initialize(exposed, 1, str(tmp_path / "old"))
+    assert_equal(started["params"], initial_variables(MODEL, 0)["params"])
+
+
 @pytest.mark.parametrize(
     "change, there, here",
     [
@@ -703,6 +714,7 @@ def test_plain_network_starts_one_with_snr(tmp_path):
         ({"stage_sizes": (1, 2, 1, 1)}, "stage_sizes (1, 2, 1, 1) there", "(1, 1, 1, 1) here"),
         ({"norm_restitution": "in"}, "norm_restitution in there", "snr here"),
         ({"stride_in": "conv2"}, "stride_in conv2 there", "conv1 here"),
+        ({"exposure": True}, "exposure True there", "False here"),
     ],
 )
 def test_another_network_is_refused(tmp_path, change, there, here):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from snr_jax.core.augment import expose
 from snr_jax.core.models.batch_norm import BatchNorm
 from snr_jax.core.models.layers import (
     Conv,
@@ -96,6 +97,7 @@ def map_size(size: tuple[int, int]) -> tuple[int, int]:
 class DeepLab(nn.Module):
     """image float [N,H,W,3], BGR minus mean (augment.py) → Output.
 
+    exposure: each image is scaled to one mean brightness first (`augment.expose`).
     norm_restitution: "snr", "in" (instance norm alone) or "none", after layer1, layer2, layer3.
     stage_sizes, width: (3,4,23,3) and 64 are ResNet-101. head_branches: 2 as published, or 4.
     restitution_heads: also the 1x1 classifiers of the dual restitution loss (training alone).
@@ -111,6 +113,7 @@ class DeepLab(nn.Module):
     norm_restitution: str = "snr"
     head_branches: int = 2
     stride_in: str = "conv1"
+    exposure: bool = False
     restitution_heads: bool = False
     atrous: str = "native"
     pointwise: str = "product"
@@ -125,6 +128,7 @@ class DeepLab(nn.Module):
         self, image: jax.Array, *, train: bool, output_size: tuple[int, int] | None = None
     ) -> Output:
         """output_size: height and width of the logits; the image's own by default."""
+        image = expose(image) if self.exposure else image
         block_class = nn.remat(Bottleneck, static_argnums=(2,)) if self.remat else Bottleneck
         x = Conv(self.width, size=7, stride=2, dtype=self.dtype, name="conv1")(image)
         x = BatchNorm(True, self.bn_sums, self.bn_axis_name, name="bn1")(x, train)
@@ -170,6 +174,7 @@ class DeepLab(nn.Module):
 
 ARCHITECTURE = (
     "num_classes", "stage_sizes", "width", "norm_restitution", "head_branches", "stride_in",
+    "exposure",
 )
 
 
@@ -184,6 +189,7 @@ def check_architecture(arguments: dict) -> None:
         ("norm_restitution", NORM_RESTITUTIONS),
         ("head_branches", (2, 4)),
         ("stride_in", ("conv1", "conv2")),
+        ("exposure", (False, True)),
     ):
         if arguments[name] not in legal:
             expected = ", ".join(map(str, legal))
