@@ -67,6 +67,8 @@ BUDGET_OF_PHOTOS = {"num_steps": 300, "optimizer.schedule_steps": 300,
                     "optimizer.base_rate": 0.01, "data.crop": (0, 0)}
 NETWORKS = ("plain", "IN", "SNR", "SNR + restitution loss")
 JITTERED = tuple(f"{name} + jitter" for name in NETWORKS)
+EXPOSED = tuple(f"{name} + exposure" for name in NETWORKS)
+EVERY = NETWORKS + JITTERED + EXPOSED
 # benchmark: its targets and the variants that are trained unless told.
 BENCHMARKS = {
     "toys": (("dusk", "haze"), NETWORKS),
@@ -82,12 +84,14 @@ cli.define_path("out", None, "Folder for drawings, runs, table; by default runs/
                     "runs/toy_study_CONTENT or runs/BENCHMARK_study.",
                 flag_values=FLAGS)  # fmt: skip
 cli.define_path("data", "datasets", "The folder that holds CamVid.", flag_values=FLAGS)
+cli.define_path("prepared", "", "CamVid as scripts/prepare_data.py has prepared it, or nothing.",
+                flag_values=FLAGS)
 flags.DEFINE_enum("content", "none", CONTENTS, "Content of the toys, as of make_toy_domains.py.",
                   flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_list("adaptations", list(ADAPTATIONS), "Ways to adapt to each target; none if empty. "
                   f"There are {', '.join(WAYS)}.", flag_values=FLAGS)  # fmt: skip
-flags.DEFINE_list("variants", None, f"Networks, of {', '.join(NETWORKS + JITTERED)}; by default "
-                  "those without jitter for the toys, all for photographs.",
+flags.DEFINE_list("variants", None, f"Networks, of {', '.join(EVERY)}; by default "
+                  "the first four for the toys, the first eight for photographs.",
                   flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_bool("quick", False, "Toys of 64x128, adapted to as a whole.", flag_values=FLAGS)
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the runs.", flag_values=FLAGS)
@@ -101,7 +105,7 @@ def command(args: flags.FlagValues) -> None:
         raise UserError(f"--seeds is {','.join(args.seeds)!r}; expected numbers, as 0,1,2")
     targets, variants = BENCHMARKS[args.benchmark]
     styles = tuple(style for style in STYLES if style != "source")
-    known = {"adaptations": tuple(WAYS), "variants": NETWORKS + JITTERED,
+    known = {"adaptations": tuple(WAYS), "variants": EVERY,
              "targets": styles if args.benchmark == "toys" else targets}
     for name, names in known.items():
         given = args[name].value
@@ -119,7 +123,7 @@ def _study(
 ) -> None:
     # Seconds of imports: a signal meanwhile is answered after them.
     from snr_jax.core.files import refuse_pattern
-    from snr_jax.studies.study import JITTER, VARIANTS, study
+    from snr_jax.studies.study import EXPOSURE, JITTER, VARIANTS, study
 
     cli.use_compilation_cache(args)
     tint = args.content != "none"
@@ -128,7 +132,10 @@ def _study(
     refuse_pattern(out)
     benchmark = _toys(args, out, targets, stop) if args.benchmark == "toys" else _photos(
         args, out, targets, stop)
-    networks = VARIANTS | {f"{name} + jitter": keys | JITTER for name, keys in VARIANTS.items()}
+    networks = {
+        name + addition: keys | more for name, keys in VARIANTS.items()
+        for addition, more in (("", {}), (" + jitter", JITTER), (" + exposure", EXPOSURE))
+    }
     benchmark = benchmark._replace(variants={name: networks[name] for name in variants})
     try:
         study(out, benchmark, seeds=[int(seed) for seed in args.seeds],
@@ -167,7 +174,7 @@ def _photos(args: flags.FlagValues, out: Path, targets: Sequence[str], stop: Sto
     from snr_jax.studies.study import Benchmark
 
     modules = {"uda": camvid_uda, "classmix": camvid_classmix}
-    keys = {"data.root": args.data}
+    keys = {"data.root": args.data, "data.prepared": args.prepared}
     if args.benchmark != "camvid":
         for side, light in (("source", "dusk"), ("target", "day")):
             keys |= {f"{side}.train_split": f"{light}_train", f"{side}.val_split": f"{light}_val"}

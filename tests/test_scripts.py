@@ -58,7 +58,8 @@ def test_a_study_of_no_network_is_refused(tmp_path):
     assert result.returncode == 2 and not any(tmp_path.iterdir()), result
     assert result.stderr == ("error: --variants is empty; expected some of plain,IN,SNR,"
                              "SNR + restitution loss,plain + jitter,IN + jitter,SNR + jitter,"
-                             "SNR + restitution loss + jitter\n")
+                             "SNR + restitution loss + jitter,plain + exposure,IN + exposure,"
+                             "SNR + exposure,SNR + restitution loss + exposure\n")
 
 
 def file_of(command: str) -> Path:

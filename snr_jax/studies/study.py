@@ -38,6 +38,7 @@ VARIANTS = {
 }
 # The colours of the source that photographs are trained with.
 JITTER = {"data.jitter": "custom", "data.jitter_strengths": (0.8, 0.8, 0.8, 0.0)}
+EXPOSURE = {"model.exposure": True}
 QUICK = {"eval.num_pictures": 0, "eval_every_steps": 10**6}  # the study scores the end alone
 # variant -> seed -> column -> {"miou": fraction, "iou": {class: fraction}, "made_with": record}
 Results = dict[str, dict[str, dict[str, dict]]]
