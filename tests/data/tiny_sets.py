@@ -62,7 +62,8 @@ def write_cityscapes(folder: Path, count=5, split="val", height=24, width=48, la
         id = f"{city}_{number:06d}_000019"
         for kind in ("leftImg8bit", "gtFine"):
             (root / kind / split / city).mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray(natural_image(number, height, width))
+        seed = number + 100 * (split == "train")  # no image stands in two splits
+        image = Image.fromarray(natural_image(seed, height, width))
         image.save(root / "leftImg8bit" / split / city / f"{id}_leftImg8bit.png")
         if labels:
             label = Image.fromarray(random_ids(number, height, width))
@@ -72,9 +73,9 @@ def write_cityscapes(folder: Path, count=5, split="val", height=24, width=48, la
 
 def write_two_classes(folder: Path, seed: int, count: int = 3) -> Path:
     """data.yaml with images and masks of two classes in the splits train and val."""
-    for split in ("train", "val"):
+    for start, split in ((0, "train"), (50, "val")):
         for number in range(count):
-            image = natural_image(100 * seed + number, 33, 65)
+            image = natural_image(100 * seed + start + number, 33, 65)
             mask = np.where(random_ids(seed + number, 33, 65) % 2, 9, 0).astype(np.uint8)
             for kind, pixels in (("images", image), ("masks", mask)):
                 (folder / kind / split).mkdir(parents=True, exist_ok=True)
@@ -91,11 +92,11 @@ def write_masks(folder: Path, *, count=4, ids="{0: background, 255: target}", in
 
     ids: of the file, "" for none.
     """
-    for split in ("train", "val"):
+    for seed, split in enumerate(("train", "val")):
         for kind in ("images", "masks"):
             (folder / kind / split).mkdir(parents=True)
         for number in range(count):
-            photo = Image.fromarray(natural_image(number, 40, 80))
+            photo = Image.fromarray(natural_image(100 * seed + number, 40, 80))
             photo.save(folder / "images" / split / f"{number}.png")
             mask = np.zeros((40, 80), np.uint8)
             mask[:, 40:] = inside

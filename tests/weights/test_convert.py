@@ -100,7 +100,8 @@ def test_there_and_back(tmp_path, capsys, old, variant, training):
     np.testing.assert_array_equal(variables["params"]["layer3_0"]["conv2"]["kernel"],
                                   expected["params"]["layer3_0"]["conv2"]["kernel"])
     model = {**meta["model"], "stage_sizes": tuple(meta["model"]["stage_sizes"])}
-    assert model == {**TINY, "norm_restitution": variant, "head_branches": 2, "stride_in": "conv1"}
+    assert model == {**TINY, "norm_restitution": variant, "head_branches": 2,
+                     "stride_in": "conv1", "exposure": False}
     assert meta["source"]["file"] == "in.pth" and len(meta["source"]["sha256"]) == 64
     assert ("training checkpoint" in meta["source"]["kind"]) == training
 
