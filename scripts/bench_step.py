@@ -99,6 +99,8 @@ def jax_steps(case: Case, kind: str, options: list[str]) -> tuple[Callable[[int]
 
     from snr_jax.core.workloads import create_workload
 
+    if case.on_gpu and jax.default_backend() != "gpu":
+        raise RuntimeError("JAX has found no GPU")
     forms = {"atrous": "weight_gradient", "pointwise": "convolution", "bn_sums": "pallas",
              "affine_snr": True} if case.on_gpu else {}
     work = create_workload(
@@ -298,6 +300,8 @@ def race(rows: Sequence[dict], rounds: int, terms: Terms) -> None:
 def take_turns(workers: Sequence[Worker], rounds: int, terms: Terms) -> None:
     longest = 0.0
     for number in range(1, rounds + 1):
+        if all(out(worker.row) for worker in workers):
+            return
         start = time.monotonic()
         if terms.left() < longest:
             return terms.note(f"left out: round {number} and what would follow, of {rounds}")
@@ -313,7 +317,7 @@ def take_turns(workers: Sequence[Worker], rounds: int, terms: Terms) -> None:
             if out(worker.row):
                 told.append(f"{worker.row['contestant']} {out(worker.row)}")
         longest = max(longest, time.monotonic() - start)
-        terms.note(f"round {number}, ms a step: {', '.join(told) or 'nobody is left'}")
+        terms.note(f"round {number}, ms a step: {', '.join(told)}")
 
 
 def profile(worker: Worker, terms: Terms) -> None:
