@@ -11,15 +11,17 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict
 
 from snr_jax.core.errors import Stopped, UserError
 from snr_jax.core.files import closed_folder, user_path
 from snr_jax.core.progress import log_on_terminal
+
+if TYPE_CHECKING:  # a bench runs where ml_collections is not
+    from ml_collections import ConfigDict
 
 logger = logging.getLogger("snr_jax.cli")
 
@@ -34,7 +36,7 @@ class Experiment(NamedTuple):
     """The value of --config. name: of the file, without folder and .py."""
 
     name: str
-    config: ConfigDict
+    config: "ConfigDict"
 
 
 class _Path(flags.ArgumentParser):

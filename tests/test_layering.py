@@ -80,22 +80,40 @@ def test_every_room_has_its_layer():
     assert rooms == {room for rooms in LAYERS for room in rooms}
 
 
-def test_core_runs_where_nothing_else_is_installed():
+def without(absent: list[str], program: str) -> subprocess.CompletedProcess:
+    """Runs a program in a process in which some packages cannot be imported."""
     program = f"""
 import importlib, sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {ABSENT!r}:
+        if name.split(".")[0] in {absent!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Absent())
+{program}
+"""
+    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_core_runs_where_nothing_else_is_installed():
+    run = without(ABSENT, f"""
 for name in {CORE!r}:
     importlib.import_module(name)
 from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import variable_shapes
 variable_shapes(DeepLab(stage_sizes=(1, 1, 1, 1), width=4))
 assert not set({ABSENT!r}) & set(sys.modules)
-"""
-    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+""")
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_bench_of_a_step_runs_on_a_gpu_machine():
+    """Such a one may have PyTorch and JAX alone: its own path, and the twin's."""
+    run = without(ABSENT[:-1], """
+from scripts import bench_step, check_hlo
+import twin.workloads
+import snr_jax.core.workloads
+assert bench_step.main(["bench_step", "--help"]) == 0
+""")
     assert run.returncode == 0, run.stderr

@@ -1,6 +1,8 @@
 """The compiled steps of the paper's recipe at given sizes, without data: to time and to compile."""
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import profiler
 
 from snr_jax.core import losses, optim
 from snr_jax.core.models.deeplab import DeepLab
@@ -83,3 +86,22 @@ def create_workload(
     batch["target_image"] = bytes_of(*target_size, 3)
     step = make_adaptation_step(**options, target_loss=losses.maxsquare)
     return Workload(step, network, tx, batch)
+
+
+def gpu_launches(run: Callable[[], None]) -> list[float]:
+    """Milliseconds of each kernel and copy on the GPUs while it runs."""
+    options = profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    with tempfile.TemporaryDirectory() as folder:
+        with profiler.trace(folder, profiler_options=options):
+            run()
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        return stream_events(profiler.ProfileData.from_file(str(file)))
+
+
+def stream_events(profile: profiler.ProfileData) -> list[float]:
+    """Milliseconds of what the GPUs' streams did; their other lines tell of the same once more."""
+    return [event.duration_ns / 1e6
+            for plane in profile.planes if plane.name.startswith("/device:GPU:")
+            for line in plane.lines if line.name.startswith("Stream #")
+            for event in line.events]

@@ -2,8 +2,10 @@
 
 import jax
 import pytest
+from jax import profiler
 
 from scripts import bench_step, check_hlo
+from snr_jax.core import workloads
 from snr_jax.core.workloads import KINDS, create_workload
 
 TINY = {"stage_sizes": (1, 1, 1, 1), "width": 4, "source_size": (33, 49), "target_size": (41, 33),
@@ -68,6 +70,8 @@ def test_a_compiled_text_is_counted_by_hand():
     (check_hlo, "--accumulate_steps=2", "--batch_size=1"),
     (bench_step, "--cases=tpu", "gpu, cpu, demo"),
     (bench_step, "--rounds=0", "rounds"),
+    (bench_step, "--contestants=fortran", "jax float32, torch float32"),
+    (bench_step, "--time_limit=-1", "time_limit"),
 ])
 def test_a_flag_of_no_meaning_is_refused(script, flag, word, capsys):
     assert script.main(["script", flag]) == 2
@@ -78,20 +82,23 @@ def test_a_flag_of_no_meaning_is_refused(script, flag, word, capsys):
         script.FLAGS[name].unparse()
 
 
-def test_times_by_hand():
-    """The ratio is the median of the rounds' ratios, not the ratio of the medians."""
-    common = {"case": "cpu", "kind": "adaptation", "peak_gib": 1.0, "build_s": 1.0,
-              "first_step_s": 2.0}
-    rows = [{**common, "contestant": "ours", "milliseconds": [100.0, 400.0, 200.0]},
-            {**common, "contestant": "theirs", "milliseconds": [300.0, 400.0, 400.0]},
-            {**common, "contestant": "absent", "milliseconds": [], "failed": "no such device"}]
-    ours, theirs, absent = bench_step.table(rows).splitlines()[1:]
-    assert ours.split() == ["ours", "200.0", "150.0-300.0", "10.0", "1.00", "3.0", "1.00"]
-    assert theirs.split() == ["theirs", "400.0", "350.0-400.0", "5.0", "1.00", "3.0", "2.00"]
-    assert absent.split(maxsplit=1) == ["absent", "failed: no such device"]
+def test_the_launches_of_a_gpu_are_read_from_its_streams():
+    """Its other lines tell of the same times again, and the host's are none of them."""
+    profile = profiler.ProfileData.from_text_proto("""
+planes { name: "/host:CPU" lines { name: "Stream #1" events { duration_ps: 9000000000 } } }
+planes {
+  name: "/device:GPU:0"
+  lines { name: "Stream #13(MemcpyD2D,Compute)" events { metadata_id: 1 duration_ps: 1500000000 }
+          events { metadata_id: 2 offset_ps: 2000000000 duration_ps: 250000000 } }
+  lines { name: "Stream #14" events { metadata_id: 1 duration_ps: 1000000 } }
+  lines { name: "XLA Ops" events { metadata_id: 1 duration_ps: 1500000000 } }
+  event_metadata { key: 1 value { id: 1 name: "loop_fusion" } }
+  event_metadata { key: 2 value { id: 2 name: "MemcpyD2D" } }
+}""")
+    assert workloads.stream_events(profile) == [1.5, 0.25, 0.001]
 
 
-def test_a_contestant_that_dies_says_why():
-    worker = bench_step.start_worker("cpu/source/fortran", on_gpu=False)
-    with pytest.raises(ChildProcessError, match="fortran"):
-        bench_step.answer(worker)
+def test_a_run_without_a_gpu_has_no_launches():
+    ran = []
+    assert workloads.gpu_launches(lambda: ran.append(jax.numpy.ones(3).sum())) == []
+    assert ran == [3]
