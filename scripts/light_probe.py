@@ -8,7 +8,7 @@ validation images of each are scored as they are, and in the light of the other:
 changed, so what a network loses it loses by light alone.
 
     gain        each image times a number, to the other's mean brightness
-    gamma       each image to a power, to the same
+    gamma       each image to a power, that which takes its mean there
     histogram   each channel of each image to the other's distribution of values
     statistics  batch norm's running statistics are taken anew, from training images of OWN or OTHER
 
@@ -65,8 +65,9 @@ def histogram(images: Images, other: Images) -> Images:
     result = np.empty_like(images)
     for n, image in enumerate(images):
         for c in range(3):
-            table = np.interp(shares(image[..., c]), wanted[c], np.arange(256))
-            result[n, ..., c] = _rounded(table)[image[..., c]]
+            # The first value that so many pixels of the other are not brighter than.
+            table = np.searchsorted(wanted[c], shares(image[..., c]) - 1e-9)
+            result[n, ..., c] = table[image[..., c]]
     return result
 
 
