@@ -4,6 +4,8 @@ TensorFlow serves tf.data alone: importing this module (or calling `import_tenso
 anything else that needs it starts it quietly and without the GPUs, which belong to JAX.
 """
 
+import contextlib
+import ctypes
 import io
 import os
 from collections.abc import Sequence
@@ -30,7 +32,21 @@ def import_tensorflow() -> ModuleType:
     return tensorflow
 
 
+def keep_freed_memory() -> None:
+    """Has glibc keep blocks of up to 32 MiB for the next image, where the C library is glibc.
+
+    Else each image's megabytes are handed back, and taken again page by page: 5,000 faults, which
+    all threads of a process wait for together.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # of mallopt; 32 MiB is the most it takes
+    with contextlib.suppress(OSError, AttributeError):
+        c_library = ctypes.CDLL(None)
+        c_library.mallopt(mmap_threshold, 2**25)
+        c_library.mallopt(trim_threshold, 2**29)
+
+
 tf = import_tensorflow()
+keep_freed_memory()
 
 # The bytes of a PNG file: signature 0-7, length and "IHDR" 8-15, width 16-19, height 20-23,
 # bit depth 24, colour type 25, three more, then the header's CRC 29-32.
