@@ -9,7 +9,6 @@ safetensors. No code from a file is run. Prints what became of every tensor. Dam
 numbers is noticed in PyTorch's new format, which has checksums; the other formats have none.
 """
 
-import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from absl import flags
 
 from snr_jax import cli
 from snr_jax.core.errors import UserError
-from snr_jax.core.files import refuse_pattern, written_whole
+from snr_jax.core.files import checksum, refuse_pattern, written_whole
 from snr_jax.weights import conversion
 from snr_jax.weights.torch_names import strip_prefixes
 from snr_jax.workdir.checkpoints import load_variables, save_variables
@@ -97,12 +96,11 @@ def _convert(args: flags.FlagValues, source: str, target: str) -> None:
 
 def _source(path: str, kind: str, raw: dict[str, np.ndarray], heads: tuple[str, ...]) -> dict:
     """Where the values come from, for the checkpoint's meta. heads: those of the file."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     # Kept for the way back alone, so that an untouched checkpoint returns bit for bit.
     counters = {name: int(value) for name, value in strip_prefixes(raw).items()
                 if name.endswith(".num_batches_tracked") and value}
-    return {"file": os.path.basename(path), "sha256": digest, "kind": kind, "heads": list(heads),
+    return {"file": os.path.basename(path), "sha256": checksum(path), "kind": kind,
+            "heads": list(heads),
             "num_batches_tracked": counters}
 
 

@@ -138,16 +138,14 @@ def command(args: flags.FlagValues) -> None:
         raise UserError("--checkpoints is missing; for instance --checkpoints runs/camvid_dg")
     cli.require(args, "dir", "--dir datasets/CamVid")
     cli.use_compilation_cache(args)
-    table, data = {}, {}
+    splits = [f"{light}_{part}" for light in (args.own, args.other) for part in ("train", "val")]
+    table, loaded = {}, {}
     for checkpoint in args.checkpoints:
         model, variables, meta = network.load(checkpoint)
-        size = tuple(meta["source"]["input_size"])
-        for light in (args.own, args.other):
-            for split in (f"{light}_train", f"{light}_val"):
-                if (split, size) not in data:
-                    data[split, size] = load(args, split, size, network.classes_of(meta))
-        here = {split: pair for (split, of_size), pair in data.items() if of_size == size}
-        table[checkpoint] = rows(model, variables, args.own, args.other, here)
+        seen = tuple(meta["source"]["input_size"]), network.classes_of(meta)
+        if seen not in loaded:
+            loaded[seen] = {split: load(args, split, *seen) for split in splits}
+        table[checkpoint] = rows(model, variables, args.own, args.other, loaded[seen])
     print(f"| | {' | '.join(table)} |\n|---|{'---|' * len(table)}")
     for title in next(iter(table.values())):
         numbers = " | ".join(f"{found[title]:.1f}" for found in table.values())

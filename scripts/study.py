@@ -17,8 +17,9 @@ stay; the others are made again. OUT/table.md holds what there is so far.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -130,13 +131,12 @@ def _study(
     default = {"toys": "toy_study" + (f"_{args.content}" if tint else "")}
     out = Path(args.out or f"runs/{default.get(args.benchmark, f'{args.benchmark}_study')}")
     refuse_pattern(out)
-    benchmark = _toys(args, out, targets, stop) if args.benchmark == "toys" else _photos(
-        args, out, targets, stop)
     networks = {
         name + addition: keys | more for name, keys in VARIANTS.items()
         for addition, more in (("", {}), (" + jitter", JITTER), (" + exposure", EXPOSURE))
     }
-    benchmark = benchmark._replace(variants={name: networks[name] for name in variants})
+    create = _toys if args.benchmark == "toys" else _photos
+    benchmark = create(args, out, targets, {name: networks[name] for name in variants}, stop)
     try:
         study(out, benchmark, seeds=[int(seed) for seed in args.seeds],
               classes=AMBIGUOUS if tint else (), stop=stop)  # fmt: skip
@@ -145,35 +145,48 @@ def _study(
             print(f"\n{(out / 'table.md').read_text()}\nin {out / 'table.md'}", flush=True)
 
 
-def _toys(args: flags.FlagValues, out: Path, styles: Sequence[str], stop: Stop) -> "Benchmark":
+def _benchmark(
+    modules: Mapping[str, ModuleType], keys: Mapping, budget: Mapping, ways: Sequence[str],
+    **targets_and_variants: Mapping[str, Mapping],
+) -> "Benchmark":
+    """The configurations of a set. keys: what they differ in from the files; budget: of a way."""
+    from snr_jax.studies.study import Benchmark
+
+    source = modules["dg"].get_config("standard")
+    source.update_from_flattened_dict(keys)
+    adaptations = {}
+    for name in ways:
+        module, overrides = WAYS[name]
+        adaptations[name] = modules[module].get_config("standard")
+        adaptations[name].update_from_flattened_dict({**budget, **overrides, **keys})
+    return Benchmark(source=source, adaptations=adaptations, **targets_and_variants)
+
+
+def _toys(
+    args: flags.FlagValues, out: Path, styles: Sequence[str], variants: Mapping, stop: Stop
+) -> "Benchmark":
     """The drawings in OUT/data, and the configurations."""
     from configs import toy_classmix, toy_dg, toy_uda
-    from snr_jax.studies.study import Benchmark
     from snr_jax.studies.toys import draw_data, target_keys
 
     draw_data(out / "data", styles, toy_dg.NUM_TRAIN, toy_dg.NUM_VAL, content=args.content,
               stop=stop)  # fmt: skip
-    modules = {"uda": toy_uda, "classmix": toy_classmix}
+    modules = {"dg": toy_dg, "uda": toy_uda, "classmix": toy_classmix}
     keys = {"data.root": str(out / "data")}
     if args.quick:
         keys |= {"source.size": (64, 128), "target.size": (64, 128), "data.crop": (0, 0)}
-    source = toy_dg.get_config("standard")
-    source.update_from_flattened_dict(keys)
-    adaptations = {}
-    for name in args.adaptations:
-        module, overrides = WAYS[name]
-        adaptations[name] = modules[module].get_config("standard")
-        adaptations[name].update_from_flattened_dict(BUDGET | overrides | keys)
-    return Benchmark(source, {style: target_keys(style) for style in styles}, adaptations, {})
+    return _benchmark(modules, keys, BUDGET, args.adaptations, variants=variants,
+                      targets={style: target_keys(style) for style in styles})
 
 
-def _photos(args: flags.FlagValues, out: Path, targets: Sequence[str], stop: Stop) -> "Benchmark":
+def _photos(
+    args: flags.FlagValues, out: Path, targets: Sequence[str], variants: Mapping, stop: Stop
+) -> "Benchmark":
     """The configurations of CamVid for one of the benchmarks with photographs."""
     from configs import camvid_classmix, camvid_dg, camvid_uda, toy_dg
     from snr_jax.studies import toys
-    from snr_jax.studies.study import Benchmark
 
-    modules = {"uda": camvid_uda, "classmix": camvid_classmix}
+    modules = {"dg": camvid_dg, "uda": camvid_uda, "classmix": camvid_classmix}
     keys = {"data.root": args.data, "data.prepared": args.prepared}
     if args.benchmark != "camvid":
         for side, light in (("source", "dusk"), ("target", "day")):
@@ -185,14 +198,8 @@ def _photos(args: flags.FlagValues, out: Path, targets: Sequence[str], stop: Sto
                   height=180, width=240, stop=stop)  # fmt: skip
         keys |= {"source.train_split": "day_train", "source.val_split": "day_val",
                  "source.dir": str(drawn)}
-    source = camvid_dg.get_config("standard")
-    source.update_from_flattened_dict(keys)
-    adaptations = {}
-    for name in args.adaptations:
-        module, overrides = WAYS[name]
-        adaptations[name] = modules[module].get_config("standard")
-        adaptations[name].update_from_flattened_dict(BUDGET_OF_PHOTOS | overrides | keys)
-    return Benchmark(source, {target: {} for target in targets}, adaptations, {})
+    return _benchmark(modules, keys, BUDGET_OF_PHOTOS, args.adaptations, variants=variants,
+                      targets={target: {} for target in targets})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """Files and folders: what a user's words for one mean, and writing one whole or not at all."""
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -31,7 +32,7 @@ def user_path(text: str) -> str:
 def refuse_pattern(path: str | os.PathLike) -> None:
     """Raises UserError for a folder in which a checkpoint would be written and never found again.
 
-    Orbax and TensorFlow Datasets read the whole path as a pattern of names, and a \\ as a /.
+    Orbax reads the whole path as a pattern of names, and a \\ as a /.
     """
     whole = os.path.abspath(path)
     odd = next((letter for letter in whole if letter in _PATTERN), None)
@@ -45,6 +46,12 @@ def refuse_pattern(path: str | os.PathLike) -> None:
             "library that writes it takes that for a pattern of names. Choose a path without "
             f"{' '.join(_PATTERN)}"
         )
+
+
+def checksum(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def closed_folder(path: str | os.PathLike) -> Path | None:

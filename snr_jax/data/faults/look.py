@@ -1,6 +1,5 @@
 """A quick look at a split before work begins: the headers of all its files, a few labels whole."""
 
-import hashlib
 import logging
 import os
 import warnings
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import checksum
 from snr_jax.core.labels import ID_TABLES, IGNORE, UNKNOWN, to_train_id
 from snr_jax.data import decode
 from snr_jax.data.faults import inspection
@@ -248,23 +248,26 @@ def label_fault(pixels: np.ndarray, labels: Labels) -> str | None:
 def shared(splits: Mapping[str, Sequence[Sample]]) -> list[str]:
     """Warnings where a split of training has images of one of validation ("..._val"), or copies."""
     validation = [name for name in splits if name.endswith("_val")]
+    images = {sample.image for samples in splits.values() for sample in samples}
+    sizes = {image: _bytes(image) for image in images}
     return [
         f"{name} and {other} share {len(both)} images, {min(both)} the first: the network is "
         f"scored on what it was trained on"
         for name in splits if name not in validation
-        for other in validation if (both := _twice(splits[name], splits[other]))
+        for other in validation if (both := _twice(splits[name], splits[other], sizes))
     ]
 
 
-def _twice(training: Sequence[Sample], validation: Sequence[Sample]) -> set[str]:
+def _twice(
+    training: Sequence[Sample], validation: Sequence[Sample], sizes: Mapping[str, int]
+) -> set[str]:
     """The images of validation that are among those of training, by path or by content."""
     paths = {sample.image for sample in training}
     both = {sample.image for sample in validation if sample.image in paths}
-    sizes = {sample.image: _bytes(sample.image) for sample in (*training, *validation)}
     others = [one.image for one in validation if one.image not in both and sizes[one.image]]
     wanted = {sizes[image] for image in others}
-    contents = {_digest(path) for path in paths if sizes[path] in wanted}
-    return both | {image for image in others if contents and _digest(image) in contents}
+    contents = {checksum(path) for path in paths if sizes[path] in wanted}
+    return both | {image for image in others if contents and checksum(image) in contents}
 
 
 def _bytes(path: str) -> int:
@@ -273,8 +276,3 @@ def _bytes(path: str) -> int:
         return os.stat(path).st_size
     except OSError:
         return 0
-
-
-def _digest(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()

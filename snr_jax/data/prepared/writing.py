@@ -5,7 +5,6 @@ start after a kill makes those that lack. The folder gets its name after every s
 and agreed with its checksum.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.files import write_text, written_whole
+from snr_jax.core.files import checksum, write_text, written_whole
 from snr_jax.data.decode import tf
 from snr_jax.data.domains import names, origin
 from snr_jax.data.faults.inspection import inspect
@@ -270,8 +269,8 @@ def _write_shard(shard: _Shard) -> int:
     )
     with written_whole(shard.path) as unfinished:
         count = writer.write(enumerate(_examples(shard)), core.Path(unfinished))
-        size, checksum = unfinished.stat().st_size, _checksum(unfinished)
-    _write_json(shard.note, {"images": count, "bytes": size, "sha256": checksum})
+        size, sha256 = unfinished.stat().st_size, checksum(unfinished)
+    _write_json(shard.note, {"images": count, "bytes": size, "sha256": sha256})
     return count
 
 
@@ -283,11 +282,6 @@ def _examples(shard: _Shard) -> Iterator[dict]:
             if faults := inspect(sample, shard.labels).faults:
                 raise UserError("; ".join(faults)) from None
             raise
-
-
-def _checksum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_json(path: Path, content: dict) -> None:
@@ -313,7 +307,7 @@ def _check_space(missing: Sequence[_Shard], folder: Path) -> None:
 
 
 def _is_whole(path: Path, noted: dict) -> bool:
-    return path.is_file() and _checksum(path) == noted["sha256"]
+    return path.is_file() and checksum(path) == noted["sha256"]
 
 
 def _verify(shards: dict[Path, dict]) -> None:
