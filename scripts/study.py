@@ -115,6 +115,9 @@ def command(args: flags.FlagValues) -> None:
                             f"{','.join(names)}")
         if given == [] and name != "adaptations":
             raise UserError(f"--{name} is empty; expected some of {','.join(names)}")
+    if args.prepared and args.benchmark in ("toys", "drawings"):
+        raise UserError(f"--prepared is of CamVid, and --benchmark {args.benchmark} draws its "
+                        "images; leave it out")
     with signals.on_signals() as stop:
         _study(args, args.targets or targets, args.variants or variants, stop)
 

@@ -50,16 +50,21 @@ def test_scripts_are_there():
     assert wanted <= set(SCRIPTS)
 
 
-def test_a_study_of_no_network_is_refused(tmp_path):
+@pytest.mark.parametrize("given, message", [
+    (["--variants="],
+     "--variants is empty; expected some of plain,IN,SNR,SNR + restitution loss,plain + jitter,"
+     "IN + jitter,SNR + jitter,SNR + restitution loss + jitter,plain + exposure,IN + exposure,"
+     "SNR + exposure,SNR + restitution loss + exposure"),
+    (["--benchmark=drawings", "--prepared=x"],
+     "--prepared is of CamVid, and --benchmark drawings draws its images; leave it out"),
+])  # fmt: skip
+def test_a_study_that_cannot_be_made_is_refused(given, message, tmp_path):
     result = subprocess.run(
-        [sys.executable, "scripts/study.py", "--variants=", f"--out={tmp_path}"], cwd=ROOT,
+        [sys.executable, "scripts/study.py", *given, f"--out={tmp_path}"], cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600,
     )
     assert result.returncode == 2 and not any(tmp_path.iterdir()), result
-    assert result.stderr == ("error: --variants is empty; expected some of plain,IN,SNR,"
-                             "SNR + restitution loss,plain + jitter,IN + jitter,SNR + jitter,"
-                             "SNR + restitution loss + jitter,plain + exposure,IN + exposure,"
-                             "SNR + exposure,SNR + restitution loss + exposure\n")
+    assert result.stderr == f"error: {message}\n"
 
 
 def file_of(command: str) -> Path:

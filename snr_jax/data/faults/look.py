@@ -266,8 +266,22 @@ def _twice(
     both = {sample.image for sample in validation if sample.image in paths}
     others = [one.image for one in validation if one.image not in both and sizes[one.image]]
     wanted = {sizes[image] for image in others}
-    contents = {checksum(path) for path in paths if sizes[path] in wanted}
-    return both | {image for image in others if contents and checksum(image) in contents}
+    # All files of some formats, as BMP, have one size: a piece of each tells most apart.
+    pieces = {path: _middle(path) for path in paths if sizes[path] in wanted}
+    known = set(pieces.values())
+    likely = {image: piece for image in others if known and (piece := _middle(image)) in known}
+    wanted = set(likely.values())
+    contents = {checksum(path) for path, piece in pieces.items() if piece in wanted}
+    return both | {image for image in likely if checksum(image) in contents}
+
+
+def _middle(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            file.seek(os.fstat(file.fileno()).st_size // 2)
+            return file.read(256)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _bytes(path: str) -> int:

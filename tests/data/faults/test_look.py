@@ -195,5 +195,17 @@ def test_a_copy_under_another_name_is_the_same_image(tmp_path):
 
     train, as_long, copy = sample("a", b"photo 1"), sample("b", b"photo 2"), sample("c", b"photo 1")
     assert shared({"source": [train], "source_val": [as_long]}) == []
-    [warning] = shared({"source": [train], "source_val": [as_long, copy]})
+    nearly = sample("d", b"shoto 1")  # but for its first byte
+    [warning] = shared({"source": [train], "source_val": [as_long, copy, nearly]})
     assert warning.startswith(f"source and source_val share 1 images, {tmp_path / 'c'} the first")
+
+
+def test_files_of_one_size_are_told_apart_by_a_piece(tmp_path, monkeypatch):
+    paths = [tmp_path / str(i) for i in range(3)]
+    for i, path in enumerate(paths):
+        path.write_bytes(bytes([i]) * 1000)
+    one, two, three = (Sample(path.name, str(path), None) for path in paths)
+    read = []
+    monkeypatch.setattr(look_module, "checksum", lambda path: read.append(path) or path)
+    assert shared({"source": [one, two], "source_val": [three]}) == []
+    assert read == []
