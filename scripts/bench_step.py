@@ -97,6 +97,7 @@ def jax_steps(case: Case, kind: str, options: list[str]) -> tuple[Callable[[int]
     """(run that many steps and wait, peak bytes or None)."""
     import jax
 
+    from snr_jax.core.parallel import create_parallel
     from snr_jax.core.workloads import create_workload
 
     if case.on_gpu and jax.default_backend() != "gpu":
@@ -106,8 +107,9 @@ def jax_steps(case: Case, kind: str, options: list[str]) -> tuple[Callable[[int]
     work = create_workload(
         kind, source_size=case.source_size, target_size=case.target_size,
         batch_size=case.batch_size, dtype=np.dtype(options[0]), **forms, **case.network)
-    step = jax.jit(work.step, donate_argnums=0)
-    state, batch = jax.device_put((work.initial_state(), work.random_batch()))
+    parallel = create_parallel(jax.local_devices()[:1])
+    step = parallel.compile(work.step, 0)
+    state, batch = parallel.replicate(work.initial_state()), parallel.shard(work.random_batch())
 
     def run(steps: int) -> None:
         nonlocal state

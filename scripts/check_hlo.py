@@ -26,6 +26,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from snr_jax import cli
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import write_text
+from snr_jax.core.parallel import OHWI, in_hwio, with_kernels
 from snr_jax.core.workloads import KINDS, create_workload
 
 TARGETS = Path(__file__).parent / "targets"
@@ -57,6 +58,8 @@ flags.DEFINE_enum("pointwise", "convolution", ["convolution", "product"],
 flags.DEFINE_enum("bn_sums", "pallas", ["pallas", "xla"], "Form of the sums of batch norm.",
                   flag_values=FLAGS)
 flags.DEFINE_bool("affine_snr", True, "SNR in its form for a GPU.", flag_values=FLAGS)
+flags.DEFINE_bool("ohwi", True, "Kernels in the device's memory as cuDNN reads them.",
+                  flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_bool("remat", False, "Recompute blocks in the backward pass.", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 1, "Images per domain; the limits are for 1.", lower_bound=1,
                      flag_values=FLAGS)
@@ -132,16 +135,22 @@ def count(text: str, temporary_bytes: int) -> Counts:
     )
 
 
-def compile_step(kind: str, target: str, **options: object) -> tuple[str, int]:
-    """(compiled text, bytes of temporary memory) of a step in bfloat16."""
+def compile_step(kind: str, target: str, *, ohwi: bool, **options: object) -> tuple[str, int]:
+    """(compiled text, bytes of temporary memory) of a step in bfloat16.
+
+    ohwi: with kernels in memory as `create_parallel` lays them on a GPU.
+    """
     topology = topologies.get_topology_desc(
         platform="cuda", target_config=target, topology="1x1x1")
     placed = jax.sharding.SingleDeviceSharding(topology.devices[0])
     work = create_workload(kind, dtype=jnp.bfloat16, **options)
+    state, function = work.state_shapes(), work.step
+    if ohwi:
+        state = jax.eval_shape(lambda tree: with_kernels(tree, OHWI), state)
+        function = in_hwio(function)
     arguments = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
-        (work.state_shapes(), work.batch))
-    step = jax.jit(work.step, donate_argnums=0 if work.optimizer else ())
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), (state, work.batch))
+    step = jax.jit(function, donate_argnums=0 if work.optimizer else ())
     # A Pallas kernel asks what it is compiled for, and there is no device to ask.
     device = AbstractDevice("NVIDIA H200", 132, "gpu")
     with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
@@ -174,7 +183,7 @@ def command(args: flags.FlagValues) -> int:
         raise UserError(f"--batch_size={args.batch_size} is no multiple of "
                         f"--accumulate_steps={args.accumulate_steps}")
     options = {name: args[name].value for name in
-               ("atrous", "pointwise", "bn_sums", "affine_snr", "remat", "batch_size",
+               ("atrous", "pointwise", "bn_sums", "affine_snr", "ohwi", "remat", "batch_size",
                 "accumulate_steps")}
     jax.config.update("jax_platforms", "cpu")  # else the CUDA plugin looks for its GPU
     passed = False

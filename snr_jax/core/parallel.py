@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "replica"
+OHWI, HWIO = (3, 0, 1, 2), (1, 2, 3, 0)  # of a kernel [kh,kw,I,O], to its place in memory and back
 
 
 class Parallel(NamedTuple):
@@ -15,7 +16,8 @@ class Parallel(NamedTuple):
 
     axis_name: for the step factories; None on one device.
     compile(function, donate=()): jit or pmap; the first argument is state, the second a batch.
-    replicate, unreplicate: state to the devices, and back to the host as numpy.
+    replicate, unreplicate: state to the devices, and back to the host as numpy. On a GPU kernels
+    lie there as cuDNN reads them, [O,kh,kw,I]: compiled functions see them as everybody else.
     shard: a host batch (arrays [B,...]) to the devices; B a multiple of this host's.
     """
 
@@ -33,9 +35,44 @@ def _first_replica(x: jax.Array | np.ndarray) -> np.ndarray:
     return np.asarray(x.addressable_shards[0].data)[0] if hasattr(x, "addressable_shards") else x
 
 
-def create_parallel(devices: Sequence[jax.Device] | None = None) -> Parallel:
-    """One device if only one is there in all, else a pmap over the devices of every host."""
+def with_kernels(tree: Any, axes: tuple[int, ...]) -> Any:
+    """The tree with the axes of its convolutions' kernels in another order."""
+
+    def moved(path: tuple, x: Any) -> Any:
+        is_kernel = getattr(path[-1], "key", "") == "kernel" if path else False
+        return x.transpose(axes) if is_kernel and np.ndim(x) == 4 else x
+
+    return jax.tree_util.tree_map_with_path(moved, tree)
+
+
+def in_hwio(function: Callable) -> Callable:
+    """The function of a state and more, for a state whose kernels lie as OHWI, as in its result.
+
+    The compiler turns no array for that: the function's own layouts follow. Without it each step
+    turns every kernel, its gradient and its velocity.
+    """
+
+    def stored(state: Any, *others: Any) -> Any:
+        return with_kernels(function(with_kernels(state, HWIO), *others), OHWI)
+
+    return stored
+
+
+def create_parallel(
+    devices: Sequence[jax.Device] | None = None, *, ohwi: bool | None = None
+) -> Parallel:
+    """One device if only one is there in all, else a pmap over the devices of every host.
+
+    ohwi: whether kernels lie on the devices as [O,kh,kw,I]; by default on GPUs alone.
+    """
     devices = list(devices or jax.devices())
+    if devices[0].platform == "gpu" if ohwi is None else ohwi:
+        plain = create_parallel(devices, ohwi=False)
+        return plain._replace(
+            compile=lambda function, donate=(): plain.compile(in_hwio(function), donate),
+            replicate=lambda tree: plain.replicate(with_kernels(tree, OHWI)),
+            unreplicate=lambda tree: with_kernels(plain.unreplicate(tree), HWIO),
+        )
     local = [d for d in devices if d.process_index == jax.process_index()]
     if len(devices) == 1:
         return Parallel(

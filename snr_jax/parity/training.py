@@ -73,7 +73,7 @@ def make_step(config: ConfigDict) -> tuple[optax.GradientTransformation, Callabl
 
     The step's images are what the network sees.
     """
-    one_device = create_parallel(jax.devices()[:1])
+    one_device = create_parallel(jax.devices()[:1], ohwi=False)  # its states are the golden ones
     model = experiment.create_model(config, one_device).clone(dtype=jnp.float64)
     optimizer, _ = experiment.create_optimizer(config)
     sides = ("source", "target") if config.loss.target else ("source",)

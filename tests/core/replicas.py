@@ -33,6 +33,7 @@ from snr_jax.core.steps import (
 from tests.core.tiny import NUM_CLASSES, Probe, batch, network, variables
 
 ONE, TWO, EIGHT = (create_parallel(jax.devices()[:count]) for count in (1, 2, 8))
+STORED = create_parallel(jax.devices()[:2], ohwi=True)
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)  # the momentum after one step is the gradient
 PASSES = 2
 found: dict[str, np.ndarray] = {}
@@ -181,6 +182,8 @@ for devices, parallel in (("one", ONE), ("many", TWO)):
 for devices, parallel in (("one", ONE), ("many", EIGHT)):
     train(f"{devices}/source of eight", parallel, make_source_step, size=8)
     train(f"{devices}/adaptation of eight", parallel, make_adaptation_step, size=8, **ADAPT)
+for devices, parallel in (("one", ONE), ("many", STORED)):
+    train(f"{devices}/stored", parallel, make_classmix_step, threshold=0.8)
 train("alone/source", TWO, make_source_step, sync_bn=False)
 tree = {"a": np.arange(6.0).reshape(2, 3), "b": {"c": np.int32(4)}}
 for devices, parallel in (("one", ONE), ("many", TWO)):

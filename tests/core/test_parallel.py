@@ -4,8 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+
+from snr_jax.core.optim import SGDState
+from snr_jax.core.parallel import create_parallel
+from snr_jax.core.state import TrainState
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,13 +41,13 @@ def assert_equal(found, name, rtol, atol):
 
 @pytest.mark.parametrize(
     "step", ["source", "iw_maxsquare", "hard", "source of eight", "adaptation of eight",
-             "accumulated", "class mixing", "colors", "mixing padded", "padded"],
+             "accumulated", "class mixing", "colors", "mixing padded", "padded", "stored"],
 )  # fmt: skip
 def test_a_training_step_on_many_devices_equals_one(found, step):
     """Parameters, momentum, statistics and losses, augmentation included.
 
     On two devices, and on eight. "accumulated": on one device in one piece, on two in two parts
-    each, with frozen batch norm.
+    each, with frozen batch norm. "stored": with kernels as [O,kh,kw,I] on the two devices.
     """
     assert int(found[f"many/{step}/step"]) == 2
     assert_equal(found, step, rtol=1e-6, atol=1e-8)
@@ -97,3 +104,34 @@ def test_values_come_back_from_the_devices_as_they_went(found, devices):
     np.testing.assert_array_equal(found[f"{devices}/round/shard"], np.arange(8).reshape(4, 2))
     expected = {"one": [1, False], "many": [2, True]}
     assert list(found[f"{devices}/round/counts"]) == expected[devices]
+
+
+def test_kernels_lie_as_ohwi_where_asked_and_nobody_sees_it():
+    kernel = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+    params = {"conv": {"kernel": kernel, "bias": np.ones(5, np.float32)},
+              "gate": {"kernel": kernel[0, 0], "other": kernel}}
+    state = TrainState(np.int32(0), params, {}, SGDState(np.int32(0), params), {"params": params})
+    parallel = create_parallel(jax.devices()[:1], ohwi=True)
+    there = parallel.replicate(state)
+    for tree in (there.params, there.opt_state.velocity, there.teacher["params"]):
+        assert tree["conv"]["kernel"].shape == (5, 2, 3, 4)
+        assert tree["gate"]["kernel"].shape == (4, 5)  # of a product
+        assert tree["gate"]["other"].shape == kernel.shape
+    seen = []
+
+    def step(state: TrainState, batch: jax.Array) -> tuple[TrainState, dict]:
+        seen.append(state.params["conv"]["kernel"].shape)
+        last = state.params["conv"]["kernel"][..., -1].sum()
+        return state.replace(params=optax.tree.scale(2, state.params)), {"last": last}
+
+    after, metrics = parallel.compile(step, 0)(there, jnp.zeros(1))
+    assert seen == [kernel.shape] and metrics["last"] == kernel[..., -1].sum()
+    back = parallel.unreplicate(after)
+    np.testing.assert_array_equal(back.params["conv"]["kernel"], 2 * kernel)
+    np.testing.assert_array_equal(back.opt_state.velocity["conv"]["kernel"], kernel)
+
+
+def test_kernels_lie_as_they_are_on_a_cpu():
+    kernel = np.zeros((2, 3, 4, 5), np.float32)
+    there = create_parallel(jax.devices()[:1]).replicate({"kernel": kernel})
+    assert there["kernel"].shape == kernel.shape
