@@ -34,6 +34,7 @@ ADVICE = ". Copy the folder again, or write it anew with snr_jax.save"
 ABOUT = ("library", "format", "licence", "trained_on", "datasets", "checkpoint", "preprocessing")
 _NEEDED = ("class_names", "class_colors", "preprocessing", "checksums", "checksum")
 _EXTRA = "restitution"  # begins the modules that the published network does not have
+_COUNTER = ".num_batches_tracked"
 _WEIGHTS, _COUNTS = ("F32", "F64"), ("I64",)
 
 
@@ -78,12 +79,18 @@ def write(path: str | os.PathLike, variables: Variables, meta: Mapping, about: M
                   if not path[0].startswith(_EXTRA))
     with written_whole(path) as unfinished:
         unfinished.mkdir()
-        # Read by others as a sign that the layout is PyTorch's.
-        save_file(tensors, unfinished / TENSORS, {"format": "pt"})
+        write_tensors(unfinished / TENSORS, tensors)
         text = json.dumps(_without_nan(config), indent=1, ensure_ascii=False, allow_nan=False)
         (unfinished / CONFIG).write_text(text + "\n", encoding="utf-8")
         text = card(Path(path).absolute().name, config, numbers)
         (unfinished / CARD).write_text(text, encoding="utf-8")
+
+
+def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file of arrays in PyTorch's layout."""
+    # The library writes the memory as it lies; others read "pt" as a sign of the layout.
+    in_order = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+    save_file(in_order, path, {"format": "pt"})
 
 
 def _tensors(variables: Variables, counters: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -92,8 +99,7 @@ def _tensors(variables: Variables, counters: Mapping[str, int]) -> dict[str, np.
     tensors |= {name: np.array(n, np.int64) for name, n in counters.items() if name in tensors}
     tensors |= {".".join(path[1:]): leaf for path, leaf in flatten_dict(variables).items()
                 if path[1].startswith(_EXTRA)}
-    # safetensors writes the memory as it lies.
-    return {name: np.asarray(value, order="C") for name, value in tensors.items()}
+    return tensors
 
 
 def _require_fitting(have: Mapping[str, np.ndarray], want: Mapping[str, tuple[int, ...]]) -> None:
@@ -104,7 +110,7 @@ def _require_fitting(have: Mapping[str, np.ndarray], want: Mapping[str, tuple[in
         raise UserError(f"{len(odd)} tensors are not those of the model, {min(odd)} among them; "
                         "expected its variables, in their shapes")
     for name, value in have.items():
-        if value.dtype not in (np.float32, np.float64, np.int64):
+        if value.dtype not in (np.float32, np.float64) and not name.endswith(_COUNTER):
             raise UserError(f"{name} is {value.dtype}; expected float32, in which parameters and "
                             "statistics are kept whatever the network computes in")
 
@@ -223,7 +229,7 @@ def _refuse_others(
         if shape != want[name]:
             raise UserError(f"{file}: {name} has the shape {shape}; the network of {CONFIG} has "
                             f"{want[name]}: one of the two files is of another network{ADVICE}")
-        legal = _COUNTS if name.endswith(".num_batches_tracked") else _WEIGHTS
+        legal = _COUNTS if name.endswith(_COUNTER) else _WEIGHTS
         if dtype not in legal:
             raise UserError(f"{file}: {name} is {dtype}; expected {' or '.join(legal)}{ADVICE}")
 

@@ -185,7 +185,8 @@ def infer_architecture(state_dict: StateDict) -> dict:
     state_dict = strip_prefixes(state_dict)
     if (stem := state_dict.get("conv1.weight")) is None:
         examples = ", ".join(list(state_dict)[:3]) or "nothing"
-        stems = [name for name in state_dict if name.endswith(".conv1.weight")]
+        stems = [name for name in state_dict
+                 if re.search(r"(?<!layer\d\.\d)\.conv1\.weight$", name)]
         prefix = min(stems, key=len, default="").removesuffix("conv1.weight")
         begun = f" ({prefix!r} is one: save the file again without it)" if prefix else ""
         raise UserError("no tensor conv1.weight: expected a ResNet DeepLab-v2 under its published "
