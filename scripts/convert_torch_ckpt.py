@@ -16,6 +16,7 @@ these endings, a weights folder (docs/weights.md): the network with all that its
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from absl import flags
@@ -25,9 +26,9 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.files import checksum, refuse_existing, refuse_pattern, written_whole
 from snr_jax.runs.weights import save
 from snr_jax.weights import conversion
-from snr_jax.weights.folder import CARD, CONFIG, TENSORS, write_tensors
+from snr_jax.weights.folder import CARD, CONFIG, TENSORS, is_of_this_project, write_tensors
 from snr_jax.weights.torch_names import strip_prefixes
-from snr_jax.workdir.checkpoints import load_variables, save_variables
+from snr_jax.workdir.checkpoints import find, load_variables, save_variables
 
 try:
     from snr_jax.weights import torch_files
@@ -94,8 +95,12 @@ FILES = (".pth", ".pt", ".safetensors")  # what an export that is no folder ends
 
 def _convert(args: flags.FlagValues, source: str, target: str) -> None:
     """Writes the checkpoint `target` from the PyTorch file `source`, or nothing."""
+    if is_of_this_project(Path(source)):
+        raise UserError(f"{source} is a weights folder, which --checkpoint and --config.init_from "
+                        f"take as it is. For other heads of its network, give {source}/{TENSORS}")
     raw, kind, notes = torch_files.read_torch_file(source, args.weights)
-    options = {name: args[name].value for name in OF_CONVERT}
+    options = _of_folder(Path(source)) | {name: args[name].value for name in OF_CONVERT
+                                          if args[name].value is not None}
     if args.head_branches:
         options["head_branches"] = int(args.head_branches)
     try:
@@ -117,6 +122,18 @@ def _convert(args: flags.FlagValues, source: str, target: str) -> None:
     with written_whole(target) as unfinished:
         save_variables(unfinished, converted.variables, meta)
     print(f"wrote {target}")
+
+
+def _of_folder(file: Path) -> dict:
+    """What the config.json beside a weights folder's tensors says and their names do not."""
+    if file.name != TENSORS or not is_of_this_project(file.parent):
+        return {}
+    model = find(file.parent).meta["model"]
+    if odd := [f"{key} {model[key]}" for key in ("stride_in", "exposure")
+               if model[key] not in ("conv1", False)]:
+        raise UserError(f"{file} is of a network with {', '.join(odd)}, which a file of PyTorch "
+                        f"cannot say; --checkpoint and --config.init_from take {file.parent}")
+    return {"head_branches": model["head_branches"]}
 
 
 def _source(path: str, kind: str, raw: dict[str, np.ndarray], heads: tuple[str, ...]) -> dict:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ _WEIGHTS, _COUNTS = ("F32", "F64"), ("I64",)
 def is_weights_folder(path: Path) -> bool:
     """Whether it was meant as one: if a file is missing, reading it says so."""
     return (path / TENSORS).is_file() or (path / CONFIG).is_file()
+
+
+def is_of_this_project(path: Path) -> bool:
+    """Whether its config.json is one that `write` has written, as far as it can be read."""
+    try:
+        return json.loads((path / CONFIG).read_text(encoding="utf-8"))["library"] == "snr_jax"
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        return False
 
 
 def preprocessing(meta: Mapping) -> dict:
@@ -74,7 +83,7 @@ def write(path: str | os.PathLike, variables: Variables, meta: Mapping, about: M
     config = json.loads(json.dumps(config))
     counters = meta.get("source", {}).get("num_batches_tracked", {})
     tensors = _tensors(variables, counters)
-    _require_fitting(tensors, _shapes(meta))
+    _require_fitting(tensors, _shapes(_network(meta)))
     numbers = sum(np.size(leaf) for path, leaf in flatten_dict(variables["params"]).items()
                   if not path[0].startswith(_EXTRA))
     with written_whole(path) as unfinished:
@@ -160,10 +169,12 @@ def read_config(path: Path) -> tuple[dict, dict]:
         raise UserError(f"{file} lacks {lacking[0]!r}{ADVICE}")
     for key in ("licence", "trained_on", "checkpoint"):
         if not isinstance(config.get(key), str | None):
-            raise UserError(f"{file} has {key} {config[key]!r}; expected a text, or null")
+            raise UserError(f"{file} has {key} {config[key]!r}; expected a text, or null. "
+                            "Mend it there")
     names = config.get("datasets") or []
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise UserError(f"{file} has datasets {names!r}; expected a list of names, or null")
+        raise UserError(f"{file} has datasets {names!r}; expected a list of names, or null. "
+                        "Mend it there")
     meta = {key: value for key, value in config.items() if key not in ABOUT}
     if isinstance(meta.get("scores"), dict):
         meta["scores"] = _with_nan(meta["scores"])
@@ -187,7 +198,7 @@ def read_variables(path: Path, meta: Mapping) -> Variables:
     missing or damaged, and for a missing, further, misshapen or other tensor.
     """
     file = path / TENSORS
-    want = _shapes(meta)
+    want = _shapes(_network(meta))
     try:
         with safe_open(file, framework="numpy") as opened:
             names = opened.keys()
@@ -206,12 +217,19 @@ def read_variables(path: Path, meta: Mapping) -> Variables:
     return unflatten_dict(flatten_dict(variables) | extra)
 
 
-def _shapes(meta: Mapping) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor that the network of a meta has, by its name in the file."""
-    model = {key: meta["model"][key] for key in ARCHITECTURE}
+def _network(meta: Mapping) -> DeepLab:
+    """The network of a meta, with the classifiers of its training where it holds them."""
     with_extra = any(f"['{_EXTRA}" in key for key in meta["checksums"]["variables"])
-    tree = variable_shapes(DeepLab(**model, restitution_heads=with_extra))
-    flat = {path: np.zeros(leaf.shape, np.int8) for path, leaf in flatten_dict(tree).items()}
+    model = {key: value for key, value in meta["model"].items() if key in ARCHITECTURE}
+    model["stage_sizes"] = tuple(model["stage_sizes"])
+    return DeepLab(**model, restitution_heads=with_extra)
+
+
+@lru_cache(maxsize=4)
+def _shapes(network: DeepLab) -> dict[str, tuple[int, ...]]:
+    """The shape of each of its tensors, by its name in the file."""
+    flat = {path: np.zeros(leaf.shape, np.int8)
+            for path, leaf in flatten_dict(variable_shapes(network)).items()}
     return {name: value.shape for name, value in _tensors(unflatten_dict(flat), {}).items()}
 
 

@@ -486,7 +486,8 @@ def test_a_network_that_is_not_in_the_file(tmp_path, capsys):
 def test_openmmlab_files_give_their_backbone(tmp_path, capsys):
     body = {f"backbone.{name}": value for name, value in twin("none").items()
             if not name.startswith(("layer5", "layer6"))}
-    head = {"decode_head.conv_seg.weight": torch.ones(19, 8, 1, 1), "decode_head.num": torch.ones(1)}
+    head = {"decode_head.conv_seg.weight": torch.ones(19, 8, 1, 1),
+            "decode_head.num": torch.ones(1)}
     code, out, _ = convert(capsys, {"meta": {}, "state_dict": body | head}, tmp_path)
     assert code == 0
     assert "unused, other: decode_head.conv_seg.weight, decode_head.num\n" in out
@@ -510,6 +511,40 @@ def test_the_network_s_own_tensors_must_be_weights(tmp_path, capsys):
          ["module.bn1.bias is not a dense tensor (NoneType)"]),
     ):
         refused(convert(capsys, content, tmp_path), tmp_path, "in.pth", *words)
+
+
+def test_export_as_a_weights_folder(tmp_path, capsys):
+    original = twin()
+    assert convert(capsys, original, tmp_path)[0] == 0
+    code, out, err = run(capsys, "--export", tmp_path / "out", tmp_path / "v1.0",
+                         "--licence", "mit", "--trained_on", "rain")
+    assert (code, err) == (0, "") and "model.safetensors, config.json, README.md" in out
+    text = (tmp_path / "v1.0/config.json").read_text()
+    assert '"licence": "mit"' in text and '"trained_on": "rain"' in text
+    assert_same_tensors(dict(sorted(original.items())), dict(sorted(
+        safetensors.torch.load_file(tmp_path / "v1.0/model.safetensors").items())))
+    assert run(capsys, "--export", tmp_path / "v1.0", tmp_path / "bare.safetensors")[0] == 0
+    assert ((tmp_path / "bare.safetensors").read_bytes()
+            == (tmp_path / "v1.0/model.safetensors").read_bytes())
+    for args, flag in ((["b.pth", "--licence", "mit"], "--licence"),
+                       (["b", "--prefix", "module."], "--prefix"),
+                       (["b", "--allow_four_branches"], "--allow_four_branches")):
+        code, _, err = run(capsys, "--export", tmp_path / "out", *args)
+        assert code == 2 and f"{flag}: not with this export" in err and err.count("\n") == 1
+
+
+def test_what_a_weights_folder_says_counts_for_its_tensors(tmp_path, capsys):
+    for name, changes in (("four", {"head_branches": 4}), ("odd", {"stride_in": "conv2"})):
+        model = DeepLab(**TINY, **changes)
+        save_variables(tmp_path / "c", initial_variables(model, 0), {"model": architecture(model)})
+        assert run(capsys, "--export", tmp_path / "c", tmp_path / name)[0] == 0
+    code, _, _ = run(capsys, tmp_path / "four/model.safetensors", tmp_path / "new",
+                     "--reset_heads", "--num_classes", "19")
+    assert code == 0 and load_variables(tmp_path / "new")[1]["model"]["head_branches"] == 4
+    for source, words in (("odd/model.safetensors", "with stride_in conv2, which a file"),
+                          ("four", "is a weights folder, which --checkpoint")):
+        code, _, err = run(capsys, tmp_path / source, tmp_path / "none")
+        assert code == 2 and words in err and err.count("\n") == 1, err
 
 
 def test_missing_tensors_are_named(tmp_path, capsys):
