@@ -75,7 +75,8 @@ def write(path: str | os.PathLike, variables: Variables, meta: Mapping, about: M
     """
     config = {
         "library": "snr_jax", "format": FORMAT,
-        **{key: about.get(key) for key in ("licence", "trained_on", "datasets", "checkpoint")},
+        **{key: about.get(key) or None
+           for key in ("licence", "trained_on", "datasets", "checkpoint")},
         **{key: value for key, value in meta.items() if not key.startswith("checksum")},
         "preprocessing": preprocessing(meta),
         **{key: value for key, value in meta.items() if key.startswith("checksum")},

@@ -139,13 +139,21 @@ def test_config_says_what_a_reader_needs(written, checkpoint):
     assert config["preprocessing"] == {
         "channels": "BGR", "mean": [104.00698793, 116.66876762, 122.67891434], "exposure": False,
         "size": [33, 65]}
-    assert (config["licence"], config["trained_on"]) == (None, "")
+    assert config["licence"] is config["trained_on"] is config["datasets"] is None
     assert config["scores"]["cityscapes"]["settings"] == SETTINGS
     assert config["scores"]["cityscapes"]["iou"]["train"] is None
     assert "secret" not in (written / "config.json").read_text()
     _, _, meta = network.load(written)
     assert np.isnan(meta["scores"]["cityscapes"]["iou"]["train"])
     assert checkpoints.find(written).step == checkpoints.find(checkpoint).step == 20
+
+
+def test_tensors_are_written_as_they_are_and_not_as_they_lie(tmp_path):
+    turned = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    weights_folder.write_tensors(tmp_path / "t.safetensors", {"t": turned, "n": np.int64(3)})
+    back = safetensors.torch.load_file(tmp_path / "t.safetensors")
+    np.testing.assert_array_equal(back["t"], turned)
+    assert back["n"].shape == () and back["n"] == 3
 
 
 # ---------------------------------------------------------------- the commands
