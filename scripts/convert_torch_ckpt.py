@@ -3,25 +3,32 @@
     python scripts/convert_torch_ckpt.py IN.pth OUT_DIR
     python scripts/convert_torch_ckpt.py IN.pth OUT_DIR --num_classes 19 --variant snr
     python scripts/convert_torch_ckpt.py --export CHECKPOINT OUT.pth [--prefix module.]
+    python scripts/convert_torch_ckpt.py --export CHECKPOINT FOLDER [--licence mit]
 
 Reads training checkpoints and bare state dicts, PyTorch's old and new file formats, and
 safetensors. No code from a file is run. Prints what became of every tensor. Damage inside the
 numbers is noticed in PyTorch's new format, which has checksums; the other formats have none.
+
+An export is a PyTorch file (.pth, .pt), its tensors alone (.safetensors), or, under a name without
+these endings, a weights folder (docs/weights.md): the network with all that its use needs.
 """
 
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from snr_jax import cli
 from snr_jax.core.errors import UserError
-from snr_jax.core.files import checksum, refuse_pattern, written_whole
+from snr_jax.core.files import checksum, refuse_existing, refuse_pattern, written_whole
+from snr_jax.runs.weights import save
 from snr_jax.weights import conversion
+from snr_jax.weights.folder import CARD, CONFIG, TENSORS, is_of_this_project, write_tensors
 from snr_jax.weights.torch_names import strip_prefixes
-from snr_jax.workdir.checkpoints import load_variables, save_variables
+from snr_jax.workdir.checkpoints import find, load_variables, save_variables
 
 try:
     from snr_jax.weights import torch_files
@@ -31,7 +38,15 @@ except ImportError as missing:
     sys.exit(2)
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_bool("export", False, "Write a PyTorch file from a checkpoint.", flag_values=FLAGS)
+flags.DEFINE_bool(
+    "export", False, "Write a PyTorch file or a weights folder from a checkpoint.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+    "weights", None, torch_files.NETWORKS, "Which network of a file of self-training to read: the "
+    "student (model) or its mean teacher (ema_model). By default the student, which DACS scores.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_integer(
     "num_classes", None, "Classes of the network; by default the file's own, "
     f"{conversion.FALLBACK_CLASSES} where it has no head.", lower_bound=1, flag_values=FLAGS,
@@ -64,15 +79,28 @@ flags.DEFINE_bool(
     "allow_four_branches", False, "With --export: also where the heads sum 4 branches, for "
     "ADVENT's code.", flag_values=FLAGS,
 )
-OF_EXPORT = ("prefix", "allow_four_branches")
+flags.DEFINE_string(
+    "licence", "", "With --export FOLDER: that of the weights, as mit, cc-by-nc-4.0 or words.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "trained_on", "", "With --export FOLDER: the data, in words; by default what the run records.",
+    flag_values=FLAGS,
+)
+OF_FILE, OF_FOLDER = ("prefix", "allow_four_branches"), ("licence", "trained_on")
 OF_CONVERT = ("num_classes", "class_names", "variant", "head_branches", "reset_heads",
               "torchvision", "seed")
+FILES = (".pth", ".pt", ".safetensors")  # what an export that is no folder ends with
 
 
 def _convert(args: flags.FlagValues, source: str, target: str) -> None:
     """Writes the checkpoint `target` from the PyTorch file `source`, or nothing."""
-    raw, kind = torch_files.read_torch_file(source)
-    options = {name: args[name].value for name in OF_CONVERT}
+    if is_of_this_project(Path(source)):
+        raise UserError(f"{source} is a weights folder, which --checkpoint and --config.init_from "
+                        f"take as it is. For other heads of its network, give {source}/{TENSORS}")
+    raw, kind, notes = torch_files.read_torch_file(source, args.weights)
+    options = _of_folder(Path(source)) | {name: args[name].value for name in OF_CONVERT
+                                          if args[name].value is not None}
     if args.head_branches:
         options["head_branches"] = int(args.head_branches)
     try:
@@ -86,12 +114,26 @@ def _convert(args: flags.FlagValues, source: str, target: str) -> None:
     counters = sum(name.endswith(".num_batches_tracked") for name in raw)
     print(f"({counters} of them num_batches_tracked counters, which no result depends on)")
     print(conversion.describe(converted))
+    for note in notes:
+        print(f"note: {note}")
     meta = {"model": converted.model, "source": _source(source, kind, raw, converted.heads)}
     if converted.class_names:
         meta["class_names"] = list(converted.class_names)
     with written_whole(target) as unfinished:
         save_variables(unfinished, converted.variables, meta)
     print(f"wrote {target}")
+
+
+def _of_folder(file: Path) -> dict:
+    """What the config.json beside a weights folder's tensors says and their names do not."""
+    if file.name != TENSORS or not is_of_this_project(file.parent):
+        return {}
+    model = find(file.parent).meta["model"]
+    if odd := [f"{key} {model[key]}" for key in ("stride_in", "exposure")
+               if model[key] not in ("conv1", False)]:
+        raise UserError(f"{file} is of a network with {', '.join(odd)}, which a file of PyTorch "
+                        f"cannot say; --checkpoint and --config.init_from take {file.parent}")
+    return {"head_branches": model["head_branches"]}
 
 
 def _source(path: str, kind: str, raw: dict[str, np.ndarray], heads: tuple[str, ...]) -> dict:
@@ -104,8 +146,15 @@ def _source(path: str, kind: str, raw: dict[str, np.ndarray], heads: tuple[str, 
             "num_batches_tracked": counters}
 
 
-def _export(args: flags.FlagValues, source: str, target: str) -> None:
-    """Writes the checkpoint `source` as a PyTorch state dict, in the format all versions read."""
+def _export_folder(args: flags.FlagValues, source: str, target: str) -> None:
+    """Writes the checkpoint `source` as a weights folder."""
+    save(source, target, licence=args.licence, trained_on=args.trained_on)
+    print(f"wrote {target}: {', '.join((TENSORS, CONFIG, CARD))}. Read the card before you pass "
+          "the folder on")
+
+
+def _export_file(args: flags.FlagValues, source: str, target: str) -> None:
+    """Writes the checkpoint `source` as a state dict, .pth in the format all versions read."""
     variables, meta = load_variables(source)
     try:
         state_dict, notes = conversion.to_published(
@@ -114,32 +163,37 @@ def _export(args: flags.FlagValues, source: str, target: str) -> None:
         raise UserError(f"{source}: {error}") from error
     tensors = {args.prefix + name: value for name, value in state_dict.items()}
     with written_whole(target) as unfinished:
-        torch_files.write_torch_file(unfinished, tensors)
+        write = write_tensors if target.endswith(FILES[-1]) else torch_files.write_torch_file
+        write(unfinished, tensors)
     print(f"wrote {target}: {len(tensors)} tensors, {meta['model']['num_classes']} classes, "
           f"norm_restitution {meta['model']['norm_restitution']}")
     for note in notes:
         print(f"note: {note}")
 
 
-def _require_absent(path: str) -> None:
-    if os.path.isdir(path) and not os.listdir(path):
-        return
-    if os.path.lexists(path):
-        raise UserError(f"{path}: exists already; expected a new name, or remove it first")
-
-
 def command(args: flags.FlagValues, source: str, target: str) -> None:
-    foreign = [f"--{name}" for name in (OF_CONVERT if args.export else OF_EXPORT)
-               if args[name].present]
-    if foreign:
-        why = ("the checkpoint says what it holds" if args.export else
-               "leave it out, or add --export")
-        raise UserError(f"{', '.join(foreign)}: not {'with' if args.export else 'without'} "
-                        f"--export: {why}")
-    _require_absent(target)
+    to_file = target.endswith(FILES)
+    _refuse_flags(args, to_file)
+    refuse_existing(target)
     if not args.export:
         refuse_pattern(target)
-    (_export if args.export else _convert)(args, source, target)
+        _convert(args, source, target)
+    else:
+        (_export_file if to_file else _export_folder)(args, source, target)
+
+
+def _refuse_flags(args: flags.FlagValues, to_file: bool) -> None:
+    """Raises UserError for flags of what is not done."""
+    def present(names: Sequence[str]) -> str:
+        return ", ".join(f"--{name}" for name in names if args[name].present)
+
+    if not args.export and (odd := present(OF_FILE + OF_FOLDER)):
+        raise UserError(f"{odd}: not without --export: leave it out, or add --export")
+    if args.export and (odd := present((*OF_CONVERT, "weights"))):
+        raise UserError(f"{odd}: not with --export: the checkpoint says what it holds")
+    if args.export and (odd := present(OF_FOLDER if to_file else OF_FILE)):
+        raise UserError(f"{odd}: not with this export; {', '.join(FILES)} are files, every other "
+                        "name is a weights folder. Leave it out, or choose another name")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -49,7 +49,8 @@ from snr_jax.workdir.record import evaluation_settings
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
 cli.define_compilation_cache(FLAGS)
-cli.define_path("checkpoint", None, "The network: a run, or a checkpoint.", flag_values=FLAGS)
+cli.define_path("checkpoint", None, "The network: a run, a checkpoint or a weights folder.",
+                flag_values=FLAGS)
 cli.define_path(
     "out", None, "Folder for the results; by default RUN/evaluation/CHECKPOINT/DOMAIN.",
     flag_values=FLAGS,

@@ -44,7 +44,8 @@ LEAST = 33  # pixels a side that the network sees
 
 FLAGS = flags.FlagValues()
 cli.define_compilation_cache(FLAGS)
-cli.define_path("checkpoint", None, "The network: a run, or a checkpoint.", flag_values=FLAGS)
+cli.define_path("checkpoint", None, "The network: a run, a checkpoint or a weights folder.",
+                flag_values=FLAGS)
 cli.define_path(
     "images", None, "Folder of the images, of any size, read in depth; or a file, or a pattern. "
     "Further ones may follow.",

@@ -45,7 +45,8 @@ SECTIONS = {
             "domain itself, as CamVid's 11 or an own file's."),
         "init_from": Key(
             "", text(empty=True),
-            "A run, or a checkpoint, whose weights training starts from; empty: random values."),
+            "A run, a checkpoint or a weights folder, whose weights training starts from; empty: "
+            "random values."),
     },
     "The network": {
         "model.norm_restitution": Key(

@@ -48,6 +48,14 @@ def refuse_pattern(path: str | os.PathLike) -> None:
         )
 
 
+def refuse_existing(path: str | os.PathLike) -> None:
+    """Raises UserError where something would be written over; an empty folder is nothing."""
+    if os.path.isdir(path) and not os.listdir(path):
+        return
+    if os.path.lexists(path):
+        raise UserError(f"{path}: exists already; expected a new name, or remove it first")
+
+
 def checksum(path: str | os.PathLike) -> str:
     """SHA-256 of a file's content, in hexadecimal digits."""
     with open(path, "rb") as file:

@@ -189,9 +189,12 @@ def _check_origin(raw: torch_names.StateDict, torchvision: bool) -> list[str]:
             "stride and input, remove fc.* from it")
     if has_head or torchvision or any("Scale." in name for name in raw):
         return []
-    return ["no head in the file: taken as a backbone with the stride in the first 1x1 "
-            "convolution and BGR minus mean as input. If it comes from torchvision, convert with "
-            "--torchvision instead"]
+    notes = ["no head in the file: taken as a backbone with the stride in the first 1x1 "
+             "convolution and BGR minus mean as input. If it comes from torchvision, or from "
+             "OpenMMLab with style='pytorch', convert with --torchvision instead"]
+    if any(name.startswith("decode_head.") for name in state_dict):
+        notes.append("decode_head is another network's: left out, both heads keep initial values")
+    return notes
 
 
 def _heads(state_dict: torch_names.StateDict) -> tuple[str, ...]:

@@ -6,13 +6,16 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import safetensors.torch
 import torch
 
 from snr_jax.core.errors import UserError
+from snr_jax.weights.torch_names import is_of_network
 
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # All that a training checkpoint of the lineage holds besides tensors: numpy scalars. The pair is
 # the name under which numpy before 2.0 pickled them.
 _ALLOWED = [
@@ -24,11 +27,24 @@ _ALLOWED = [
 ]
 
 
-def read_torch_file(path: str) -> tuple[dict[str, np.ndarray], str]:
-    """The tensors of a file under their own names, and the kind of file in words.
+NETWORKS = ("model", "ema_model")  # student and mean teacher, as DACS and its followers save them
+_NETWORK = re.compile(r"^(?:module\.|_orig_mod\.)*(model|ema_model)\.")
 
-    Half-precision tensors come as float32, all others in their own dtype. Raises UserError where
-    the file is missing, damaged, of another kind, or asks for anything but tensors and numbers.
+
+class TorchFile(NamedTuple):
+    """The tensors of a file under their own names; kind: of the file, in words; notes: besides."""
+
+    tensors: dict[str, np.ndarray]
+    kind: str
+    notes: tuple[str, ...]
+
+
+def read_torch_file(path: str, network: str | None = None) -> TorchFile:
+    """The tensors of a file. network: which of NETWORKS, where it holds several.
+
+    Half-precision tensors come as float32, all others in their own dtype. What is no weight and of
+    a name that the network does not have is left out, with a note. Raises UserError where the file
+    is missing, damaged, of another kind, or asks for anything but tensors and numbers.
     """
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; expected a PyTorch or safetensors file")
@@ -38,10 +54,50 @@ def read_torch_file(path: str) -> tuple[dict[str, np.ndarray], str]:
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         others = ", ".join(str(key) for key in content if key != "state_dict")
         content, kind = content["state_dict"], f"{kind}: training checkpoint (also: {others})"
+    content, notes = _one_network(path, content, network)
     if not isinstance(content, Mapping) or not any(map(torch.is_tensor, content.values())):
         raise UserError(f"{path}: no state dict in it (it holds: {_held(content)}); expected "
-                        f"tensors by name, or a dict with the key state_dict{_way_out(content)}")
-    return {str(name): _to_numpy(path, name, value) for name, value in content.items()}, kind
+                        "tensors by name, or a dict with the key state_dict, model or ema_model"
+                        f"{_way_out(content)}")
+    tensors, left_out = {}, []
+    for name, value in content.items():
+        if (reason := _no_weight(str(name), value)) and not is_of_network(str(name)):
+            left_out.append(f"{name} ({reason})")
+        else:
+            tensors[str(name)] = _to_numpy(path, str(name), value, reason)
+    if left_out:
+        notes.append(f"left out, since no weights of this network: {', '.join(left_out)}")
+    return TorchFile(tensors, kind, tuple(notes))
+
+
+def _one_network(path: str, content: object, wanted: str | None) -> tuple[object, list[str]]:
+    """What a file holds of one network, and a note where it holds two.
+
+    They lie under keys (DACS), or their names begin with them, as `ema_model.` (DAFormer).
+    """
+    if not isinstance(content, Mapping):
+        return content, []
+    under = {name: content[name] for name in NETWORKS if _tensors(content.get(name))}
+    begun = {match[1] for name in content if (match := _NETWORK.match(str(name)))}
+    there = list(under) or [name for name in NETWORKS if name in begun]
+    if wanted and wanted not in there:
+        raise UserError(f"{path}: no network {wanted} in it (it has {' and '.join(there) or 'one'}"
+                        f"{'' if there else ' without a name'}); leave --weights out")
+    if not there or (not under and there == ["model"]):  # as Lightning, whose prefix is stripped
+        return content, []
+    taken = wanted or there[0]
+    notes = [] if wanted or len(there) == 1 else [
+        "the file holds the student (model) and its mean teacher (ema_model): the student was "
+        "taken, as DACS scores it. For the teacher: --weights ema_model"]
+    if under:
+        others = ", ".join(str(key) for key in content if key != taken)
+        return under[taken], [f"read from the file's key {taken} (also: {others})", *notes]
+    chosen = {}
+    for name, value in content.items():
+        match = _NETWORK.match(str(name))
+        if match is None or match[1] == taken:
+            chosen[_NETWORK.sub("", str(name))] = value
+    return chosen, notes
 
 
 def _held(content: object) -> str:
@@ -123,23 +179,30 @@ def _reason(error: Exception, warned: Iterator[str]) -> str:
             "it again")
 
 
-def _to_numpy(path: str, name: str, value: object) -> np.ndarray:
-    if not torch.is_tensor(value) or value.is_quantized or value.layout != torch.strided:
-        kind = type(value).__name__
-        if torch.is_tensor(value):
-            kind = "quantized" if value.is_quantized else str(value.layout)
-        raise UserError(f"{path}: {name} is not a dense tensor ({kind}); expected a state dict of "
-                        f"dense tensors. {_without(name)}")
+def _no_weight(name: str, value: object) -> str:
+    """Why a value is no weight, in words; "" for one that is."""
+    if not torch.is_tensor(value):
+        return type(value).__name__
+    if value.is_quantized or value.layout != torch.strided:
+        return "quantized" if value.is_quantized else str(value.layout)
+    if value.is_floating_point() and value.dtype in _FLOATS:
+        return ""
+    is_counter = name.endswith(".num_batches_tracked") and value.dtype in (torch.int64, torch.int32)
+    return "" if is_counter else str(value.dtype)
+
+
+def _to_numpy(path: str, name: str, value: object, reason: str) -> np.ndarray:
+    """A tensor as numpy; UserError where `_no_weight` has a reason."""
+    if reason.startswith("torch.") and value.layout == torch.strided:
+        mend = ("Save it again with value.float() for each value" if value.is_floating_point() else
+                _without(name))
+        raise UserError(f"{path}: {name} holds {reason}; expected float32, float16 or bfloat16 "
+                        f"weights. {mend}")
+    if reason:
+        raise UserError(f"{path}: {name} is not a dense tensor ({reason}); expected a state dict "
+                        f"of dense tensors. {_without(name)}")
     value = value.detach()
-    if value.dtype in (torch.bfloat16, torch.float16):
-        value = value.float()
-    if not (value.is_floating_point() or name.endswith(".num_batches_tracked")):
-        raise UserError(f"{path}: {name} holds {value.dtype}; expected floating-point weights. "
-                        f"{_without(name)}")
-    if value.dtype not in (torch.float32, torch.float64, torch.int64, torch.int32):
-        raise UserError(f"{path}: {name} holds {value.dtype}; expected float32, float16 or "
-                        "bfloat16. Save it again with value.float() for each value")
-    return value.numpy()
+    return (value.float() if value.dtype in (torch.bfloat16, torch.float16) else value).numpy()
 
 
 def _without(name: str) -> str:

@@ -38,7 +38,8 @@ _MODULES = (
     (2, "IN{}", "snr{}/norm", _NORM),
     (3, "style_reid_laye{}.fc{}", "snr{}/fc{}", _CONV),  # the typo is the published name
 )
-_PREFIX = re.compile(r"^(?:module\.|Scale\.)+")
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "Scale.")
+_PREFIX = re.compile(f"^(?:{'|'.join(map(re.escape, PREFIXES))})+")
 _COUNTER = "num_batches_tracked"  # PyTorch's; no value of it changes a result
 _GROUPS = (  # what an account counts together: (label, pattern of names)
     ("stem", r"(conv1|bn1)\."),
@@ -87,19 +88,30 @@ def _variables(flat: Mapping[tuple[str, ...], np.ndarray]) -> Variables:
 
 
 def strip_prefixes(state_dict: StateDict) -> dict[str, np.ndarray]:
-    """The same tensors without leading `module.` and `Scale.`; UserError where two names collide.
+    """The same tensors without the leading PREFIXES; UserError where two names collide.
 
-    `module.` comes from torch.nn.DataParallel, `Scale.` from the published initial weights.
+    `module.` comes from torch.nn.DataParallel, `_orig_mod.` from torch.compile, `model.` from
+    Lightning, `backbone.` from OpenMMLab, `Scale.` from the published initial weights; in any order
+    and number.
     """
     stripped: dict[str, np.ndarray] = {}
     for name, value in state_dict.items():
-        short = _PREFIX.sub("", name)
+        short = _short(name)
         if short in stripped:
             raise UserError(
                 f"two tensors are called {short!r} once the prefixes are gone (one is {name!r}); "
                 "expected one network in the file: remove the other tensors from it")
         stripped[short] = value
     return stripped
+
+
+def _short(name: str) -> str:
+    return _PREFIX.sub("", name)
+
+
+def is_of_network(name: str) -> bool:
+    """Whether the published network has a tensor of that name, without its prefixes."""
+    return _path_of(_short(name)) is not None
 
 
 def foreign_head(state_dict: StateDict) -> list[str]:
@@ -173,12 +185,13 @@ def infer_architecture(state_dict: StateDict) -> dict:
     state_dict = strip_prefixes(state_dict)
     if (stem := state_dict.get("conv1.weight")) is None:
         examples = ", ".join(list(state_dict)[:3]) or "nothing"
-        stems = [name for name in state_dict if name.endswith(".conv1.weight")]
+        stems = [name for name in state_dict
+                 if re.search(r"(?<!layer\d\.\d)\.conv1\.weight$", name)]
         prefix = min(stems, key=len, default="").removesuffix("conv1.weight")
         begun = f" ({prefix!r} is one: save the file again without it)" if prefix else ""
         raise UserError("no tensor conv1.weight: expected a ResNet DeepLab-v2 under its published "
                         f"PyTorch names, found {examples} ...; likely another network, or names "
-                        f"with a prefix other than module. and Scale{begun}")
+                        f"with a prefix other than {', '.join(PREFIXES)}{begun}")
     stage_sizes = []
     for layer in (1, 2, 3, 4):
         found = (re.match(rf"layer{layer}\.(\d+)\.", name) for name in state_dict)

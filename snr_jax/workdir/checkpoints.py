@@ -10,6 +10,9 @@ states of a run also hold `training` (step and optimiser). So whatever reads var
     WORKDIR/checkpoints/best_source/     chosen by source validation
     WORKDIR/checkpoints/oracle_target/   chosen with target labels
     WORKDIR/checkpoints/set_aside/       what could not be read; nothing is deleted here
+
+A weights folder (weights/folder.py), which holds the same in the layout of the public hubs, is
+found and read like one of them.
 """
 
 import errno
@@ -31,6 +34,7 @@ import tensorstore
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import closed_folder, refuse_pattern
 from snr_jax.process.several import raise_if_lost, root_of
+from snr_jax.weights import folder as weights_folder
 from snr_jax.workdir import metas
 
 logger = logging.getLogger(__name__)
@@ -43,7 +47,8 @@ def folder(workdir: str | os.PathLike, name: str) -> Path:
     return Path(workdir).absolute() / "checkpoints" / name
 
 
-def _checksums(tree: Any) -> dict[str, int]:
+def checksums(tree: Any) -> dict[str, int]:
+    """One of every leaf (numpy), by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf).data.cast("B"))
@@ -53,23 +58,25 @@ def _checksums(tree: Any) -> dict[str, int]:
     }
 
 
-def verify(path: Path, items: dict[str, Any], meta: dict) -> None:
-    """Raises UserError where a leaf differs from the checksum that the meta has for it."""
+def verify(path: Path, items: dict[str, Any], meta: dict, advice: str = metas.ADVICE) -> None:
+    """Raises UserError where a leaf differs from the checksum that the meta has for it.
+
+    advice: the remedy that it names.
+    """
     for name, tree in items.items():
-        want, have = meta["checksums"][name], _checksums(tree)
+        want, have = meta["checksums"][name], checksums(tree)
         if want != have:
             keys = want.keys() | have.keys()
             wrong = sorted(key for key in keys if want.get(key) != have.get(key))
             raise UserError(
                 f"{path} is damaged: {len(wrong)} of {len(keys)} tensors of {name!r} differ from "
-                f"their checksums, {wrong[0]} the first{metas.ADVICE}"
+                f"their checksums, {wrong[0]} the first{advice}"
             )
 
 
 def composite(items: dict[str, Any], meta: dict) -> ocp.args.Composite:
     """What orbax is to save: the items, and the meta with checksums of them and of itself."""
-    meta = {**meta, "checksums": {name: _checksums(tree) for name, tree in items.items()}}
-    meta[metas.OWN] = metas.checksum(meta)
+    meta = metas.signed(meta, {name: checksums(tree) for name, tree in items.items()})
     trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     return ocp.args.Composite(**trees, meta=ocp.args.JsonSave(meta))
 
@@ -136,7 +143,7 @@ class Checkpoint(NamedTuple):
 
 
 def find(path: str | os.PathLike) -> Checkpoint:
-    """The checkpoint meant by a checkpoint's folder, a run's folder, or its `checkpoints`.
+    """The checkpoint meant by its folder, a run's folder or its `checkpoints`, a weights folder.
 
     Of a run, the final variables, else the newest state. Where a save was cut short between the
     old and the new one, the survivor. Raises UserError if there is none, or its meta is damaged.
@@ -153,7 +160,7 @@ def find(path: str | os.PathLike) -> Checkpoint:
     if meant is None:
         raise UserError(
             f"{path} holds no checkpoint. Expected the folder of a run (--workdir), one of its "
-            "checkpoints, or the output of scripts/convert_torch_ckpt.py"
+            "checkpoints, a weights folder, or the output of scripts/convert_torch_ckpt.py"
         )
     if "\\" in str(meant):
         raise UserError(f"{meant} holds a \\, which the library that reads checkpoints takes for a "
@@ -171,7 +178,8 @@ def _meant(start: Path) -> Path | None:
         for candidate in (root, root / "final", *_steps(states)):
             if _is_checkpoint(_survivor(candidate)):
                 return candidate
-    return None
+    # The last, since a config.json may lie anywhere.
+    return start if weights_folder.is_weights_folder(start) else None
 
 
 def _steps(latest: Path) -> list[Path]:
@@ -189,6 +197,10 @@ def newest_step(workdir: str | os.PathLike) -> int | None:
 def _is_checkpoint(path: Path) -> bool:
     """Whether it was meant as one: if an item is missing, reading it says so."""
     return (path / "variables").is_dir() or (path / "meta").is_dir()
+
+
+def _is_weights(path: Path) -> bool:
+    return weights_folder.is_weights_folder(path) and not _is_checkpoint(path)
 
 
 def _place(path: Path) -> tuple[Path | None, str]:
@@ -212,7 +224,13 @@ def _restore(path: Path, **items: Any) -> dict[str, Any]:
 
 
 def _read_meta(path: Path) -> dict:
-    meta = metas.checked(path, _restore(path, meta=ocp.args.JsonRestore())["meta"])
+    if _is_weights(path):
+        raw, about = weights_folder.read_config(path)
+        file, advice = path / weights_folder.CONFIG, weights_folder.ADVICE
+        meta = metas.checked(file, raw, called="it", advice=advice)
+        weights_folder.check_about(path, meta, about)
+    else:
+        meta = metas.checked(path, _restore(path, meta=ocp.args.JsonRestore())["meta"])
     # JSON has no tuples; the model's arguments do.
     model = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["model"].items()}
     return {**meta, "model": model}
@@ -225,9 +243,7 @@ def load_variables(checkpoint: Checkpoint | str | os.PathLike) -> tuple[dict, di
     """
     found = checkpoint if isinstance(checkpoint, Checkpoint) else find(checkpoint)
     try:
-        restored = _restore(found.path, variables=ocp.args.StandardRestore())
-        variables = jax.tree.map(np.asarray, restored["variables"])
-        verify(found.path, {"variables": variables}, found.meta)
+        variables = _read_variables(found)
     except UserError as error:
         if _is_another_now(found):
             raise UserError(
@@ -236,6 +252,19 @@ def load_variables(checkpoint: Checkpoint | str | os.PathLike) -> tuple[dict, di
             ) from error
         raise
     return variables, found.meta
+
+
+def _read_variables(found: Checkpoint) -> dict:
+    """Numpy, each leaf compared with its checksum."""
+    if _is_weights(found.path):
+        variables = weights_folder.read_variables(found.path, found.meta)
+        file = found.path / weights_folder.TENSORS
+        verify(file, {"variables": variables}, found.meta, weights_folder.ADVICE)
+        return variables
+    restored = _restore(found.path, variables=ocp.args.StandardRestore())
+    variables = jax.tree.map(np.asarray, restored["variables"])
+    verify(found.path, {"variables": variables}, found.meta)
+    return variables
 
 
 def _is_another_now(found: Checkpoint) -> bool:

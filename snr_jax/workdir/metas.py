@@ -52,14 +52,21 @@ def checksum(meta: Mapping) -> int:
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
-def checked(path: Path, meta: Any) -> dict:
+def checked(path: Path, meta: Any, *, called: str = "its meta", advice: str = ADVICE) -> dict:
     """The meta, with what older ones do not say.
 
-    Raises UserError where it is damaged or holds what no checkpoint does.
+    Raises UserError where it is damaged or holds what no checkpoint does. called: what the message
+    calls it; advice: the remedy there.
     """
     if reason := fault(meta):
-        raise UserError(f"{path} cannot be read: {reason}{ADVICE}")
+        raise UserError(f"{path} cannot be read: {reason.replace('its meta', called)}{advice}")
     return {**meta, "model": LATER | meta["model"]}
+
+
+def signed(meta: Mapping, checksums: Mapping[str, Mapping[str, int]]) -> dict:
+    """The meta with the checksums of its items, in place of earlier ones, and of itself."""
+    meta = {**meta, "checksums": checksums}
+    return {**meta, OWN: checksum(meta)}
 
 
 def fault(meta: Any) -> str:

@@ -106,16 +106,16 @@ def test_there_and_back(tmp_path, capsys, old, variant, training):
     assert ("training checkpoint" in meta["source"]["kind"]) == training
 
     for prefix in ("", "module."):
-        back = tmp_path / f"back{prefix}pth"
+        back = tmp_path / f"back{prefix or '.'}pth"
         code, _, err = run(capsys, "--export", tmp_path / "out", back, "--prefix", prefix)
         assert (code, err) == (0, "")
         exported = torch.load(back, weights_only=True)
         assert_same_tensors(
             exported, OrderedDict((prefix + name, v) for name, v in original.items()))
     model = torch_twin.DeepLab(**TINY, norm_restitution=variant)
-    model.load_state_dict(torch.load(tmp_path / "backpth", weights_only=True), strict=True)
+    model.load_state_dict(torch.load(tmp_path / "back.pth", weights_only=True), strict=True)
     torch.nn.DataParallel(model).load_state_dict(exported, strict=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["backmodule.pth", "backpth", "in.pth",
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["back.pth", "backmodule.pth", "in.pth",
                                                           "out"]
 
 
@@ -426,33 +426,125 @@ def test_files_without_a_state_dict(tmp_path, capsys):
             "bn1.bias holds torch.int32")
 
 
-NEIGHBOURS = {  # what others save: (content of a state dict, what the message must name)
-    "dacs": (lambda sd: {"iteration": 1, "optimizer": {}, "model": sd, "ema_model": sd}, [
-        "no state dict", "iteration, optimizer, model with 136 tensors, ema_model with 136 tensors",
-        "torch.save(torch.load(IN)['model'], OUT) (or 'ema_model')"]),
-    "compiled": (lambda sd: {f"module._orig_mod.{k}": v for k, v in sd.items()}, [
-        "no tensor conv1.weight", "found _orig_mod.conv1.weight, _orig_mod.bn1.weight",
-        "prefix other than module. and Scale ('_orig_mod.' is one: save the file again without"]),
-    "mmseg": (lambda sd: {"state_dict": {f"backbone.{k}": v for k, v in sd.items()}}, [
-        "found backbone.conv1.weight", "('backbone.' is one: save the file again without it)"]),
+def other(state_dict):
+    """Another network's values under the same names."""
+    return {k: v + 1 if v.is_floating_point() else v for k, v in state_dict.items()}
+
+
+NEIGHBOURS = {  # what others save: (content of a state dict, what the output must say)
+    "dacs": (lambda sd: {"iteration": 1, "optimizer": {}, "model": sd, "ema_model": other(sd)}, [
+        "note: read from the file's key model (also: iteration, optimizer, ema_model)",
+        "the student was taken, as DACS scores it. For the teacher: --weights ema_model"]),
+    "one key": (lambda sd: {"epoch": 3, "ema_model": sd}, [
+        "note: read from the file's key ema_model (also: epoch)\n"]),
+    "daformer": (lambda sd: {"state_dict": {
+        **{f"model.backbone.{k}": v for k, v in sd.items()},
+        **{f"module.ema_model.{k}": v for k, v in other(sd).items()}, "extra.weight": torch.ones(2),
+    }}, ["the student was taken", "unused, other: extra.weight\n"]),
+    "lightning": (lambda sd: {"state_dict": {f"model.{k}": v for k, v in sd.items()},
+                              "pytorch-lightning_version": "2.4.0", "global_step": 9}, [
+        "training checkpoint (also: pytorch-lightning_version, global_step)"]),
+    "compiled": (lambda sd: {f"module._orig_mod.{k}": v for k, v in sd.items()}, []),
+    "any order": (lambda sd: {f"_orig_mod.model.module.backbone.{k}": v for k, v in sd.items()},
+                  []),
     "queue": (lambda sd: {**sd, "queue_ptr": torch.zeros(1, dtype=torch.long)}, [
-        "queue_ptr holds torch.int64; expected floating-point weights",
-        "If the network does not need it, save the file again without 'queue_ptr'"]),
+        "note: left out, since no weights of this network: queue_ptr (torch.int64)"]),
     "sparse": (lambda sd: {**sd, "prototypes": torch.ones(19, 8).to_sparse()}, [
-        "prototypes is not a dense tensor (torch.sparse_coo)", "again without 'prototypes'"]),
-    "none": (lambda sd: {**sd, "pixel_weight": None}, [
-        "pixel_weight is not a dense tensor (NoneType)", "again without 'pixel_weight'"]),
-    "float8": (lambda sd: {k: v.to(torch.float8_e4m3fn) if v.dim() == 4 else v
-                           for k, v in sd.items()}, [
-        "conv1.weight holds torch.float8_e4m3fn; expected float32, float16 or bfloat16",
-        "Save it again with value.float() for each value"]),
+        "no weights of this network: prototypes (torch.sparse_coo)"]),
+    "none": (lambda sd: {**sd, "pixel_weight": None, "epoch": 3}, [
+        "no weights of this network: pixel_weight (NoneType), epoch (int)"]),
 }
 
 
 @pytest.mark.parametrize("kind", NEIGHBOURS)
-def test_weights_of_neighbours_are_refused_with_the_way_out(tmp_path, capsys, kind):
+def test_weights_of_neighbours_are_read(tmp_path, capsys, kind):
     make, words = NEIGHBOURS[kind]
-    refused(convert(capsys, make(twin()), tmp_path), tmp_path, "in.pth", *words)
+    code, out, err = convert(capsys, make(twin("none")), tmp_path)
+    assert (code, err) == (0, "")
+    assert all(word in out for word in words), out
+    variables, _ = load_variables(str(tmp_path / "out"))
+    assert_same_tensors({k: torch.from_numpy(np.array(v)) for k, v in to_torch(variables).items()},
+                        twin("none"))
+
+
+@pytest.mark.parametrize("kind", ["dacs", "daformer"])
+def test_the_teacher_if_asked(tmp_path, capsys, kind):
+    code, out, _ = convert(capsys, NEIGHBOURS[kind][0](twin("none")), tmp_path,
+                           "--weights", "ema_model")
+    assert code == 0 and "was taken" not in out
+    variables, _ = load_variables(str(tmp_path / "out"))
+    np.testing.assert_array_equal(variables["params"]["bn1"]["scale"],
+                                  twin("none")["bn1.weight"] + 1)
+
+
+def test_a_network_that_is_not_in_the_file(tmp_path, capsys):
+    for content, there in ((twin(), "one without a name"), ({"model": twin()}, "model")):
+        refused(convert(capsys, content, tmp_path, "--weights", "ema_model"), tmp_path,
+                f"in.pth: no network ema_model in it (it has {there}); leave --weights out")
+
+
+def test_openmmlab_files_give_their_backbone(tmp_path, capsys):
+    body = {f"backbone.{name}": value for name, value in twin("none").items()
+            if not name.startswith(("layer5", "layer6"))}
+    head = {"decode_head.conv_seg.weight": torch.ones(19, 8, 1, 1),
+            "decode_head.num": torch.ones(1)}
+    code, out, _ = convert(capsys, {"meta": {}, "state_dict": body | head}, tmp_path)
+    assert code == 0
+    assert "unused, other: decode_head.conv_seg.weight, decode_head.num\n" in out
+    assert "note: decode_head is another network's: left out, both heads keep initial" in out
+    assert "from OpenMMLab with style='pytorch', convert with --torchvision" in out
+    _, meta = load_variables(str(tmp_path / "out"))
+    assert meta["source"]["heads"] == []
+
+
+def test_the_network_s_own_tensors_must_be_weights(tmp_path, capsys):
+    """Of a further tensor it is a note; of these it would be a hole in the network."""
+    own = twin()
+    eight = {k: v.to(torch.float8_e4m3fn) if v.dim() == 4 else v for k, v in own.items()}
+    for content, words in (
+        (eight, ["conv1.weight holds torch.float8_e4m3fn; expected float32, float16 or bfloat16",
+                 "Save it again with value.float() for each value"]),
+        ({**own, "bn1.bias": own["bn1.bias"].long()}, ["bn1.bias holds torch.int64"]),
+        ({**own, "bn1.bias": own["bn1.bias"].to_sparse()},
+         ["bn1.bias is not a dense tensor (torch.sparse_coo)"]),
+        ({"module." + k: None if k == "bn1.bias" else v for k, v in own.items()},
+         ["module.bn1.bias is not a dense tensor (NoneType)"]),
+    ):
+        refused(convert(capsys, content, tmp_path), tmp_path, "in.pth", *words)
+
+
+def test_export_as_a_weights_folder(tmp_path, capsys):
+    original = twin()
+    assert convert(capsys, original, tmp_path)[0] == 0
+    code, out, err = run(capsys, "--export", tmp_path / "out", tmp_path / "v1.0",
+                         "--licence", "mit", "--trained_on", "rain")
+    assert (code, err) == (0, "") and "model.safetensors, config.json, README.md" in out
+    text = (tmp_path / "v1.0/config.json").read_text()
+    assert '"licence": "mit"' in text and '"trained_on": "rain"' in text
+    assert_same_tensors(dict(sorted(original.items())), dict(sorted(
+        safetensors.torch.load_file(tmp_path / "v1.0/model.safetensors").items())))
+    assert run(capsys, "--export", tmp_path / "v1.0", tmp_path / "bare.safetensors")[0] == 0
+    assert ((tmp_path / "bare.safetensors").read_bytes()
+            == (tmp_path / "v1.0/model.safetensors").read_bytes())
+    for args, flag in ((["b.pth", "--licence", "mit"], "--licence"),
+                       (["b", "--prefix", "module."], "--prefix"),
+                       (["b", "--allow_four_branches"], "--allow_four_branches")):
+        code, _, err = run(capsys, "--export", tmp_path / "out", *args)
+        assert code == 2 and f"{flag}: not with this export" in err and err.count("\n") == 1
+
+
+def test_what_a_weights_folder_says_counts_for_its_tensors(tmp_path, capsys):
+    for name, changes in (("four", {"head_branches": 4}), ("odd", {"stride_in": "conv2"})):
+        model = DeepLab(**TINY, **changes)
+        save_variables(tmp_path / "c", initial_variables(model, 0), {"model": architecture(model)})
+        assert run(capsys, "--export", tmp_path / "c", tmp_path / name)[0] == 0
+    code, _, _ = run(capsys, tmp_path / "four/model.safetensors", tmp_path / "new",
+                     "--reset_heads", "--num_classes", "19")
+    assert code == 0 and load_variables(tmp_path / "new")[1]["model"]["head_branches"] == 4
+    for source, words in (("odd/model.safetensors", "with stride_in conv2, which a file"),
+                          ("four", "is a weights folder, which --checkpoint")):
+        code, _, err = run(capsys, tmp_path / source, tmp_path / "none")
+        assert code == 2 and words in err and err.count("\n") == 1, err
 
 
 def test_missing_tensors_are_named(tmp_path, capsys):
@@ -476,9 +568,13 @@ def test_mostly_unmatched_files(tmp_path, capsys):
             .replace("bn", "norm")): value for name, value in twin("none").items()}
     refused(convert(capsys, odd, tmp_path), tmp_path, "only ", "bn1.weight",
             "layer1.0.convolution1.weight", "Likely cause: another network")
-    wrapped = {f"backbone.{name}": value for name, value in twin("none").items()}
+    wrapped = {f"encoder.{name}": value for name, value in twin("none").items()}
     refused(convert(capsys, wrapped, tmp_path), tmp_path, "no tensor conv1.weight",
-            "backbone.conv1.weight", "prefix")
+            "encoder.conv1.weight", "prefix", "('encoder.' is one: save the file again without it)")
+    deep = {name.replace("conv1", "stem.0") if name == "conv1.weight" else name: value
+            for name, value in twin("none").items()}
+    code, _, err = convert(capsys, deep, tmp_path)
+    assert code == 2 and "no tensor conv1.weight" in err and "is one" not in err
 
 
 def test_colliding_names(tmp_path, capsys):
@@ -668,7 +764,9 @@ def test_flags_of_the_other_direction_are_refused(tmp_path, capsys):
     for args in (["--export", "--num_classes", "5"], ["--export", "--class_names", "a"],
                  ["--export", "--variant", "snr"], ["--export", "--head_branches", "2"],
                  ["--export", "--reset_heads"], ["--export", "--torchvision"],
-                 ["--export", "--seed", "0"], ["--prefix", "module."], ["--allow_four_branches"]):
+                 ["--export", "--seed", "0"], ["--export", "--weights", "model"],
+                 ["--prefix", "module."], ["--allow_four_branches"], ["--licence", "mit"],
+                 ["--trained_on", "gta5"]):
         code, _, err = run(capsys, *args, tmp_path / "a", tmp_path / "b")
         flag = args[1] if args[0] == "--export" else args[0]
         assert code == 2 and f"{flag}: not with" in err and err.count("\n") == 1

@@ -145,15 +145,17 @@ def test_each_tensor_lands_where_it_belongs():
 def test_prefixes_are_stripped_and_collisions_refused():
     state_dict = random_state_dict(**TINY)
     plain, _ = torch_names.from_torch(state_dict)
-    for prefix in ("module.", "Scale.", "module.Scale.", "module.module."):
+    for prefix in ("module.", "Scale.", "module.Scale.", "module.module.", "_orig_mod.module.",
+                   "model.backbone.", "backbone._orig_mod.model."):
         prefixed = {prefix + name: value for name, value in state_dict.items()}
         variables, unused = torch_names.from_torch(prefixed)
         assert unused == []
         assert_same(flatten_dict(variables, sep="/"), flatten_dict(plain, sep="/"))
     # Inside a name the same letters are no prefix.
     assert list(torch_names.strip_prefixes({"a.module.b": np.zeros(1)})) == ["a.module.b"]
-    with pytest.raises(UserError, match=r"'bn1.bias'.*'module.bn1.bias'"):
-        torch_names.from_torch({**state_dict, "module.bn1.bias": state_dict["bn1.bias"]})
+    for prefix in ("module.", "_orig_mod.", "model.", "backbone.module."):
+        with pytest.raises(UserError, match=rf"'bn1.bias'.*'{prefix}bn1.bias'"):
+            torch_names.from_torch({**state_dict, f"{prefix}bn1.bias": state_dict["bn1.bias"]})
 
 
 def test_strange_names_are_unused_and_counters_ignored():
