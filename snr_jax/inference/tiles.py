@@ -8,9 +8,9 @@ the tiles that reach into it. So two small programs and one network are compiled
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,32 +29,36 @@ BLOCK = (256, 512)  # height, width in pixels
 _BEYOND = tuple(round(value) for value in MEAN_BGR[::-1])  # where a tile is larger than the image
 _CGROUP = Path("/sys/fs/cgroup")
 
-Program = Callable[[np.ndarray], jax.Array]  # image uint8 RGB [h,w,3] → logits [h/8,w/8,C]
-Network = Callable[[int, int], Program]  # of that height and width
+# images uint8 RGB [B,h,w,3] → logits [h/8,w/8,C] of each
+Program = Callable[[np.ndarray], Sequence[jax.Array]]
+Network = Callable[..., Program]  # of that height, width and, by default one, number of images
 
 
 def create_network(model: DeepLab, variables: dict) -> Network:
-    """network(height, width) → the program for images of that size, compiled once.
+    """network(height, width, count=1) → the program for so many images of that size, compiled once.
 
     It says so where a size needs more than half of the free memory, and raises UserError where it
     needs more than all.
     """
     variables = jax.device_put(variables)
 
-    def logits(variables: dict, image: jax.Array) -> jax.Array:
-        x = to_network_input(image[None])
-        return model.apply(variables, x, train=False, output_size=map_size(image.shape[:2])).main[0]
+    def logits(variables: dict, images: jax.Array) -> tuple[jax.Array, ...]:
+        x, size = to_network_input(images), map_size(images.shape[1:3])
+        return tuple(model.apply(variables, x, train=False, output_size=size).main)
 
     @functools.cache
-    def network(height: int, width: int) -> Program:
-        image = jax.ShapeDtypeStruct((height, width, 3), np.uint8)
-        program = jax.jit(logits).lower(variables, image).compile()
+    def network(height: int, width: int, count: int = 1) -> Program:
+        images = jax.ShapeDtypeStruct((count, height, width, 3), np.uint8)
+        program = jax.jit(logits).lower(variables, images).compile()
         needed, free = program.memory_analysis().temp_size_in_bytes, _free_memory()
         if free is not None and needed > free / 2:
-            text = (f"a network that sees {height}x{width} needs about {needed / 2**30:.1f} GiB, "
-                    f"and {max(free, 0) / 2**30:.1f} GiB are free")
+            batch, remedy = "", "--size 512,1024 or --tile 512,1024"
+            if count > 1:
+                batch, remedy = f", {count} at a time,", "a smaller batch_size"
+            text = (f"a network that sees {height}x{width}{batch} needs about "
+                    f"{needed / 2**30:.1f} GiB, and {max(free, 0) / 2**30:.1f} GiB are free")
             if needed > free:
-                raise UserError(f"{text}; choose --size 512,1024 or --tile 512,1024")
+                raise UserError(f"{text}; choose {remedy}")
             logger.info("note: %s", text)
         return functools.partial(program, variables)
 
@@ -130,36 +134,82 @@ def _decide(total: jax.Array) -> tuple[jax.Array, jax.Array]:
     return total.argmax(-1).astype(jnp.uint8), total.max(-1)
 
 
-# ---------------------------------------------------------------- an image
+# ---------------------------------------------------------------- images
 
 
 def segment(
+    network: Network, image: Image.Image, **options: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """trainIds and the probability of the predicted class of one image, as `segment_all`."""
+    (result,) = segment_all(network, [image], **options)
+    return result
+
+
+def segment_all(
     network: Network,
-    image: Image.Image,
+    images: Sequence[Image.Image],
     *,
     size: tuple[int, int] | None = None,
     tile: tuple[int, int] | None = None,
     overlap: int = 0,
     flip: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """trainIds uint8 [H,W] and the probability of the predicted class float32 [H,W].
+    batch_size: int = 1,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """trainIds uint8 [H,W] and the probability of the predicted class float32 [H,W], of each image.
 
-    size: what the network sees of the image or of each tile; None: its own. tile: height and width
+    size: what the network sees of an image or of each tile; None: its own. tile: height and width
     in pixels; the whole image if None. An image smaller than a tile is padded with the mean colour.
-    flip: averaged with the mirrored image.
+    flip: averaged with the mirrored image. batch_size: images or tiles of one size that the network
+    sees at a time; fewer go one by one, so that no further program is compiled.
     """
-    lengths = image.height, image.width
-    tile = tile or lengths
-    size = size or tile
+    cuts = [_cuts(image, size, tile or (image.height, image.width), overlap, flip)
+            for image in images]
+    pixels = [pixels for of_image in cuts for pixels, _, _ in of_image]
+    logits = iter(_logits(network, pixels, batch_size))
+    results = []
+    for image, of_image in zip(images, cuts, strict=True):
+        maps = [(next(logits), row, column) for _, row, column in of_image]
+        labels, total = _assembled(maps, (image.height, image.width))
+        results.append((labels, total / (1 + flip)))
+    return results
+
+
+def _cuts(
+    image: Image.Image, size: tuple[int, int] | None, tile: tuple[int, int], overlap: int,
+    flip: bool,
+) -> list[tuple[np.ndarray, Axis, Axis]]:
+    """What the network sees of an image: pixels uint8 [h,w,3] with their rows and columns."""
+    lengths, size = (image.height, image.width), size or tile
     begins = [starts(*pair, overlap) for pair in zip(lengths, tile, strict=True)]
     rows, columns = zip(lengths, tile, begins, map_size(size), BLOCK, strict=True)
-    maps = []  # logits [h,w,C] with their rows and columns
+    found = []
     for mirrored in (False, True) if flip else (False,):
         for top, row in zip(begins[0], axes(*rows), strict=True):
             for left, column in zip(begins[1], axes(*columns, mirrored), strict=True):
                 seen = _cut(image, top, left, tile).resize(size[::-1], Image.Resampling.BICUBIC)
-                pixels = np.asarray(seen)[:, :: -1 if mirrored else 1]
-                maps.append((network(*size)(pixels), row, column))
+                found.append((np.asarray(seen)[:, :: -1 if mirrored else 1], row, column))
+    return found
+
+
+def _logits(network: Network, pixels: Sequence[np.ndarray], batch_size: int) -> list[jax.Array]:
+    """The network's map [h,w,C] of each of pixels [h,w,3], those of one size in batches."""
+    same: dict[tuple[int, int], list[int]] = {}
+    for place, image in enumerate(pixels):
+        same.setdefault(image.shape[:2], []).append(place)
+    maps = {}
+    for size, places in same.items():
+        while places:
+            count = batch_size if len(places) >= batch_size else 1
+            batch, places = places[:count], places[count:]
+            found = network(*size, count)(np.stack([pixels[place] for place in batch]))
+            maps |= zip(batch, found, strict=True)
+    return [maps[place] for place in range(len(pixels))]
+
+
+def _assembled(
+    maps: list[tuple[jax.Array, Axis, Axis]], lengths: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """trainIds and the sum of the predicted class's probabilities, block by block."""
     classes, confidence = np.empty(lengths, np.uint8), np.empty(lengths, np.float32)
     for top in range(0, lengths[0], BLOCK[0]):
         for left in range(0, lengths[1], BLOCK[1]):
@@ -168,7 +218,7 @@ def segment(
             for whole, part in zip((classes, confidence), block, strict=True):
                 target = whole[place]
                 target[:] = np.asarray(part)[: target.shape[0], : target.shape[1]]
-    return classes, confidence / (1 + flip)
+    return classes, confidence
 
 
 def _cut(image: Image.Image, top: int, left: int, tile: tuple[int, int]) -> Image.Image:
