@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from PIL import Image
@@ -14,7 +15,7 @@ from PIL import Image
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import user_path
 from snr_jax.core.labels import Classes
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.deeplab import ARCHITECTURE
 from snr_jax.inference.photos import draw_color, draw_overlay, to_photo
 from snr_jax.inference.tiles import create_network, segment_all
 from snr_jax.inference.views import create_view
@@ -52,21 +53,24 @@ class Segmenter:
     An image is a path, a PIL image, or an array: uint8 [H,W,3] RGB, [H,W,4] RGBA or [H,W] gray
     (uint16 is scaled). It is turned as its EXIF says and has any size; results have that size.
 
-    model, variables ({"params", "batch_stats"}, numpy), meta: of `load`, or of one's own training.
-    classes: of its meta. view: at which size it sees an image.
+    model, variables ({"params", "batch_stats"}, numpy), meta (what a checkpoint says of itself): of
+    `load`, or of one's own training. classes: their names and colours. view: at which size it sees
+    an image, and why.
     """
 
     def __init__(
-        self, model: DeepLab, variables: Mapping, meta: Mapping | None = None, **view: Any
+        self, model: nn.Module, variables: Mapping, meta: Mapping | None = None, **view: Any
     ) -> None:
-        """meta: "class_names" and "class_colors" tell the classes, else their number, 19, 16 or 13.
+        """model: a `DeepLab`, or any Flax module that is called as one and has `num_classes`.
 
+        meta: "class_names" and "class_colors" tell the classes, else their number, 19, 16 or 13.
         view: size, tile, overlap and flip, as `load` has them. Raises UserError for what no view
         can be, and where nothing tells the classes.
         """
         self.model = model
         self.variables = jax.tree.map(np.array, dict(variables))  # training takes its arrays over
-        self.meta = {"model": architecture(model), **(meta or {})}
+        known = {key: getattr(model, key) for key in ARCHITECTURE if hasattr(model, key)}
+        self.meta = {"model": known, **(meta or {})}
         self.classes = network.classes_of(self.meta)
         self.view = create_view(self.meta, **view)
         self._network = create_network(model, self.variables)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image
 
 from snr_jax.core.augment import MEAN_BGR, to_network_input
 from snr_jax.core.errors import UserError
-from snr_jax.core.models.deeplab import DeepLab, map_size
+from snr_jax.core.models.deeplab import map_size
 from snr_jax.core.models.layers import interpolation
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ Program = Callable[[np.ndarray], Sequence[jax.Array]]
 Network = Callable[..., Program]  # of that height, width and, by default one, number of images
 
 
-def create_network(model: DeepLab, variables: dict) -> Network:
+def create_network(model: nn.Module, variables: dict) -> Network:
     """network(height, width, count=1) → the program for so many images of that size, compiled once.
 
     It says so where a size needs more than half of the free memory, and raises UserError where it
