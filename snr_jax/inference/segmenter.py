@@ -17,7 +17,7 @@ from snr_jax.core.files import user_path
 from snr_jax.core.labels import Classes
 from snr_jax.core.models.deeplab import ARCHITECTURE
 from snr_jax.inference.photos import draw_color, draw_overlay, to_photo
-from snr_jax.inference.tiles import create_network, segment_all
+from snr_jax.inference.tiles import Program, create_network, segment_all
 from snr_jax.inference.views import create_view
 from snr_jax.runs import network
 from snr_jax.workdir.checkpoints import Checkpoint
@@ -100,8 +100,7 @@ class Segmenter:
         does not hold it.
         """
         if size := self.view.size or self.view.tile:
-            with self._compiling:
-                self._network(*size)
+            self._compiled(*size, 1)
 
     def with_variables(self, variables: Mapping) -> "Segmenter":
         """The same network after a training: other values, no scores, the same view.
@@ -120,9 +119,9 @@ class Segmenter:
         return [Result(np.asarray(photo), labels, confidence, self.classes)
                 for photo, (labels, confidence) in zip(photos, found, strict=True)]
 
-    def _compiled(self, *size: int) -> Any:
+    def _compiled(self, height: int, width: int, count: int) -> Program:
         with self._compiling:  # once, though several threads ask for it
-            return self._network(*size)
+            return self._network(height, width, count)
 
 
 def load(

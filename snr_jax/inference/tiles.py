@@ -32,11 +32,11 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 # images uint8 RGB [B,h,w,3] → logits [h/8,w/8,C] of each
 Program = Callable[[np.ndarray], Sequence[jax.Array]]
-Network = Callable[..., Program]  # of that height, width and, by default one, number of images
+Network = Callable[[int, int, int], Program]  # of that height, width and number of images
 
 
 def create_network(model: nn.Module, variables: dict) -> Network:
-    """network(height, width, count=1) → the program for so many images of that size, compiled once.
+    """network(height, width, count) → the program for so many images of that size, compiled once.
 
     It says so where a size needs more than half of the free memory, and raises UserError where it
     needs more than all.
@@ -48,7 +48,7 @@ def create_network(model: nn.Module, variables: dict) -> Network:
         return tuple(model.apply(variables, x, train=False, output_size=size).main)
 
     @functools.cache
-    def network(height: int, width: int, count: int = 1) -> Program:
+    def network(height: int, width: int, count: int) -> Program:
         images = jax.ShapeDtypeStruct((count, height, width, 3), np.uint8)
         program = jax.jit(logits).lower(variables, images).compile()
         needed, free = program.memory_analysis().temp_size_in_bytes, _free_memory()
