@@ -31,7 +31,7 @@ from snr_jax.inference.photos import (
     write_results,
 )
 from snr_jax.inference.segmenter import Segmenter, load
-from snr_jax.inference.views import View, create_view
+from snr_jax.inference.views import create_view
 from snr_jax.workdir import checkpoints
 
 logger = logging.getLogger("snr_jax.predict")
@@ -85,8 +85,8 @@ def command(args: flags.FlagValues, *further: str) -> int:
     checkpoint = checkpoints.find(where)
     segmenter = load(checkpoint, dtype=args.dtype, **view)
     _make_folder(out)
-    print(f"{checkpoint.path}: {len(photos.paths)} images, seen by the network "
-          f"{_described(segmenter.view)}; results go to {out}")
+    print(f"{checkpoint.path}: {len(photos.paths)} images, seen by the network {segmenter.view}; "
+          f"results go to {out}")
     if others := photos.others:
         shown = ", ".join(map(printable, others[:3])) + (", ..." if len(others) > 3 else "")
         print("left out, since hidden, a folder without images or read already, or of another "
@@ -116,14 +116,6 @@ def _refuse_among_images(photos: Photos, out: Path) -> None:
     images = {(photos.folder / folder).resolve() for folder in folders}
     if any((out / folder).resolve() in images for folder in folders):
         raise UserError(f"--out {out} is the folder of the images; choose another for the results")
-
-
-def _described(view: View) -> str:
-    seen = "at {}x{}".format(*view.size) if view.size else "at their own size"
-    if view.tile:
-        height, width = view.tile
-        seen = f"in tiles of {height}x{width} that share {view.overlap} pixels or more, {seen}"
-    return f"{seen} {view.why}".rstrip()
 
 
 def _segment_all(

@@ -18,7 +18,7 @@ from snr_jax.core.labels import Classes
 from snr_jax.core.models.deeplab import ARCHITECTURE
 from snr_jax.inference.photos import draw_color, draw_overlay, to_photo
 from snr_jax.inference.tiles import Program, create_network, segment_all
-from snr_jax.inference.views import create_view
+from snr_jax.inference.views import Size, create_view
 from snr_jax.runs import network
 from snr_jax.workdir.checkpoints import Checkpoint
 
@@ -72,6 +72,9 @@ class Segmenter:
         known = {key: getattr(model, key) for key in ARCHITECTURE if hasattr(model, key)}
         self.meta = {"model": known, **(meta or {})}
         self.classes = network.classes_of(self.meta)
+        if len(self.classes) != model.num_classes:
+            raise UserError(f"the network has {model.num_classes} classes and its meta names "
+                            f"{len(self.classes)}; expected as many class_names")
         self.view = create_view(self.meta, **view)
         self._network = create_network(model, self.variables)
         self._compiling = threading.Lock()
@@ -92,6 +95,9 @@ class Segmenter:
         while chunk := list(islice(photos, batch_size)):
             results += self._segment(chunk, batch_size)
         return results
+
+    def __repr__(self) -> str:
+        return f"<Segmenter of {len(self.classes)} classes, sees images {self.view}>"
 
     def prepare(self) -> None:
         """Compiles the network for the size that it sees, as the first image would have it do.
@@ -125,8 +131,8 @@ class Segmenter:
 
 
 def load(
-    path: str | os.PathLike | Checkpoint, *, dtype: str = "auto", size: Any = None,
-    tile: Any = None, overlap: int | None = None, flip: bool = False,
+    path: str | os.PathLike | Checkpoint, *, dtype: str = "auto", size: Size | str | None = None,
+    tile: Size | None = None, overlap: int | None = None, flip: bool = False,
 ) -> Segmenter:
     """The network of a run, of a checkpoint or of a folder of weights.
 

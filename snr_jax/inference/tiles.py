@@ -6,9 +6,10 @@ the tiles that reach into it. So two small programs and one network are compiled
 """
 
 import functools
+import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,48 +164,70 @@ def segment_all(
     flip: averaged with the mirrored image. batch_size: images or tiles of one size that the network
     sees at a time; fewer go one by one, so that no further program is compiled.
     """
-    cuts = [_cuts(image, size, tile or (image.height, image.width), overlap, flip)
-            for image in images]
-    pixels = [pixels for of_image in cuts for pixels, _, _ in of_image]
-    logits = iter(_logits(network, pixels, batch_size))
+    tiles = [tile or (image.height, image.width) for image in images]
+    cuts = [_cuts((image.height, image.width), of_image, size or of_image, overlap, flip)
+            for image, of_image in zip(images, tiles, strict=True)]
+    seen = (_seen(image, cut, of_image, size or of_image)
+            for image, of_image, its in zip(images, tiles, cuts, strict=True) for cut in its)
+    logits = iter(_logits(network, seen, batch_size))
     results = []
-    for image, of_image in zip(images, cuts, strict=True):
-        maps = [(next(logits), row, column) for _, row, column in of_image]
+    for image, its in zip(images, cuts, strict=True):
+        maps = [(next(logits), cut.row, cut.column) for cut in its]
         labels, total = _assembled(maps, (image.height, image.width))
         results.append((labels, total / (1 + flip)))
     return results
 
 
+class Cut(NamedTuple):
+    """A tile of an image, and where the image's rows and columns lie in the map of it."""
+
+    top: int
+    left: int
+    mirrored: bool
+    row: Axis
+    column: Axis
+
+
 def _cuts(
-    image: Image.Image, size: tuple[int, int] | None, tile: tuple[int, int], overlap: int,
-    flip: bool,
-) -> list[tuple[np.ndarray, Axis, Axis]]:
-    """What the network sees of an image: pixels uint8 [h,w,3] with their rows and columns."""
-    lengths, size = (image.height, image.width), size or tile
+    lengths: tuple[int, int], tile: tuple[int, int], size: tuple[int, int], overlap: int, flip: bool
+) -> list[Cut]:
     begins = [starts(*pair, overlap) for pair in zip(lengths, tile, strict=True)]
     rows, columns = zip(lengths, tile, begins, map_size(size), BLOCK, strict=True)
-    found = []
-    for mirrored in (False, True) if flip else (False,):
-        for top, row in zip(begins[0], axes(*rows), strict=True):
-            for left, column in zip(begins[1], axes(*columns, mirrored), strict=True):
-                seen = _cut(image, top, left, tile).resize(size[::-1], Image.Resampling.BICUBIC)
-                found.append((np.asarray(seen)[:, :: -1 if mirrored else 1], row, column))
-    return found
+    return [
+        Cut(top, left, mirrored, row, column)
+        for mirrored in ((False, True) if flip else (False,))
+        for top, row in zip(begins[0], axes(*rows), strict=True)
+        for left, column in zip(begins[1], axes(*columns, mirrored), strict=True)
+    ]
 
 
-def _logits(network: Network, pixels: Sequence[np.ndarray], batch_size: int) -> list[jax.Array]:
-    """The network's map [h,w,C] of each of pixels [h,w,3], those of one size in batches."""
-    same: dict[tuple[int, int], list[int]] = {}
-    for place, image in enumerate(pixels):
-        same.setdefault(image.shape[:2], []).append(place)
-    maps = {}
-    for size, places in same.items():
-        while places:
-            count = batch_size if len(places) >= batch_size else 1
-            batch, places = places[:count], places[count:]
-            found = network(*size, count)(np.stack([pixels[place] for place in batch]))
-            maps |= zip(batch, found, strict=True)
-    return [maps[place] for place in range(len(pixels))]
+def _seen(
+    image: Image.Image, cut: Cut, tile: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """What the network sees of a tile, uint8 [*size,3]."""
+    seen = _cut(image, cut.top, cut.left, tile).resize(size[::-1], Image.Resampling.BICUBIC)
+    return np.asarray(seen)[:, :: -1 if cut.mirrored else 1]
+
+
+def _logits(network: Network, seen: Iterable[np.ndarray], batch_size: int) -> list[jax.Array]:
+    """The network's map [h,w,C] of each of uint8 [H,W,3]; a batch runs as soon as it is full."""
+    maps: dict[int, jax.Array] = {}
+
+    def run(batch: list[tuple[int, np.ndarray]]) -> None:
+        places, images = zip(*batch, strict=True)
+        program = network(*images[0].shape[:2], len(batch))
+        maps.update(zip(places, program(np.stack(images)), strict=True))
+
+    waiting: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}  # by their size
+    for place, image in enumerate(seen):
+        batch = waiting.setdefault(image.shape[:2], [])
+        batch.append((place, image))
+        if len(batch) == batch_size:
+            run(batch)
+            batch.clear()
+    for one in itertools.chain(*waiting.values()):
+        run([one])
+    return [maps[place] for place in range(len(maps))]
 
 
 def _assembled(

@@ -26,6 +26,14 @@ class View(NamedTuple):
     flip: bool = False
     why: str = ""
 
+    def __str__(self) -> str:
+        """In words: "at 512x1024 as in its training"."""
+        seen = "at {}x{}".format(*self.size) if self.size else "at their own size"
+        if self.tile:
+            height, width = self.tile
+            seen = f"in tiles of {height}x{width} that share {self.overlap} pixels or more, {seen}"
+        return f"{seen} {self.why}".rstrip()
+
 
 def create_view(
     meta: Mapping, *, size: Any = None, tile: Any = None, overlap: int | None = None,

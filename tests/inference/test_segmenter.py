@@ -186,6 +186,8 @@ def test_no_checkpoint_and_one_of_unknown_classes(tmp_path):
     model = DeepLab(num_classes=7, stage_sizes=(1, 1, 1, 1), width=4)
     with pytest.raises(UserError, match="7 classes and no names"):
         Segmenter(model, initial_variables(model, 0))
+    with pytest.raises(UserError, match="has 7 classes and its meta names 2"):
+        Segmenter(model, initial_variables(model, 0), {"class_names": ["a", "b"]})
 
 
 def test_a_batch_that_does_not_fit_in_the_memory(segmenter, checkpoint, monkeypatch):
@@ -202,6 +204,7 @@ def test_other_variables_keep_the_view_and_lose_the_scores(checkpoint):
     segmenter = load(checkpoint, flip=True)
     variables = jax.tree.map(lambda x: x * 2, segmenter.variables)
     other = segmenter.with_variables(variables)
+    assert repr(other) == "<Segmenter of 19 classes, sees images at 33x65 as in its training>"
     assert other.view == segmenter.view and other.classes == segmenter.classes
     assert set(other.meta) == {"model", "source"} and set(other.meta["source"]) == {"input_size"}
     variables["params"]["conv1"]["kernel"][:] = 0  # it has its own
