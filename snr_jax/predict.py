@@ -15,14 +15,11 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from absl import flags
 
 from snr_jax import cli
 from snr_jax.core.errors import UserError
-from snr_jax.core.labels import Classes
 from snr_jax.core.progress import make_progress
 from snr_jax.core.shapes import SQUEEZE, is_squeezed
 from snr_jax.inference.photos import (
@@ -33,14 +30,11 @@ from snr_jax.inference.photos import (
     result_names,
     write_results,
 )
-from snr_jax.inference.tiles import Network, create_network, segment
-from snr_jax.runs import network
+from snr_jax.inference.segmenter import Segmenter, load
+from snr_jax.inference.views import create_view
 from snr_jax.workdir import checkpoints
 
 logger = logging.getLogger("snr_jax.predict")
-
-PUBLISHED_SIZE = (512, 1024)  # at which the published Cityscapes numbers are scored
-LEAST = 33  # pixels a side that the network sees
 
 FLAGS = flags.FlagValues()
 cli.define_compilation_cache(FLAGS)
@@ -84,34 +78,25 @@ def command(args: flags.FlagValues, *further: str) -> int:
     images = cli.require(args, "images", "--images photos")
     photos = find_images([images, *further], Path(args.out) if args.out else None)
     out = Path(cli.require(args, "out", "--out predictions"))
-    tile, overlap = _tiles(args.tile, args.overlap)
-    size = _pixels("size", args.size) if args.size not in (None, ["own"]) else None
+    view = {"size": "own" if args.size == ["own"] else args.size, "tile": args.tile,
+            "overlap": args.overlap, "flip": args.flip}
+    create_view({}, **view, mark="--")
     _refuse_among_images(photos, out)
     cli.use_compilation_cache(args)
     checkpoint = checkpoints.find(where)
-    model, variables, meta = network.load(checkpoint, dtype=args.dtype)
-    why = ""
-    if not args.size and not tile:
-        size, why = _default_size(meta)
-    seen = f"at {size[0]}x{size[1]}" if size else "at their own size"
-    if tile:
-        seen = f"in tiles of {tile[0]}x{tile[1]} that share {overlap} pixels or more, {seen}"
+    segmenter = load(checkpoint, dtype=args.dtype, **view)
     _make_folder(out)
-    print(f"{checkpoint.path}: {len(photos.paths)} images, seen by the network {seen}{why}; "
+    print(f"{checkpoint.path}: {len(photos.paths)} images, seen by the network {segmenter.view}; "
           f"results go to {out}")
     if others := photos.others:
         shown = ", ".join(map(printable, others[:3])) + (", ..." if len(others) > 3 else "")
         print("left out, since hidden, a folder without images or read already, or of another "
               f"suffix: {len(others)} ({shown})")
-    net = create_network(model, variables)
-    if size or tile:  # that it does not fit is told before the first image
-        net(*(size or tile))
-    failures, squeezed = _segment_all(
-        photos, out, net, network.classes_of(meta), args.confidence,
-        size=size, tile=tile, overlap=overlap, flip=args.flip,
-    )
+    segmenter.prepare()  # that it does not fit is told before the first image
+    failures, squeezed = _segment_all(photos, out, segmenter, args.confidence)
     if squeezed:
-        print(f"note: to be seen at {size[0]}x{size[1]}, {squeezed} images were squeezed or "
+        height, width = segmenter.view.size
+        print(f"note: to be seen at {height}x{width}, {squeezed} images were squeezed or "
               f"stretched by more than {SQUEEZE}; --size, or --tile, keeps their shape")
     if failures:
         whole = len(photos.paths)
@@ -135,14 +120,9 @@ def _refuse_among_images(photos: Photos, out: Path) -> None:
 
 
 def _segment_all(
-    photos: Photos,
-    out: Path,
-    net: Network,
-    known: Classes,
-    with_confidence: bool,
-    **options: Any,
+    photos: Photos, out: Path, segmenter: Segmenter, with_confidence: bool
 ) -> tuple[list[str], int]:
-    """Segments every image and writes its results; options as of `segment`.
+    """Segments every image and writes its results.
 
     What went wrong, a line per image without a result; and how many images were squeezed.
     """
@@ -152,55 +132,18 @@ def _segment_all(
     for done, (inner, name) in enumerate(zip(photos.paths, names, strict=True), start=1):
         path = photos.folder / inner
         try:
-            image = read_image(path)
-            classes, confidence = segment(net, image, **options)
+            result = segmenter(read_image(path))
         except UserError as error:
             failures.append(f"{path}: {error}")
             print(f"left out: {printable(str(inner))}", flush=True)
         else:
-            have = options["tile"] or image.size[::-1]
-            squeezed += is_squeezed(have, options["size"] or have)
-            files = {"confidence": confidence} if with_confidence else {}
+            have = segmenter.view.tile or result.labels.shape
+            squeezed += is_squeezed(have, segmenter.view.size or have)
+            files = {"confidence": result.confidence} if with_confidence else {}
             _make_folder((out / name).parent)
-            write_results(out / name, np.asarray(image), classes, known, **files)
+            write_results(out / name, result.image, result.labels, result.classes, **files)
         show(done, len(names))
     return failures, squeezed
-
-
-def _default_size(meta: dict) -> tuple[tuple[int, int], str]:
-    recorded = meta.get("source", {}).get("input_size")
-    if recorded:
-        return tuple(recorded), " as in its training"
-    return PUBLISHED_SIZE, " as the published numbers are scored (the checkpoint records no size)"
-
-
-def _tiles(tile: list[str] | None, overlap: int | None) -> tuple[tuple[int, int] | None, int]:
-    if tile is None:
-        if overlap is not None:
-            raise UserError("--overlap is of tiles; give --tile HEIGHT,WIDTH as well")
-        return None, 0
-    pixels = _pixels("tile", tile)
-    overlap = min(pixels) // 8 if overlap is None else overlap
-    if not 0 <= overlap <= min(pixels) // 2:
-        raise UserError(
-            f"--overlap is {overlap}; expected 0 to {min(pixels) // 2}, half of the tile's shorter "
-            "side"
-        )
-    return pixels, overlap
-
-
-def _pixels(flag: str, value: list[str]) -> tuple[int, int]:
-    try:
-        height, width = map(int, value)
-        if min(height, width) < LEAST:
-            raise ValueError
-    except ValueError:
-        own = ", or own" if flag == "size" else ""
-        raise UserError(
-            f"--{flag} is {','.join(value)}; expected HEIGHT,WIDTH in pixels, as 512,1024, of at "
-            f"least {LEAST} each{own}"
-        ) from None
-    return height, width
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,6 +33,20 @@ def log_on_terminal() -> Iterator[None]:
         log.propagate, log.handlers[:] = before[1:]
 
 
+@contextlib.contextmanager
+def root_log_kept() -> Iterator[None]:
+    """Within the block absl, through which Orbax logs, sets up no log for the process.
+
+    It does so, on stderr, for a process whose root logger has no handler, even while it is
+    imported. What a program has set up itself gets the lines as ever.
+    """
+    logging.root.addHandler(nowhere := logging.NullHandler())
+    try:
+        yield
+    finally:
+        logging.root.removeHandler(nowhere)
+
+
 def format_duration(seconds: float) -> str:
     """ "45 s", "2 min 10 s", "3 h 05 min"; "?" if unknown."""
     if not math.isfinite(seconds):

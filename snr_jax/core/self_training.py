@@ -159,7 +159,7 @@ def make_classmix_step(
     choose_classes: Callable[..., jax.Array] = mixing.choose_classes,
     axis_name: str | None = None,
 ) -> Step:
-    """step(state, batch) -> (state, metrics); the state has a teacher, the images one size.
+    """As `make_adaptation_step`, by class mixing; the state has a teacher, the images one size.
 
     teacher_mode: "train", as published: it sees the target batch's own statistics, which move its
     running ones. "eval": it sees its running statistics, a mean of the student's like its

@@ -196,8 +196,10 @@ def make_source_step(
     prepare_source: Prepare = augment,
     axis_name: str | None = None,
 ) -> Step:
-    """Source only (domain generalisation): step(state, batch) -> (state, metrics).
+    """Source only (domain generalisation): step(state, batch) -> (state, metrics), to be compiled.
 
+    batch: "source_image" uint8 [B,H,W,3] RGB, "source_label" uint8 [B,H,W] trainIds, 255 ignored.
+    metrics: the losses before the update, float [], by name. tx: any of Optax.
     lambda_seg: weight of the auxiliary head's cross-entropy ("multi"), 0 leaves it out.
     restitution_weight: per SNR block; the model then needs `restitution_heads`.
     accumulate_steps: parts of the batch that run one after another; B a multiple of it.
@@ -235,6 +237,7 @@ def make_adaptation_step(
 ) -> Step:
     """Labelled source and unlabelled target: step(state, batch) -> (state, metrics).
 
+    batch, metrics: as `make_source_step`, and "target_image" uint8 [B,h,w,3], of any size.
     The source batch moves the running statistics, the target batch sees the moved ones and moves
     them again; the two gradients are added and make one update. target_loss: one of
     `losses.TARGET_LOSSES`, on the main logits. lambda_seg > 0 adds the auxiliary head's
@@ -343,7 +346,11 @@ def make_window_step(*, num_classes: int, axis_name: str | None = None) -> Calla
 def make_eval_step(
     *, model: nn.Module, flip: bool = False, axis_name: str | None = None
 ) -> Callable[[dict, Batch], jax.Array]:
-    """step(variables, batch) → confusion matrix int32 [C,C] over the valid images."""
+    """step(variables, batch) → confusion matrix int32 [C,C] over the valid images; rows are labels.
+
+    batch: "image" uint8 [B,H,W,3] RGB, "label" uint8 [B,H',W'] trainIds with 255 ignored, at the
+    size that is scored, "valid" bool [B]. flip: averaged with the mirrored image's prediction.
+    """
     predict = make_predict_step(model=model, flip=flip)
 
     def step(variables: dict, batch: Batch) -> jax.Array:

@@ -36,7 +36,8 @@ def keep_freed_memory() -> None:
     """Has glibc keep blocks of up to 32 MiB for the next image, where the C library is glibc.
 
     Else each image's megabytes are handed back, and taken again page by page: 5,000 faults, which
-    all threads of a process wait for together.
+    all threads of a process wait for together. It is a setting of the process, so whoever begins a
+    stream of images makes it, and no import does.
     """
     mmap_threshold, trim_threshold = -3, -1  # of mallopt; 32 MiB is the most it takes
     with contextlib.suppress(OSError, AttributeError):
@@ -46,7 +47,6 @@ def keep_freed_memory() -> None:
 
 
 tf = import_tensorflow()
-keep_freed_memory()
 
 # The bytes of a PNG file: signature 0-7, length and "IHDR" 8-15, width 16-19, height 20-23,
 # bit depth 24, colour type 25, three more, then the header's CRC 29-32.

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import CAMVID, IN_CAMVID
@@ -129,6 +128,8 @@ def _gta5_ids(root: Path, split: str, found: set[str]) -> tuple[set[str], str]:
 
 
 def _ids_from_mat(path: Path, key: str) -> set[str]:
+    import scipy.io  # a fifth of a second that predicting need not wait, and it sets a variable
+
     try:
         content = scipy.io.loadmat(path)
     except Exception as error:  # whatever the parser meets in a broken file

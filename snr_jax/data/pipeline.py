@@ -307,6 +307,7 @@ def _to_numpy(
     prepared: Prepared | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The dataset's elements; `samples_of` gives the samples of each, to explain an error."""
+    decode.keep_freed_memory()
     # The thread that tunes a stream's buffers can miss the end of it, and then holds up whoever
     # drops the stream until its period is over, up to a minute.
     options = tf.data.Options()

@@ -1,26 +1,29 @@
-"""Image files of a user's folders, and the files of their results."""
+"""Images as users have them, in folders or in Python, and the files of their results."""
 
+import contextlib
 import errno
 import fnmatch
 import glob
 import itertools
 import os
+import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.files import closed_folder, written_whole
+from snr_jax.core.files import closed_folder, user_path, written_whole
 from snr_jax.core.labels import Classes, train_id_to_label_id
 from snr_jax.report.pictures import colorize, overlay
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _STRIP = 256  # rows of a picture that are drawn at a time
+_READING = threading.Lock()
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 
 
@@ -140,34 +143,100 @@ def printable(name: str) -> str:
     return name.encode(errors="replace").decode()
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: str | os.PathLike) -> Image.Image:
     """An RGB image, turned as its EXIF says; 16-bit gray is scaled to 8 bits.
 
     Of several frames the first. Raises UserError for a file that is no image, is
     damaged, has more pixels than Pillow takes for harmless (179 million), or whose numbers have no
     agreed white (32-bit and float gray).
     """
+    path = Path(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of 89 million pixels on, of odd metadata
-            with Image.open(path) as image:
-                tags = getattr(image, "tag_v2", {})  # of a TIFF
-                photometric, bits = tags.get(_PHOTOMETRIC), tags.get(_BITS_PER_SAMPLE)
-                is_png = image.format == "PNG"  # of which older Pillows give 16 bits as "I"
-                image = ImageOps.exif_transpose(image)
-                if image.mode.startswith("I;16") or (image.mode == "I" and is_png):
-                    if bits not in (None, (16,), 16):
-                        raise ValueError(f"it has {bits} bits per pixel; 8 or 16 are read")
-                    values = np.asarray(image).astype(np.uint32)
-                    values = 65535 - values if photometric == _WHITE_IS_ZERO else values
-                    image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-                if image.mode in ("I", "F"):
-                    kind = {"I": "signed or 32-bit integers", "F": "floats"}[image.mode]
-                    raise ValueError(f"it holds {kind}, which have no agreed white; convert it "
-                                     "to 8 or 16 bits")
-                return image.convert("RGB")
+        with _without_warnings(), Image.open(path) as image:
+            return _to_rgb(image)
     except Exception as error:  # a broken file may raise anything; nothing is tried instead
         raise UserError(f"cannot be read as an image: {_reason(path, error)}") from error
+
+
+def to_photo(image: Any) -> Image.Image:
+    """An image as Python has it as RGB, converted as `read_image` does.
+
+    image: a path; a PIL image; an array uint8 or uint16 [H,W,3] RGB, [H,W,4] RGBA or [H,W] gray.
+    Raises UserError as `read_image`, with the path, and for another array; TypeError for what is
+    none of these.
+    """
+    if isinstance(image, str | os.PathLike):
+        path = user_path(os.fspath(image))
+        try:
+            return read_image(path)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    if isinstance(image, Image.Image):
+        try:
+            with _without_warnings():
+                photo = _to_rgb(image)
+        except Exception as error:
+            name = getattr(image, "filename", "")
+            raise UserError(f"{name or 'the PIL image'} cannot be read as an image: "
+                            f"{_reason(Path(name), error)}") from error
+        if 0 in photo.size:
+            raise UserError(f"a PIL image of {photo.width}x{photo.height} pixels is empty")
+        return photo
+    if hasattr(image, "__array__"):
+        return _from_array(np.asarray(image))
+    raise TypeError("expected a path, a PIL image or an array, uint8 [H,W,3] RGB, or a list of "
+                    f"these; got {type(image).__name__}")
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Within the block nothing warns of 89 million pixels on, or of odd metadata.
+
+    One thread at a time: the filters of warnings are the process's, and each puts its own back.
+    """
+    with _READING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    photometric, bits = tags.get(_PHOTOMETRIC), tags.get(_BITS_PER_SAMPLE)
+    is_png = image.format == "PNG"  # of which older Pillows give 16 bits as "I"
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and is_png):
+        if bits not in (None, (16,), 16):
+            raise ValueError(f"it has {bits} bits per pixel; 8 or 16 are read")
+        values = np.asarray(image)
+        values = 65535 - values if photometric == _WHITE_IS_ZERO else values
+        image = Image.fromarray(_eight_bits(values))
+    if image.mode in ("I", "F"):
+        kind = {"I": "signed or 32-bit integers", "F": "floats"}[image.mode]
+        raise ValueError(f"it holds {kind}, which have no agreed white; convert it "
+                         "to 8 or 16 bits")
+    return image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """0..65535 → 0..255, rounded."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _from_array(values: np.ndarray) -> Image.Image:
+    shape, dtype = values.shape, values.dtype
+    of_image = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
+    if not of_image or 0 in shape or dtype.kind != "u" or dtype.itemsize > 2:
+        hint = ""
+        if len(shape) == 4:
+            hint = ". A batch is given as a list of its images: list(batch)"
+        elif len(shape) == 3 and not of_image and shape[0] in (3, 4):
+            hint = ". Channels come last: image.transpose(1, 2, 0)"
+        elif dtype.kind == "f":
+            hint = ". Of values from 0 to 1: (255 * image).round().astype('uint8')"
+        raise UserError(f"an array of shape {shape} and dtype {dtype} is no image; expected uint8 "
+                        f"(or uint16) [H,W,3] RGB, [H,W,4] RGBA or [H,W] gray{hint}")
+    values = values if dtype.itemsize == 1 else _eight_bits(values)
+    return Image.fromarray(np.ascontiguousarray(values)).convert("RGB")
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -195,8 +264,8 @@ def write_results(
     file is written whole or not at all. Raises UserError if that fails.
     """
     pictures = {
-        "color": _strips(lambda c: colorize(c, known), classes),
-        "overlay": _strips(lambda i, c: overlay(i, c, known), image, classes),
+        "color": draw_color(classes, known),
+        "overlay": draw_overlay(image, classes, known),
         "trainIds": classes,
         "labelIds": train_id_to_label_id(known)[classes],
     }
@@ -204,6 +273,16 @@ def write_results(
         pictures["confidence"] = _strips(lambda p: np.rint(p * 255).astype(np.uint8), confidence)
     for kind, array in pictures.items():
         write_png(array, prefix.with_name(f"{prefix.name}_{kind}.png"))
+
+
+def draw_color(classes: np.ndarray, known: int | Classes) -> np.ndarray:
+    """`pictures.colorize`, in strips."""
+    return _strips(lambda c: colorize(c, known), classes)
+
+
+def draw_overlay(image: np.ndarray, classes: np.ndarray, known: int | Classes) -> np.ndarray:
+    """`pictures.overlay`, in strips."""
+    return _strips(lambda i, c: overlay(i, c, known), image, classes)
 
 
 def _strips(draw: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:

@@ -33,6 +33,7 @@ import tensorstore
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import closed_folder, refuse_pattern
+from snr_jax.core.progress import root_log_kept
 from snr_jax.process.several import raise_if_lost, root_of
 from snr_jax.weights import folder as weights_folder
 from snr_jax.workdir import metas
@@ -213,7 +214,7 @@ def _place(path: Path) -> tuple[Path | None, str]:
 
 def _restore(path: Path, **items: Any) -> dict[str, Any]:
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with root_log_kept(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore(path, ocp.args.Composite(**items))
         return {name: restored[name] for name in items}
     except Exception as error:

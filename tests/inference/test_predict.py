@@ -271,7 +271,7 @@ def test_too_large_for_the_memory(checkpoint, photo, command, refused, monkeypat
     assert result.code == 1 and f"{photo / 'a.png'}: a network that sees 60x100" in result.err
     monkeypatch.setattr(tiles, "_free_memory", lambda: None)
     model, variables, _ = network.load(checkpoint)
-    program = tiles.create_network(model, variables)(60, 100).func
+    program = tiles.create_network(model, variables)(60, 100, 1).func
     needed = program.memory_analysis().temp_size_in_bytes
     monkeypatch.setattr(tiles, "_free_memory", lambda: needed * 3 // 2)
     result = command("predict", *flags, "--size=own")

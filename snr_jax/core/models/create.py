@@ -20,11 +20,15 @@ def resolve_dtype(name: str) -> str:
 
 
 def create_model(*, dtype: str = "auto", atrous: str = "auto", **arguments: Any) -> DeepLab:
-    """DeepLab of the named arguments. Raises UserError for an architecture that does not exist.
+    """DeepLab of the named arguments: a Flax module, of which nothing is computed yet.
 
-    dtype: of `resolve_dtype`. atrous: one of ATROUS, or auto. Of the equal forms of a convolution
-    the backend's faster ones are taken.
+    arguments: of `DeepLab`, as num_classes=19, stage_sizes=(3, 4, 23, 3), width=64; those are
+    ResNet-101. dtype: of `resolve_dtype`. atrous: one of ATROUS, or auto. Of the equal forms of a
+    convolution the backend's faster ones are taken. Raises UserError for an architecture or dtype
+    that does not exist.
     """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}; expected one of auto, {', '.join(DTYPES)}")
     on_cpu = jax.default_backend() == "cpu"
     if atrous == "auto":
         atrous = "native" if on_cpu else "weight_gradient"

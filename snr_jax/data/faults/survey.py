@@ -12,7 +12,7 @@ import numpy as np
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE, UNKNOWN, Classes, class_names
 from snr_jax.core.progress import Show
-from snr_jax.data import layouts
+from snr_jax.data import decode, layouts
 from snr_jax.data.faults.doubts import by_class, label_doubt, shape_doubt, teaches_one_class
 from snr_jax.data.faults.inspection import Finding, difference, inspect
 from snr_jax.data.faults.look import label_fault
@@ -217,6 +217,7 @@ def _inspect_all(samples: list[Sample], labels: Labels, num_threads: int) -> Ite
     def one(sample: Sample) -> Finding:
         return inspect(sample, labels)
 
+    decode.keep_freed_memory()
     pool = ThreadPoolExecutor(num_threads)
     try:
         yield from pool.map(one, samples)

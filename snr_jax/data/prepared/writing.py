@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import checksum, write_text, written_whole
-from snr_jax.data.decode import tf
+from snr_jax.data.decode import keep_freed_memory, tf
 from snr_jax.data.domains import names, origin
 from snr_jax.data.faults.inspection import inspect
 from snr_jax.data.faults.look import header_sizes, look_at_sizes
@@ -275,6 +275,7 @@ def _write_shard(shard: _Shard) -> int:
 
 
 def _examples(shard: _Shard) -> Iterator[dict]:
+    keep_freed_memory()
     for sample in shard.samples:
         try:
             yield example(sample, shard.labels, shard.size, shard.labelled)
