@@ -25,7 +25,9 @@ def count(folder: str, protocol: str) -> np.ndarray:
     model = network(num_classes=19)
     own = evaluation.own_devices(create_parallel())
     on_devices = own.replicate(variables(model))
-    return evaluation.count(model, on_devices, split, parallel=own, batch_size=4, protocol=protocol)
+    return evaluation.count(
+        model, on_devices, split, parallel=own, batch_size=4, protocol=protocol
+    ).confusion
 
 
 def main(port: str, index: str, folder: str, out: str) -> None:
