@@ -46,6 +46,7 @@ from snr_jax.data.samples import Domain
 from snr_jax.data.splits import open_split
 from snr_jax.inference.photos import write_png
 from snr_jax.report.pictures import panel
+from snr_jax.report.reliability import reliability_picture
 from snr_jax.report.tables import class_table, domain_table, percent
 from snr_jax.runs import evaluation, network
 from snr_jax.runs.evaluation import PROTOCOLS, Rows, count, pictures, unlike_training
@@ -154,6 +155,7 @@ def command(args: flags.FlagValues) -> None:
         print(class_table(scores))
         record |= {"results": scores}
     write_text(out / "evaluation.json", json.dumps(_finite(record), indent=1))
+    write_png(reliability_picture(_diagrams(results)), out / "reliability.png")
     for name, split in rows.read.items() if args.pictures else ():
         file = _picture_name(name, rows.read) if args.domains else "predictions.png"
         write_png(panel(pictures(model, variables, split.first(args.pictures))), out / file)
@@ -197,6 +199,17 @@ def _score(
             print(f"{title}: mIoU {percent(scores['miou'])}{_on_13(scores)}, "
                   f"ECE {percent(scores['ece'])}", flush=True)
     return results
+
+
+def _diagrams(results: Mapping[str, Mapping[str, Mapping]]) -> dict[str, dict[str, Mapping]]:
+    """What `reliability_picture` draws: a diagram for a row, a line for a column."""
+    return {
+        name: {
+            f"{column}, ECE {percent(scores['ece'])}": scores["reliability"]
+            for column, scores in row.items()
+        }
+        for name, row in results.items()
+    }
 
 
 def _of_views(views: Views | None) -> str:

@@ -91,10 +91,12 @@ def in_views(
 
     def count(variables: dict, arrays: tuple) -> Counts:
         seen, blocks = arrays
+        plain_and_mirrored = zip(*(see(variables, view.image) for view in seen), strict=True)
         maps = [
             (logits, view.rows, columns)
-            for view in seen
-            for logits, columns in zip(see(variables, view.image), (view.columns, view.mirrored))
+            for mirrored, of_views in enumerate(plain_and_mirrored)
+            for logits, view in zip(of_views, seen, strict=True)
+            for columns in [view.mirrored if mirrored else view.columns]
         ]
         found = []
         for (rows, columns), label in blocks:

@@ -174,7 +174,8 @@ def test_domains_in_one_command(trained, sets, command, tmp_path):
         assert [name, *shown] in table
     assert ["domain", "network", "network", "(13)"] in table
     drawn = {path.name for path in tmp_path.glob("*.png")}
-    assert drawn == {f"predictions_{name}.png" for name in rows if name != "acdc"}
+    assert drawn == {f"predictions_{name}.png" for name in rows if name != "acdc"} | {
+        "reliability.png"}
     # The final network scores as at the end of its training.
     then = final(trained("synthia_dg"))["scores"]["cityscapes"]
     assert rows["cityscapes"]["network"]["miou"] == pytest.approx(then["miou"])
