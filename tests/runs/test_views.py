@@ -35,7 +35,7 @@ TILE = Views((40, 48), 9)
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
+def small_blocks(cache, monkeypatch):
     """Labels that a few small blocks cover."""
     for module in (views, tiles):
         monkeypatch.setattr(module, "BLOCK", (32, 64))
@@ -220,23 +220,6 @@ def test_scale_1_is_no_scale(evaluate_flags, command, tmp_path):  # noqa: F811
         assert result.code == 0, result
     texts = [(folder / "evaluation.json").read_text() for folder in folders]
     assert texts[0] == texts[1] and "tile" not in json.loads(texts[0])["results"]["network"]
-
-
-def test_two_devices_count_the_same_tiles(evaluate_flags, process, monkeypatch, tmp_path):  # noqa: F811
-    """Confidence is summed in whole numbers: alike to the last digit but for rounding in p."""
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-    flags = [*evaluate_flags, *QUIET, "--flip=no", "--tile=33,40"]
-    running = process("evaluate", *flags, "--out", str(tmp_path / "two"))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
-    alone = process("evaluate", *flags, "--out", str(tmp_path / "one"))
-    for each in (running, alone):
-        _, err = each.communicate(timeout=600)
-        assert each.returncode == 0, err
-    two, one = (read_record(tmp_path / name)["results"]["network+tile"] for name in ("two", "one"))
-    assert two["settings"] == one["settings"]
-    assert sum(two["reliability"]["pixels"]) == sum(one["reliability"]["pixels"])
-    for key in ("ece", "pixel_accuracy"):
-        assert two[key] == pytest.approx(one[key], abs=5e-4)
 
 
 @pytest.mark.parametrize(
