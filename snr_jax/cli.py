@@ -25,8 +25,6 @@ if TYPE_CHECKING:  # a bench runs where ml_collections is not
 
 logger = logging.getLogger("snr_jax.cli")
 
-LEAST = 33  # pixels a side that a network sees
-
 # What the system says of a disk or a path that the user chose, not of a fault in the program.
 _OF_THE_SYSTEM = (
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
@@ -344,33 +342,6 @@ def require(args: flags.FlagValues, name: str, example: str) -> Any:
     if not value:
         raise UserError(f"--{name} is missing; for instance {example}")
     return value.config if name == "config" else value
-
-
-def tiles(args: flags.FlagValues) -> tuple[tuple[int, int] | None, int]:
-    """The values of --tile and --overlap: height and width, None where there is none; pixels.
-
-    Raises UserError for a size that is none, and for an overlap that does not go with it.
-    """
-    if args.tile is None:
-        if args.overlap is not None:
-            raise UserError("--overlap is of tiles; give --tile HEIGHT,WIDTH as well")
-        return None, 0
-    sides = pixels("tile", args.tile)
-    most = min(sides) // 2
-    overlap = min(sides) // 8 if args.overlap is None else args.overlap
-    if not 0 <= overlap <= most:
-        raise UserError(f"--overlap is {overlap}; expected 0 to {most}, half of the tile's shorter "
-                        "side")
-    return sides, overlap
-
-
-def pixels(flag: str, value: Sequence[str], others: str = "") -> tuple[int, int]:
-    """Height and width as a flag has them. Raises UserError, also for less than 33."""
-    sides = [int(side) for side in value if side.strip().isdecimal()]
-    if not len(sides) == len(value) == 2 or min(sides) < LEAST:
-        raise UserError(f"--{flag} is {','.join(value)}; expected HEIGHT,WIDTH in pixels, as "
-                        f"512,1024, of at least {LEAST} each{others}")
-    return sides[0], sides[1]
 
 
 def config_name(args: flags.FlagValues) -> str:

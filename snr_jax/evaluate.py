@@ -40,11 +40,12 @@ from snr_jax.core.files import user_path, write_text
 from snr_jax.core.labels import Classes
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import create_parallel
-from snr_jax.core.tiles import Views
+from snr_jax.core.tiles import Averaging
 from snr_jax.data.faults.look import look
 from snr_jax.data.samples import Domain
 from snr_jax.data.splits import open_split
 from snr_jax.inference.photos import write_png
+from snr_jax.inference.views import LEAST, OWN, create_view
 from snr_jax.report.pictures import panel
 from snr_jax.report.reliability import reliability_picture
 from snr_jax.report.tables import class_table, domain_table, percent
@@ -122,7 +123,7 @@ def command(args: flags.FlagValues) -> None:
     cli.use_compilation_cache(args)
     checkpoint = checkpoints.find(where)
     _check_domains(args)
-    views = _views(args)
+    averaging = _averaging(args)
     out = Path(args.out or _default_out(checkpoint, "domains" if args.domains else args.domain))
     _refuse_unwritable(out)
     sides = arguments.create_domains(config)
@@ -130,8 +131,8 @@ def command(args: flags.FlagValues) -> None:
     model, variables, meta = network.load(checkpoint, **network.computation(config))
     variables = network.in_order(variables, meta, classes, str(checkpoint.path))
     rows = _open_rows(args, config, sides, classes)
-    if views:
-        _check_scales(views, rows)
+    if averaging:
+        _check_scales(averaging, rows)
     for split in rows.read.values():
         print(f"{checkpoint.path} on {split.told}; results go to {out}", flush=True)
     for split in rows.read.values():
@@ -141,7 +142,7 @@ def command(args: flags.FlagValues) -> None:
     for note in notes:
         if not (args.domains and "target.size" in note):  # their sizes are their own
             print(f"note: {note}", flush=True)
-    results = _score(args, config, model, variables, rows, views, checkpoint.step)
+    results = _score(args, config, model, variables, rows, averaging, checkpoint.step)
     record = {
         "checkpoint": str(checkpoint.path), "trained": meta.get("source"),
         "model": architecture(model), "config": arguments.to_dict(config),
@@ -171,7 +172,7 @@ def _picture_name(name: str, names: Collection[str]) -> str:
 
 def _score(
     args: flags.FlagValues, config: ConfigDict, model: DeepLab, variables: dict, rows: Rows,
-    views: Views | None, step: int | None,
+    averaging: Averaging | None, step: int | None,
 ) -> dict[str, dict[str, dict]]:
     """Scores with their settings, by row and column; each column is printed when it is there."""
     parallel = create_parallel()
@@ -181,17 +182,17 @@ def _score(
     protocols = PROTOCOLS if args.protocol == "both" else (args.protocol,)
     flips = {"both": (False, True), "no": (False,), "yes": (True,)}[args.flip]
     for protocol, flip in itertools.product(protocols, flips):
-        column = protocol + _of_views(views) + ("+flip" if flip else "")
+        column = protocol + _of_averaging(averaging) + ("+flip" if flip else "")
         counts = {
             name: count(
                 model, on_devices, split, parallel=parallel, protocol=protocol, flip=flip,
-                batch_size=batch_size, views=views, calibrated=True,
+                batch_size=batch_size, averaging=averaging, calibrated=True,
             )
             for name, split in rows.read.items()
         }
         for name, scores in evaluation.with_sums(counts, rows).items():
             settings = evaluation_settings(
-                rows.splits[name], protocol=protocol, flip=flip, views=views,
+                rows.splits[name], protocol=protocol, flip=flip, averaging=averaging,
                 dtype=jnp.dtype(model.dtype).name,
             )
             results[name][column] = {"settings": settings | {"step": step}, **scores}
@@ -212,15 +213,15 @@ def _diagrams(results: Mapping[str, Mapping[str, Mapping]]) -> dict[str, dict[st
     }
 
 
-def _of_views(views: Views | None) -> str:
+def _of_averaging(averaging: Averaging | None) -> str:
     """What the name of a column says of them."""
-    tile, _, scales = views or Views()
-    return "+tile" * bool(tile) + "+scales" * (scales != Views().scales)
+    tile, _, scales = averaging or Averaging()
+    return "+tile" * bool(tile) + "+scales" * (scales != Averaging().scales)
 
 
-def _views(args: flags.FlagValues) -> Views | None:
+def _averaging(args: flags.FlagValues) -> Averaging | None:
     """Tiles and scales, None for the whole image at its one size. Raises UserError."""
-    tile, overlap = cli.tiles(args)
+    view = create_view({}, size=OWN, tile=args.tile, overlap=args.overlap, mark="--")
     try:
         scales = tuple(map(float, args.scales))
     except ValueError:
@@ -229,17 +230,17 @@ def _views(args: flags.FlagValues) -> Views | None:
     if not scales or len(set(scales)) < len(scales) or not all(low <= s <= high for s in scales):
         raise UserError(f"--scales is {','.join(args.scales)!r}; expected numbers from {low} to "
                         f"{high}, each once, as 0.75,1,1.25")
-    views = Views(tile, overlap, scales)
-    return None if views == Views() else views
+    averaging = Averaging(view.tile, view.overlap, scales)
+    return None if averaging == Averaging() else averaging
 
 
-def _check_scales(views: Views, rows: Rows) -> None:
+def _check_scales(averaging: Averaging, rows: Rows) -> None:
     """Raises UserError where the network would see too few pixels."""
     for split in rows.read.values():
-        for scale, seen in zip(views.scales, views.sizes(split.size), strict=True):
-            if min(seen) < cli.LEAST:
+        for scale, seen in zip(averaging.scales, averaging.sizes(split.size), strict=True):
+            if min(seen) < LEAST:
                 raise UserError(f"--scales: at {scale:g} the network would see {split.name} at "
-                                f"{seen[0]}x{seen[1]}; expected at least {cli.LEAST} pixels a side")
+                                f"{seen[0]}x{seen[1]}; expected at least {LEAST} pixels a side")
 
 
 def _check_domains(args: flags.FlagValues) -> None:

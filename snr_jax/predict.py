@@ -40,6 +40,7 @@ from snr_jax.workdir import checkpoints
 logger = logging.getLogger("snr_jax.predict")
 
 PUBLISHED_SIZE = (512, 1024)  # at which the published Cityscapes numbers are scored
+LEAST = 33  # pixels a side that the network sees
 
 FLAGS = flags.FlagValues()
 cli.define_compilation_cache(FLAGS)
@@ -82,8 +83,8 @@ def command(args: flags.FlagValues, *further: str) -> int:
     images = cli.require(args, "images", "--images photos")
     photos = find_images([images, *further], Path(args.out) if args.out else None)
     out = Path(cli.require(args, "out", "--out predictions"))
-    tile, overlap = cli.tiles(args)
-    size = cli.pixels("size", args.size, ", or own") if args.size not in (None, ["own"]) else None
+    tile, overlap = _tiles(args.tile, args.overlap)
+    size = _pixels("size", args.size) if args.size not in (None, ["own"]) else None
     _refuse_among_images(photos, out)
     cli.use_compilation_cache(args)
     checkpoint = checkpoints.find(where)
@@ -170,6 +171,35 @@ def _default_size(meta: dict) -> tuple[tuple[int, int], str]:
     if recorded:
         return tuple(recorded), " as in its training"
     return PUBLISHED_SIZE, " as the published numbers are scored (the checkpoint records no size)"
+
+
+def _tiles(tile: list[str] | None, overlap: int | None) -> tuple[tuple[int, int] | None, int]:
+    if tile is None:
+        if overlap is not None:
+            raise UserError("--overlap is of tiles; give --tile HEIGHT,WIDTH as well")
+        return None, 0
+    pixels = _pixels("tile", tile)
+    overlap = min(pixels) // 8 if overlap is None else overlap
+    if not 0 <= overlap <= min(pixels) // 2:
+        raise UserError(
+            f"--overlap is {overlap}; expected 0 to {min(pixels) // 2}, half of the tile's shorter "
+            "side"
+        )
+    return pixels, overlap
+
+
+def _pixels(flag: str, value: list[str]) -> tuple[int, int]:
+    try:
+        height, width = map(int, value)
+        if min(height, width) < LEAST:
+            raise ValueError
+    except ValueError:
+        own = ", or own" if flag == "size" else ""
+        raise UserError(
+            f"--{flag} is {','.join(value)}; expected HEIGHT,WIDTH in pixels, as 512,1024, of at "
+            f"least {LEAST} each{own}"
+        ) from None
+    return height, width
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ BLOCK = (256, 512)  # height, width in pixels
 _BEYOND = tuple(round(value) for value in MEAN_BGR[::-1])  # where a tile is larger than the image
 
 
-class Views(NamedTuple):
+class Averaging(NamedTuple):
     """What a network sees of an image, whose probabilities are averaged.
 
     tile: height and width of tiles, in pixels of the size that is scored; None: the whole.

@@ -56,9 +56,7 @@ def render(
     swatches = {c.name: f"rgb({','.join(map(str, c.color))})" for c in classes(known)}
     domains = list(next(iter(summary.values())))
     return _environment().get_template("report.html.j2").render(
-        title=title,
-        lead=lead,
-        summary=summary,
+        title=title, lead=lead, summary=summary,
         domains=domains,
         target=domains[-1],
         colors=colors,
@@ -77,9 +75,7 @@ def render(
         images=images,
         columns=list(dict.fromkeys(name for row in images for name in row)),
         legend=[*swatches.items(), ("ignored", "rgb(0,0,0)")],
-        notes=notes,
-        blocks=beside,
-        header=HEADER,
+        notes=notes, blocks=beside, header=HEADER,
         style=_style(gaps, known, colors) if gaps else None,
     )
 

@@ -32,14 +32,14 @@ from snr_jax.core.steps import (
     make_predict_step,
     make_window_step,
 )
-from snr_jax.core.tiles import Views
+from snr_jax.core.tiles import Averaging
 from snr_jax.data import pipeline, prefetch
 from snr_jax.data.domains import CONDITIONS, create_domain, distinct_names, is_own, origin
 from snr_jax.data.identity import exchanged, meaning
 from snr_jax.data.samples import Domain
 from snr_jax.data.splits import Split, open_split
 from snr_jax.report.pictures import colorize
-from snr_jax.runs.views import Protocol, added, in_views
+from snr_jax.runs.averaging import Protocol, added, in_glimpses
 
 logger = logging.getLogger(__name__)
 
@@ -74,14 +74,14 @@ def count(
     batch_size: int = 1,
     protocol: str = "network",
     flip: bool = False,
-    views: Views | None = None,
+    averaging: Averaging | None = None,
     calibrated: bool = False,
     interrupt: Callable[[], None] = lambda: None,
 ) -> Counts:
     """Counts int64 over the samples of the split: confusion [C,C], rows are labels of its classes.
 
-    views: tiles and scales; None: the whole image, once. calibrated: whether the reliability is
-    counted too.
+    averaging: of tiles and scales; None: the whole image, once. calibrated: whether the reliability
+    is counted too.
     parallel: over the devices of this process (`own_devices`). Of several processes each reads and
     counts its part, in its own time, since nothing is exchanged before the sum at the end.
     variables: on the devices, from `parallel.replicate`. batch_size: images over all devices,
@@ -89,8 +89,9 @@ def count(
     """
     parts, number = tuple(split.labels.parts), len(split.labels.classes)
     tally = _tally(calibrated, parts)
-    if views:
-        put, counted = in_views(model, flip, parallel, tally, views, tuple(split.size))
+    if averaging:
+        put, counted = in_glimpses(
+            model, flip, parallel, tally, averaging, tuple(split.size))
     else:
         put, counted = _COUNTED_AT[protocol](model, flip, parallel, tally)
     processes = jax.process_count()
@@ -99,7 +100,7 @@ def count(
     batch_size += -batch_size % parallel.num_devices
     batches = pipeline.eval_batches(
         samples, split.labels, size=split.size, batch_size=batch_size, label_size=protocol,
-        image_size="full" if views else "network",
+        image_size="full" if averaging else "network",
     ) if samples else ()
 
     total = Counts(np.zeros((model.num_classes,) * 2, np.int64),

@@ -14,14 +14,14 @@ import numpy as np
 from snr_jax.core.labels import classes
 from snr_jax.core.metrics import Counts
 from snr_jax.core.parallel import create_parallel
-from snr_jax.core.tiles import Views
+from snr_jax.core.tiles import Averaging
 from snr_jax.process import several
 from snr_jax.runs import evaluation
 from tests.core.tiny import network, variables
 
 WAYS = {
     "network": {}, "full": {"protocol": "full"},
-    "tiles": {"protocol": "full", "views": Views((33, 40), 4), "calibrated": True},
+    "tiles": {"protocol": "full", "averaging": Averaging((33, 40), 4), "calibrated": True},
 }
 
 

@@ -12,12 +12,12 @@ from PIL import Image
 from snr_jax.core import metrics
 from snr_jax.core.labels import classes
 from snr_jax.core.parallel import create_parallel
-from snr_jax.core.tiles import Views, cut
+from snr_jax.core.tiles import Averaging, cut
 from snr_jax.data import pipeline
 from snr_jax.data.domains import create_domain
 from snr_jax.data.splits import open_split
 from snr_jax.inference import tiles
-from snr_jax.runs import evaluation, views
+from snr_jax.runs import averaging, evaluation
 from snr_jax.runs.validation import incomparable
 from snr_jax.workdir.record import evaluation_settings
 from tests.core.tiny import network, variables
@@ -31,19 +31,19 @@ from tests.runs.test_evaluate import (  # noqa: F401
 
 SEEN = (40, 60)
 SIZES = [(40, 60), (40, 60), (70, 100)]
-TILE = Views((40, 48), 9)
+TILE = Averaging((40, 48), 9)
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(cache, monkeypatch):
     """Labels that a few small blocks cover."""
-    for module in (views, tiles):
+    for module in (averaging, tiles):
         monkeypatch.setattr(module, "BLOCK", (32, 64))
 
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("views") / "GTA5"
+    folder = tmp_path_factory.mktemp("averaging") / "GTA5"
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True)
     for number, size in enumerate(SIZES, start=1):
@@ -85,27 +85,27 @@ def predicted(split, **options) -> np.ndarray:
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_tiles_score_what_predict_writes(split, counted, flip):
-    found = counted(protocol="full", flip=flip, views=TILE).confusion
+    found = counted(protocol="full", flip=flip, averaging=TILE).confusion
     expected = predicted(split, tile=TILE.tile, overlap=TILE.overlap, flip=flip)
     np.testing.assert_array_equal(found, expected)
     assert (found != counted(protocol="full", flip=flip).confusion).any()
 
 
 def test_a_scale_is_the_size_at_which_predict_sees(split, counted):
-    found = counted(protocol="full", views=Views(scales=(1.5,))).confusion
+    found = counted(protocol="full", averaging=Averaging(scales=(1.5,))).confusion
     np.testing.assert_array_equal(found, predicted(split, size=(60, 90)))
-    found = counted(protocol="full", views=TILE._replace(scales=(1.5,))).confusion
-    assert (found != counted(protocol="full", views=TILE).confusion).any()
+    found = counted(protocol="full", averaging=TILE._replace(scales=(1.5,))).confusion
+    assert (found != counted(protocol="full", averaging=TILE).confusion).any()
     np.testing.assert_array_equal(
         found, predicted(split, tile=TILE.tile, overlap=TILE.overlap, size=(60, 72)))
 
 
 @pytest.mark.parametrize("protocol", evaluation.PROTOCOLS)
-def test_one_view_is_the_whole(counted, protocol):
+def test_one_glimpse_is_the_whole(counted, protocol):
     """At scale 1 in one form of counting and in the other, and in one tile of all."""
     whole = counted(protocol=protocol, calibrated=True)
-    one = counted(protocol=protocol, views=Views(), calibrated=True)
-    same = [one, *([counted(protocol=protocol, views=Views(SEEN, 5), calibrated=True)]
+    one = counted(protocol=protocol, averaging=Averaging(), calibrated=True)
+    same = [one, *([counted(protocol=protocol, averaging=Averaging(SEEN, 5), calibrated=True)]
                    if protocol == "network" else [])]
     for other in same:
         assert np.abs(whole.confusion - other.confusion).sum() <= 4  # ties that rounding decides
@@ -123,7 +123,7 @@ def test_scales_are_averaged(split):
     parallel = create_parallel()
     found = evaluation.count(
         model, parallel.replicate(values), chosen, parallel=parallel, flip=True, calibrated=True,
-        views=Views(scales=(1.0, 1.5)),
+        averaging=Averaging(scales=(1.0, 1.5)),
     )
     (batch,) = pipeline.eval_batches(chosen.samples, chosen.labels, size=SEEN, batch_size=1)
     p = []
@@ -143,12 +143,12 @@ def test_scales_are_averaged(split):
     assert errors[0] == pytest.approx(errors[1], abs=1e-4)
 
 
-def test_views_cover_a_label_once():
+def test_glimpses_cover_a_label_once():
     """Every pixel has shares that sum to 1 for each scale, and sees its own place."""
     images = np.random.default_rng(0).integers(0, 256, (1, 70, 100, 3), np.uint8)
-    found = list(views.views_of(images, (70, 100), SEEN, Views((40, 48), 9, (1.0, 1.5))))
-    assert {view.image.shape for view in found} == {(1, 40, 48, 3), (1, 60, 72, 3)}
-    shares = sum(np.outer(view.rows.share, view.columns.share) for view in found)
+    found = list(averaging.glimpses_of(images, (70, 100), SEEN, Averaging((40, 48), 9, (1.0, 1.5))))
+    assert {seen.image.shape for seen in found} == {(1, 40, 48, 3), (1, 60, 72, 3)}
+    shares = sum(np.outer(seen.rows.share, seen.columns.share) for seen in found)
     np.testing.assert_allclose(shares[:70, :100], 2, atol=1e-5)
     assert not shares[70:].any() and not shares[:, 100:].any()
     np.testing.assert_array_equal(found[0].image, images[:, :40, :48])
@@ -170,25 +170,25 @@ def settings(split, **options) -> dict:
 
 def test_settings_say_what_was_used_and_nothing_else(split):
     plain = settings(split, protocol="full")
-    assert plain == settings(split, protocol="full", views=Views())
+    assert plain == settings(split, protocol="full", averaging=Averaging())
     assert not {"tile", "overlap", "scales"} & plain.keys() and plain["size"] == list(SEEN)
-    tiled = settings(split, protocol="full", views=TILE)
+    tiled = settings(split, protocol="full", averaging=TILE)
     assert tiled == plain | {"tile": [40, 48], "overlap": 9, "size": "own"}
-    assert settings(split, protocol="network", views=TILE)["size"] == list(SEEN)
-    scaled = settings(split, protocol="full", views=Views(scales=(0.75, 1.0)))
+    assert settings(split, protocol="network", averaging=TILE)["size"] == list(SEEN)
+    scaled = settings(split, protocol="full", averaging=Averaging(scales=(0.75, 1.0)))
     assert scaled == plain | {"scales": [0.75, 1.0]}
 
 
-def test_scores_of_other_views_are_not_compared(split):
+def test_scores_of_other_averages_are_not_compared(split):
     def meta(**options):
         scores = {"settings": settings(split, protocol="network", **options) | {"step": 1},
                   "miou": 0.5}
         return {"scores": {"gta5": scores}}
 
-    assert incomparable(meta(), meta(views=Views()), "gta5") == []
-    for other in (TILE, Views(scales=(2.0,))):
-        assert incomparable(meta(), meta(views=other), "gta5")
-        assert incomparable(meta(views=other), meta(), "gta5")
+    assert incomparable(meta(), meta(averaging=Averaging()), "gta5") == []
+    for other in (TILE, Averaging(scales=(2.0,))):
+        assert incomparable(meta(), meta(averaging=other), "gta5")
+        assert incomparable(meta(averaging=other), meta(), "gta5")
 
 
 # ---------------------------------------------------------------- the command

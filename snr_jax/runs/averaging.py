@@ -1,4 +1,4 @@
-"""Counting of what several views of an image, tiles and scales, say of it together."""
+"""Counting of what is averaged: tiles of an image, at several scales, and the mirrored image."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -15,7 +15,7 @@ from snr_jax.core.metrics import Counts
 from snr_jax.core.models.deeplab import DeepLab, map_size
 from snr_jax.core.parallel import Parallel
 from snr_jax.core.steps import Tally, make_logits_step
-from snr_jax.core.tiles import BLOCK, Axis, Views, add_share, axes, cut, starts
+from snr_jax.core.tiles import BLOCK, Averaging, Axis, add_share, axes, cut, starts
 
 
 class Protocol(NamedTuple):
@@ -25,7 +25,7 @@ class Protocol(NamedTuple):
     count: Callable[[dict, Any], Counts]  # variables, that → numpy, summed over the devices
 
 
-class View(NamedTuple):
+class Glimpse(NamedTuple):
     """What the network sees of a batch at a time, and where that lies in the labels."""
 
     image: np.ndarray  # uint8 RGB [B,h,w,3]
@@ -34,23 +34,24 @@ class View(NamedTuple):
     mirrored: Axis  # the columns in the map of the mirrored image
 
 
-def views_of(
-    images: np.ndarray, scored: tuple[int, int], size: tuple[int, int], views: Views
-) -> Iterator[View]:
-    """Every view of images uint8 RGB [B,H,W,3], which together cover labels of size `scored`.
+def glimpses_of(
+    images: np.ndarray, scored: tuple[int, int], size: tuple[int, int], averaging: Averaging
+) -> Iterator[Glimpse]:
+    """What the network sees of images uint8 RGB [B,H,W,3], in the order of scales and places.
 
+    Of each scale it covers labels of the size `scored`.
     size: what the network sees of the whole, without tiles, at scale 1. Tiles are those of the
     images at the size that is scored.
     """
-    tile = views.tile or scored
-    images = _resized(images, scored) if views.tile else images
-    begins = [starts(*pair, views.overlap) for pair in zip(scored, tile, strict=True)]
-    for seen in views.sizes(size):
+    tile = averaging.tile or scored
+    images = _resized(images, scored) if averaging.tile else images
+    begins = [starts(*pair, averaging.overlap) for pair in zip(scored, tile, strict=True)]
+    for seen in averaging.sizes(size):
         rows, columns = zip(scored, tile, begins, map_size(seen), BLOCK, strict=True)
         for top, row in zip(begins[0], axes(*rows), strict=True):
             for left, *pair in zip(begins[1], axes(*columns), axes(*columns, mirrored=True)):
-                part = cut(images, top, left, tile) if views.tile else images
-                yield View(_resized(part, seen), row, *pair)
+                part = cut(images, top, left, tile) if averaging.tile else images
+                yield Glimpse(_resized(part, seen), row, *pair)
 
 
 def _resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -65,8 +66,8 @@ def _resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def in_views(
-    model: DeepLab, flip: bool, parallel: Parallel, tally: Tally, views: Views,
+def in_glimpses(
+    model: DeepLab, flip: bool, parallel: Parallel, tally: Tally, averaging: Averaging,
     size: tuple[int, int],
 ) -> Protocol:
     """Counts of batches whose images have their own size.
@@ -74,29 +75,29 @@ def in_views(
     The labels are counted in blocks of one shape, so that neither memory nor the number of
     programs grows with them: one program of the network and one of a block for each scale.
     """
-    number = len(views.scales) * (1 + flip)
+    number = len(averaging.scales) * (1 + flip)
     see = parallel.compile(make_logits_step(model=model, flip=flip))
     begin = parallel.compile(_nothing_of(model.num_classes))
     add = parallel.compile(jax.vmap(add_share, (0, 0, None, None)), donate=0)
     count_block = parallel.compile(_make_count(tally, number, parallel.axis_name))
 
-    def put(batch: dict) -> tuple[list[View], list[tuple[tuple[slice, slice], dict]]]:
+    def put(batch: dict) -> tuple[list[Glimpse], list[tuple[tuple[slice, slice], dict]]]:
         scored = batch["label"].shape[1:]
         seen = [
-            view._replace(image=parallel.shard({"image": view.image}))
-            for view in views_of(batch["image"], scored, size, views)
+            glimpse._replace(image=parallel.shard({"image": glimpse.image}))
+            for glimpse in glimpses_of(batch["image"], scored, size, averaging)
         ]
         return seen, [(place, parallel.shard({"label": part}))
                       for place, part in _blocks(batch["label"])]
 
     def count(variables: dict, arrays: tuple) -> Counts:
         seen, blocks = arrays
-        plain_and_mirrored = zip(*(see(variables, view.image) for view in seen), strict=True)
+        plain_and_mirrored = zip(*(see(variables, glimpse.image) for glimpse in seen), strict=True)
         maps = [
-            (logits, view.rows, columns)
-            for mirrored, of_views in enumerate(plain_and_mirrored)
-            for logits, view in zip(of_views, seen, strict=True)
-            for columns in [view.mirrored if mirrored else view.columns]
+            (logits, glimpse.rows, columns)
+            for mirrored, outputs in enumerate(plain_and_mirrored)
+            for logits, glimpse in zip(outputs, seen, strict=True)
+            for columns in [glimpse.mirrored if mirrored else glimpse.columns]
         ]
         found = []
         for (rows, columns), label in blocks:
