@@ -5,8 +5,14 @@
         --domains cityscapes,bdd100k,mapillary,acdc
 
 Both protocols ("network": labels at the network's size; "full": logits upsampled to the labels'
-own size), each without and with the mirrored image. Needs the labels of the split. Written:
-evaluation.json, where every score carries its settings, and predictions.png.
+own size), each without and with the mirrored image. Needs the labels of the split. Beside mIoU
+stands the expected calibration error (ECE): how far the probability of the predicted class lies
+from the share of right pixels, the mean over 15 bins of that probability. Written: evaluation.json,
+where every score carries its settings, reliability.png, the bins, and predictions.png.
+
+--tile H,W scores windows of the image at the size that is scored, --scales 0.75,1,1.25 the image
+(or each window) at several sizes; probabilities are averaged. Scores of such settings are called
+full+tile, full+scales, and are never compared with others.
 
 --domains gives a table with a row per domain and their mean. Each domain lies in its own folder
 below data.root, or where DOMAIN=DIR says, and is seen at its own size or at --size. ACDC has a row
@@ -34,17 +40,22 @@ from snr_jax.core.files import user_path, write_text
 from snr_jax.core.labels import Classes
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import create_parallel
+from snr_jax.core.tiles import Averaging
 from snr_jax.data.faults.look import look
 from snr_jax.data.samples import Domain
 from snr_jax.data.splits import open_split
 from snr_jax.inference.photos import write_png
+from snr_jax.inference.views import LEAST, OWN, create_view
 from snr_jax.report.pictures import panel
+from snr_jax.report.reliability import reliability_picture
 from snr_jax.report.tables import class_table, domain_table, percent
 from snr_jax.runs import evaluation, network
 from snr_jax.runs.evaluation import PROTOCOLS, Rows, count, pictures, unlike_training
 from snr_jax.workdir import checkpoints
 from snr_jax.workdir.checkpoints import Checkpoint
 from snr_jax.workdir.record import evaluation_settings
+
+SCALES = (0.25, 4.0)  # the least and the largest
 
 FLAGS = flags.FlagValues()
 cli.define_config(FLAGS)
@@ -80,11 +91,29 @@ flags.DEFINE_enum(
     "flip", "both", ["no", "yes", "both"], "Whether to average with the mirrored image.",
     flag_values=FLAGS,
 )
+flags.DEFINE_list(
+    "tile", None,
+    "HEIGHT,WIDTH of tiles of the image at the size that is scored, each seen alone and then "
+    "averaged.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "overlap", None,
+    "Pixels that neighbouring tiles share at least; by default an eighth of their shorter side.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_list(
+    "scales", ["1"],
+    "Factors of the size at which the network sees the image, or each tile, as 0.75,1,1.25; their "
+    "predictions are averaged.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_integer(
     "max_images", 0, "Images to score of each domain; 0: all.", lower_bound=0, flag_values=FLAGS
 )
 flags.DEFINE_integer(
-    "pictures", 4, "Predictions to draw; 0: none.", lower_bound=0, flag_values=FLAGS
+    "pictures", 4, "Predictions to draw, of the whole image at the network's size; 0: none.",
+    lower_bound=0, flag_values=FLAGS
 )
 
 
@@ -95,6 +124,7 @@ def command(args: flags.FlagValues) -> None:
     cli.use_compilation_cache(args)
     checkpoint = checkpoints.find(where)
     _check_domains(args)
+    averaging = _averaging(args)
     out = Path(args.out or _default_out(checkpoint, "domains" if args.domains else args.domain))
     _refuse_unwritable(out)
     sides = arguments.create_domains(config)
@@ -102,6 +132,8 @@ def command(args: flags.FlagValues) -> None:
     model, variables, meta = network.load(checkpoint, **network.computation(config))
     variables = network.in_order(variables, meta, classes, str(checkpoint.path))
     rows = _open_rows(args, config, sides, classes)
+    if averaging:
+        _check_scales(averaging, rows)
     for split in rows.read.values():
         print(f"{checkpoint.path} on {split.told}; results go to {out}", flush=True)
     for split in rows.read.values():
@@ -111,7 +143,7 @@ def command(args: flags.FlagValues) -> None:
     for note in notes:
         if not (args.domains and "target.size" in note):  # their sizes are their own
             print(f"note: {note}", flush=True)
-    results = _score(args, config, model, variables, rows, checkpoint.step)
+    results = _score(args, config, model, variables, rows, averaging, checkpoint.step)
     record = {
         "checkpoint": str(checkpoint.path), "trained": meta.get("source"),
         "model": architecture(model), "config": arguments.to_dict(config),
@@ -125,6 +157,7 @@ def command(args: flags.FlagValues) -> None:
         print(class_table(scores))
         record |= {"results": scores}
     write_text(out / "evaluation.json", json.dumps(_finite(record), indent=1))
+    write_png(reliability_picture(_diagrams(results)), out / "reliability.png")
     for name, split in rows.read.items() if args.pictures else ():
         file = _picture_name(name, rows.read) if args.domains else "predictions.png"
         write_png(panel(pictures(model, variables, split.first(args.pictures))), out / file)
@@ -140,7 +173,7 @@ def _picture_name(name: str, names: Collection[str]) -> str:
 
 def _score(
     args: flags.FlagValues, config: ConfigDict, model: DeepLab, variables: dict, rows: Rows,
-    step: int | None,
+    averaging: Averaging | None, step: int | None,
 ) -> dict[str, dict[str, dict]]:
     """Scores with their settings, by row and column; each column is printed when it is there."""
     parallel = create_parallel()
@@ -150,22 +183,65 @@ def _score(
     protocols = PROTOCOLS if args.protocol == "both" else (args.protocol,)
     flips = {"both": (False, True), "no": (False,), "yes": (True,)}[args.flip]
     for protocol, flip in itertools.product(protocols, flips):
-        column = protocol + ("+flip" if flip else "")
+        column = protocol + _of_averaging(averaging) + ("+flip" if flip else "")
         counts = {
             name: count(
                 model, on_devices, split, parallel=parallel, protocol=protocol, flip=flip,
-                batch_size=batch_size,
+                batch_size=batch_size, averaging=averaging, calibrated=True,
             )
             for name, split in rows.read.items()
         }
         for name, scores in evaluation.with_sums(counts, rows).items():
             settings = evaluation_settings(
-                rows.splits[name], protocol=protocol, flip=flip, dtype=jnp.dtype(model.dtype).name
+                rows.splits[name], protocol=protocol, flip=flip, averaging=averaging,
+                dtype=jnp.dtype(model.dtype).name,
             )
             results[name][column] = {"settings": settings | {"step": step}, **scores}
             title = f"{name}, {column}" if args.domains else column
-            print(f"{title}: mIoU {percent(scores['miou'])}{_on_13(scores)}", flush=True)
+            print(f"{title}: mIoU {percent(scores['miou'])}{_on_13(scores)}, "
+                  f"ECE {percent(scores['ece'])}", flush=True)
     return results
+
+
+def _diagrams(results: Mapping[str, Mapping[str, Mapping]]) -> dict[str, dict[str, Mapping]]:
+    """What `reliability_picture` draws: a diagram for a row, a line for a column."""
+    return {
+        name: {
+            f"{column}, ECE {percent(scores['ece'])}": scores["reliability"]
+            for column, scores in row.items()
+        }
+        for name, row in results.items()
+    }
+
+
+def _of_averaging(averaging: Averaging | None) -> str:
+    """What the name of a column says of them."""
+    tile, _, scales = averaging or Averaging()
+    return "+tile" * bool(tile) + "+scales" * (scales != Averaging().scales)
+
+
+def _averaging(args: flags.FlagValues) -> Averaging | None:
+    """Tiles and scales, None for the whole image at its one size. Raises UserError."""
+    view = create_view({}, size=OWN, tile=args.tile, overlap=args.overlap, mark="--")
+    try:
+        scales = tuple(map(float, args.scales))
+    except ValueError:
+        scales = ()
+    low, high = SCALES
+    if not scales or len(set(scales)) < len(scales) or not all(low <= s <= high for s in scales):
+        raise UserError(f"--scales is {','.join(args.scales)!r}; expected numbers from {low} to "
+                        f"{high}, each once, as 0.75,1,1.25")
+    averaging = Averaging(view.tile, view.overlap, scales)
+    return None if averaging == Averaging() else averaging
+
+
+def _check_scales(averaging: Averaging, rows: Rows) -> None:
+    """Raises UserError where the network would see too few pixels."""
+    for split in rows.read.values():
+        for scale, seen in zip(averaging.scales, averaging.sizes(split.size), strict=True):
+            if min(seen) < LEAST:
+                raise UserError(f"--scales: at {scale:g} the network would see {split.name} at "
+                                f"{seen[0]}x{seen[1]}; expected at least {LEAST} pixels a side")
 
 
 def _check_domains(args: flags.FlagValues) -> None:
@@ -234,6 +310,8 @@ def _finite(value: Any) -> Any:
     """JSON knows no NaN, the score of a class without pixels: null."""
     if isinstance(value, dict):
         return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,7 +1,11 @@
-"""Scores of a confusion matrix. Counting is integer; division happens once, on the host."""
+"""Scores of what is counted: confusion matrices, and how far the confidence can be trusted.
+
+Counting is integer; division happens once, on the host.
+"""
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +13,19 @@ import numpy as np
 from jax import lax
 
 from snr_jax.core.labels import Classes, class_names, positions_13_in_16
+
+BINS = 15  # of the confidence, equally wide, as Guo et al. (2017) have them
+_UNITS = 2**16  # of the confidence, per 1: sums of whole numbers are exact in any order
+
+
+class Counts(NamedTuple):
+    """What is counted of a batch (int32, on devices) or of a set (int64, on the host).
+
+    confusion [C,C]; reliability [BINS,4] of `count_reliability`, None where it is not asked for.
+    """
+
+    confusion: jax.Array | np.ndarray
+    reliability: jax.Array | np.ndarray | None
 
 
 def confusion_matrix(label: jax.Array, prediction: jax.Array, num_classes: int) -> jax.Array:
@@ -47,6 +64,67 @@ def _multiplied(
                             preferred_element_type=jnp.float32)
         total += counts.astype(jnp.int32).sum(0, dtype=jnp.int32)
     return total
+
+
+def count_confusion(label: jax.Array, p: jax.Array) -> jax.Array:
+    """`confusion_matrix` of labels [N,H,W] and class probabilities [N,H,W,C]."""
+    return confusion_matrix(label, p.argmax(-1), p.shape[-1])
+
+
+def count_reliability(label: jax.Array, p: jax.Array, parts: Sequence[int] = ()) -> jax.Array:
+    """int32 [BINS,4] by the predicted class's probability, bin i being (i, i + 1] / BINS.
+
+    The columns: pixels, those of them that are right, and the sum of the probabilities, whole ones
+    and 65536ths. Labels outside 0..C-1 are left out. label: integers [N,H,W]; p: class
+    probabilities [N,H,W,C]. parts: as of `joined`; then the classes are the coarse ones.
+    """
+    valid = (label >= 0) & (label < p.shape[-1])
+    predicted = p.argmax(-1)
+    if parts:
+        is_part = np.asarray(parts)[:, None] == np.arange(max(parts) + 1)
+        p = jnp.einsum("nhwc,cd->nhwd", p, is_part.astype(p.dtype), precision="highest")
+        predicted = jnp.asarray(parts)[predicted]
+    confidence = jnp.take_along_axis(p, predicted[..., None], -1)[..., 0]
+    units = jnp.clip(jnp.round(confidence * _UNITS), 1, _UNITS).astype(jnp.int32)
+    place = jnp.where(valid, (units * BINS - 1) // _UNITS, BINS)
+    values = jnp.stack([jnp.ones_like(units), predicted == label, units], -1)
+    # Equal forms, as of the confusion matrix. A row of 2^15 pixels fits into 32 bits.
+    rows = lax.platform_dependent(place, values, cpu=_added, default=_compared)
+    pixels, right, units = (rows[..., i] for i in range(3))  # [N,H,BINS] each
+    whole, rest = (units // _UNITS).sum(1), (units % _UNITS).sum(1)
+    of_images = (pixels.sum(1), right.sum(1), whole + rest // _UNITS, rest % _UNITS)
+    return jnp.stack(of_images, -1).sum(0)
+
+
+def _added(place: jax.Array, values: jax.Array) -> jax.Array:
+    """Sums by row and bin, int32 [N,H,BINS,k]. place [N,H,W], BINS is none; values [N,H,W,k]."""
+    images, height, _ = place.shape
+    cell = jnp.arange(images * height).reshape(images, height, 1) * (BINS + 1) + place
+    sums = jnp.zeros((images * height * (BINS + 1), values.shape[-1]), jnp.int32)
+    sums = sums.at[cell.reshape(-1)].add(values.reshape(-1, values.shape[-1]))
+    return sums.reshape(images, height, BINS + 1, -1)[:, :, :BINS]
+
+
+def _compared(place: jax.Array, values: jax.Array) -> jax.Array:
+    there = place[..., None] == jnp.arange(BINS)  # [N,H,W,BINS]
+    return jnp.where(there[..., None], values[..., None, :], 0).sum(2)
+
+
+def calibration(reliability: np.ndarray) -> dict:
+    """The expected calibration error, and the diagram of [BINS,4] counts.
+
+    {"ece": Σ pixels / all * |accuracy - confidence|, "reliability": {"pixels", "accuracy",
+    "confidence"}}, lists of BINS; NaN in an empty bin (Naeini et al. 2015, Guo et al. 2017).
+    """
+    pixels, right, whole, parts = np.asarray(reliability).astype(np.float64).T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        accuracy, confidence = right / pixels, (whole + parts / _UNITS) / pixels
+        error = np.nansum(pixels * np.abs(accuracy - confidence)) / pixels.sum()
+    return {
+        "ece": float(error),
+        "reliability": {"pixels": [int(n) for n in pixels], "accuracy": accuracy.tolist(),
+                        "confidence": confidence.tolist()},
+    }
 
 
 def joined(confusion: np.ndarray, parts: Sequence[int], num_classes: int) -> np.ndarray:

@@ -23,7 +23,7 @@ Batches (numpy or device arrays):
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import partial, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -34,7 +34,7 @@ from jax import lax
 from snr_jax.core import losses
 from snr_jax.core.augment import augment, to_network_input
 from snr_jax.core.labels import IGNORE
-from snr_jax.core.metrics import confusion_matrix
+from snr_jax.core.metrics import count_confusion
 from snr_jax.core.models.deeplab import Output, map_size
 from snr_jax.core.models.layers import interpolated
 from snr_jax.core.state import TrainState
@@ -43,6 +43,7 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Prepare = Callable[..., jax.Array]  # (key, image, first_sample=) → what the network sees
+Tally = Callable[[jax.Array, jax.Array], Any]  # labels [N,H,W], probabilities [N,H,W,C] → integers
 
 
 class Stream(IntEnum):
@@ -324,39 +325,42 @@ def make_logits_step(*, model: nn.Module, flip: bool = False) -> Callable[..., l
     return step
 
 
-def make_window_step(*, num_classes: int, axis_name: str | None = None) -> Callable[..., jax.Array]:
-    """step(maps, batch, window) → confusion matrix int32 [C,C] of "label" [B,rows,columns].
+def make_window_step(
+    *, tally: Tally = count_confusion, axis_name: str | None = None
+) -> Callable[..., Any]:
+    """step(maps, batch, window) → what `tally` counts of "label" [B,rows,columns].
 
     What `make_eval_step` counts at a label's own size, a window at a time: one program for labels
     of every size. maps: of `make_logits_step`.
     """
 
-    def step(maps: list[jax.Array], batch: Batch, window: Window) -> jax.Array:
+    def step(maps: list[jax.Array], batch: Batch, window: Window) -> Any:
         p = [
             jax.nn.softmax(interpolated(interpolated(x, 1, *window.rows), 2, *columns))
             for x, columns in zip(maps, (window.columns, window.mirrored))
         ]
         p = (p[0] + p[1]) / 2 if len(p) > 1 else p[0]
-        confusion = confusion_matrix(batch["label"], p.argmax(-1), num_classes)
-        return lax.psum(confusion, axis_name) if axis_name else confusion
+        counts = tally(batch["label"], p)
+        return lax.psum(counts, axis_name) if axis_name else counts
 
     return step
 
 
 def make_eval_step(
-    *, model: nn.Module, flip: bool = False, axis_name: str | None = None
-) -> Callable[[dict, Batch], jax.Array]:
-    """step(variables, batch) → confusion matrix int32 [C,C] over the valid images; rows are labels.
+    *, model: nn.Module, flip: bool = False, tally: Tally = count_confusion,
+    axis_name: str | None = None,
+) -> Callable[[dict, Batch], Any]:
+    """step(variables, batch) → what `tally` counts of the valid images, of all replicas.
 
-    batch: "image" uint8 [B,H,W,3] RGB, "label" uint8 [B,H',W'] trainIds with 255 ignored, at the
-    size that is scored, "valid" bool [B]. flip: averaged with the mirrored image's prediction.
+    By default their confusion matrix int32 [C,C]; rows are labels. batch: "image" uint8 [B,H,W,3]
+    RGB, "label" uint8 [B,H',W'] trainIds with 255 ignored, at the size that is scored, "valid"
+    bool [B]. flip: averaged with the mirrored image's prediction.
     """
     predict = make_predict_step(model=model, flip=flip)
 
-    def step(variables: dict, batch: Batch) -> jax.Array:
+    def step(variables: dict, batch: Batch) -> Any:
         label = jnp.where(batch["valid"][:, None, None], batch["label"], IGNORE)
-        p = predict(variables, batch["image"], label.shape[1:])
-        confusion = confusion_matrix(label, p.argmax(-1), model.num_classes)
-        return lax.psum(confusion, axis_name) if axis_name else confusion
+        counts = tally(label, predict(variables, batch["image"], label.shape[1:]))
+        return lax.psum(counts, axis_name) if axis_name else counts
 
     return step

@@ -6,7 +6,7 @@ stream), so a stream can be opened at any step and needs no saved state.
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -196,18 +196,21 @@ def eval_batches(
     size: tuple[int, int],
     batch_size: int,
     label_size: str = "network",
+    image_size: str = "network",
 ) -> Iterator[dict]:
     """All samples once, in their order; a short batch is padded, never dropped.
 
-    Yields "image" uint8 RGB [B,h,w,3] at `size`; "label" uint8 trainIds [B,H,W] with 255 ignored,
-    at `size` for `label_size="network"` and at the file's own for "full"; "valid" bool [B], False
-    for padding (black, all ignored); "id" list of B str, "" for padding. A batch ends early where
-    the label size changes. Raises as `train_batches`, and UserError for a sample without a label.
+    Yields "image" uint8 RGB [B,h,w,3] and "label" uint8 trainIds [B,H,W] with 255 ignored, each at
+    `size` for "network" and at the file's own for "full"; "valid" bool [B], False for padding
+    (black, all ignored); "id" list of B str, "" for padding. A batch ends early where these sizes
+    change. Raises as `train_batches`, and UserError for a sample without a label.
     """
     _require(samples, with_labels=True)
-    if label_size not in ("network", "full"):
-        raise ValueError(f"label_size is {label_size!r}; it is 'network' or 'full'")
-    scaled, lookup = ("image", "label") if label_size == "network" else ("image",), labels.lookup
+    sizes, lookup = {"image": image_size, "label": label_size}, labels.lookup
+    for key, value in sizes.items():
+        if value not in ("network", "full"):
+            raise ValueError(f"{key}_size is {value!r}; it is 'network' or 'full'")
+    scaled = [key for key, value in sizes.items() if value == "network"]
 
     def resize(sample: Arrays) -> Arrays:
         sample = sample | {key: RESIZE[key](sample[key], size) for key in scaled}
@@ -218,7 +221,7 @@ def eval_batches(
     dataset = order.map(load, tf.data.AUTOTUNE, deterministic=True).prefetch(batch_size)
     loaded = _to_numpy(dataset, ([sample] for sample in samples), labels)
     pairs = zip((sample.id for sample in samples), loaded)
-    for _, same_size in itertools.groupby(pairs, key=lambda pair: pair[1]["label"].shape):
+    for _, same_size in itertools.groupby(pairs, key=lambda pair: _shapes(pair[1])):
         for group in _chunks(same_size, batch_size):
             missing = batch_size - len(group)
             images = np.stack([arrays["image"] for _, arrays in group])
@@ -229,6 +232,10 @@ def eval_batches(
                 "valid": np.arange(batch_size) < len(group),
                 "id": [id for id, _ in group] + [""] * missing,
             }
+
+
+def _shapes(arrays: Mapping[str, np.ndarray]) -> list[tuple[int, ...]]:
+    return [array.shape for array in arrays.values()]
 
 
 def _require(samples: Sequence[Sample], with_labels: bool) -> None:

@@ -1,15 +1,14 @@
 """Segmentation of images of any size, in memory that the size of the image hardly moves.
 
 The network sees the image at one size, or in tiles of one size, and its logits stay at stride 8.
-The result is made of blocks of one shape: for each, the logits are upsampled, and averaged over
-the tiles that reach into it. So two small programs and one network are compiled for all images.
+The result is made of blocks of one shape, see `core.tiles`. So two small programs and one network
+are compiled for all images.
 """
 
 import functools
 import itertools
 import logging
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,15 +19,13 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from snr_jax.core.augment import MEAN_BGR, to_network_input
+from snr_jax.core.augment import to_network_input
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import map_size
-from snr_jax.core.models.layers import interpolation
+from snr_jax.core.tiles import BLOCK, Axis, add_share, axes, cut, starts
 
 logger = logging.getLogger(__name__)
 
-BLOCK = (256, 512)  # height, width in pixels
-_BEYOND = tuple(round(value) for value in MEAN_BGR[::-1])  # where a tile is larger than the image
 _CGROUP = Path("/sys/fs/cgroup")
 
 # images uint8 RGB [B,h,w,3] → logits [h/8,w/8,C] of each
@@ -80,63 +77,12 @@ def _free_memory() -> int | None:
     return min(free, limit - used)
 
 
-# ---------------------------------------------------------------- where pixels lie in the logits
-
-
-class Axis(NamedTuple):
-    """For every row (or column) of the image: its place in a map of logits, and the map's share.
-
-    The value is low * (1 - weight) + high * weight. Arrays of one length, padded to whole blocks
-    with a share of 0.
-    """
-
-    low: np.ndarray  # int32
-    high: np.ndarray  # int32
-    weight: np.ndarray  # float32
-    share: np.ndarray  # float32; over all maps they sum to 1
-
-
-def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin that cover the length, evenly spread, sharing at least `overlap` pixels."""
-    count = max(math.ceil((length - overlap) / (tile - overlap)), 1)
-    return [round(i * (length - tile) / max(count - 1, 1)) for i in range(count)]
-
-
-def axes(
-    length: int, tile: int, begins: list[int], map_length: int, block: int, mirrored: bool = False
-) -> list[Axis]:
-    """An Axis per tile. In an overlap the shares fall off linearly towards the tile's end.
-
-    mirrored: for the map of a mirrored tile.
-    """
-    low, high, weight = interpolation(map_length, tile, np.dtype(np.float32))
-    place = np.arange(-(-length // block) * block) - np.array(begins)[:, None]  # [tiles, pixels]
-    inside = (place >= 0) & (place < tile) & (np.arange(place.shape[1]) < length)
-    height = np.where(inside, np.minimum(place + 1, tile - place), 0)
-    share = (height / np.maximum(height.sum(0), 1)).astype(np.float32)
-    place = np.where(inside, tile - 1 - place if mirrored else place, 0)
-    return [Axis(low[p], high[p], weight[p], s) for p, s in zip(place, share, strict=True)]
-
-
-@jax.jit
-def _add(total: jax.Array, logits: jax.Array, rows: Axis, columns: Axis) -> jax.Array:
-    """total float [b,B,C] plus a map's share of the probabilities. logits [h,w,C]."""
-
-    def upsampled(x: jax.Array, axis: Axis, dimension: int) -> jax.Array:
-        weight = jnp.expand_dims(axis.weight, [d for d in range(3) if d != dimension])
-        low, high = (jnp.take(x, index, dimension) for index in (axis.low, axis.high))
-        return low * (1 - weight) + high * weight
-
-    p = jax.nn.softmax(upsampled(upsampled(logits, rows, 0), columns, 1))
-    return total + p * (rows.share[:, None] * columns.share)[..., None]
+# ---------------------------------------------------------------- images
 
 
 @jax.jit
 def _decide(total: jax.Array) -> tuple[jax.Array, jax.Array]:
     return total.argmax(-1).astype(jnp.uint8), total.max(-1)
-
-
-# ---------------------------------------------------------------- images
 
 
 def segment(
@@ -167,12 +113,13 @@ def segment_all(
     tiles = [tile or (image.height, image.width) for image in images]
     cuts = [_cuts((image.height, image.width), of_image, size or of_image, overlap, flip)
             for image, of_image in zip(images, tiles, strict=True)]
-    seen = (_seen(image, cut, of_image, size or of_image)
-            for image, of_image, its in zip(images, tiles, cuts, strict=True) for cut in its)
+    seen = itertools.chain.from_iterable(
+        _seen(np.asarray(image), its, of_image, size or of_image)
+        for image, of_image, its in zip(images, tiles, cuts, strict=True))
     logits = iter(_logits(network, seen, batch_size))
     results = []
     for image, its in zip(images, cuts, strict=True):
-        maps = [(next(logits), cut.row, cut.column) for cut in its]
+        maps = [(next(logits), one.row, one.column) for one in its]
         labels, total = _assembled(maps, (image.height, image.width))
         results.append((labels, total / (1 + flip)))
     return results
@@ -202,11 +149,13 @@ def _cuts(
 
 
 def _seen(
-    image: Image.Image, cut: Cut, tile: tuple[int, int], size: tuple[int, int]
-) -> np.ndarray:
-    """What the network sees of a tile, uint8 [*size,3]."""
-    seen = _cut(image, cut.top, cut.left, tile).resize(size[::-1], Image.Resampling.BICUBIC)
-    return np.asarray(seen)[:, :: -1 if cut.mirrored else 1]
+    image: np.ndarray, cuts: Iterable[Cut], tile: tuple[int, int], size: tuple[int, int]
+) -> Iterator[np.ndarray]:
+    """What the network sees of each tile, uint8 [*size,3]. image uint8 [H,W,3]."""
+    for one in cuts:
+        pixels = Image.fromarray(cut(image, one.top, one.left, tile))
+        seen = np.asarray(pixels.resize(size[::-1], Image.Resampling.BICUBIC))
+        yield seen[:, :: -1 if one.mirrored else 1]
 
 
 def _logits(network: Network, seen: Iterable[np.ndarray], batch_size: int) -> list[jax.Array]:
@@ -245,21 +194,11 @@ def _assembled(
     return classes, confidence
 
 
-def _cut(image: Image.Image, top: int, left: int, tile: tuple[int, int]) -> Image.Image:
-    box = (left, top, min(left + tile[1], image.width), min(top + tile[0], image.height))
-    cut = image.crop(box)
-    if cut.size == tile[::-1]:
-        return cut
-    padded = Image.new("RGB", tile[::-1], _BEYOND)
-    padded.paste(cut)
-    return padded
-
-
 def _block(maps: list[tuple[jax.Array, Axis, Axis]], rows: slice, columns: slice) -> jax.Array:
     """Sums of probabilities [*BLOCK,C]. Maps that do not reach into the block cost nothing."""
     total = jnp.zeros((*BLOCK, maps[0][0].shape[-1]), jnp.float32)
     for logits, row, column in maps:
         row, column = Axis(*(v[rows] for v in row)), Axis(*(v[columns] for v in column))
         if row.share.any() and column.share.any():
-            total = _add(total, logits, row, column)
+            total = add_share(total, logits, row, column)
     return total

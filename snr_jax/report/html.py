@@ -14,6 +14,7 @@ from snr_jax.core.labels import Classes, classes
 from snr_jax.report import style
 from snr_jax.report.chart import Curve, line_chart
 from snr_jax.report.published import HEADER, Block, cells
+from snr_jax.report.reliability import reliability_chart
 from snr_jax.report.tables import Results, class_names, means, percent
 
 NUM_COLORS = 6  # --c0 to --c5 of the template, each for light and dark
@@ -25,6 +26,7 @@ def render(
     summary: Mapping[str, Mapping[str, float]],
     results: Results,
     curves: Mapping[str, Mapping[str, Curve]] | None = None,
+    calibration: Mapping[str, Mapping] | None = None,
     images: Sequence[Mapping[str, np.ndarray]] = (),
     notes: Mapping[str, str | Sequence[str]] | None = None,
     lead: str = "",
@@ -39,6 +41,7 @@ def render(
         domain last. The headline compares each run with the one before.
       results: run -> metrics on the target, for the table and bars by class.
       curves: chart -> {series: (steps, values)}; a series named like a run has its colour.
+      calibration: run -> {"ece", "reliability"} of `metrics.calibration`.
       images: a mapping per sample, caption -> uint8 [H,W,3].
       notes: how it was made; a text is a paragraph, a list is shown as lines of code.
       lead: a sentence under the title.
@@ -53,9 +56,7 @@ def render(
     swatches = {c.name: f"rgb({','.join(map(str, c.color))})" for c in classes(known)}
     domains = list(next(iter(summary.values())))
     return _environment().get_template("report.html.j2").render(
-        title=title,
-        lead=lead,
-        summary=summary,
+        title=title, lead=lead, summary=summary,
         domains=domains,
         target=domains[-1],
         colors=colors,
@@ -70,14 +71,24 @@ def render(
              [(run, colors[run]) for run in chart])
             for name, chart in curves.items()
         ],
+        calibration=_calibration(calibration, colors) if calibration else None,
         images=images,
         columns=list(dict.fromkeys(name for row in images for name in row)),
         legend=[*swatches.items(), ("ignored", "rgb(0,0,0)")],
-        notes=notes,
-        blocks=beside,
-        header=HEADER,
+        notes=notes, blocks=beside, header=HEADER,
         style=_style(gaps, known, colors) if gaps else None,
     )
+
+
+def _calibration(calibration: Mapping[str, Mapping], colors: Mapping[str, str]) -> dict:
+    """The values of the section on calibration."""
+    runs = [(run, colors[run]) for run in calibration]
+    diagrams = {run: found["reliability"] for run, found in calibration.items()}
+    return {
+        "runs": runs,
+        "errors": {run: found["ece"] for run, found in calibration.items()},
+        "diagram": Markup(reliability_chart(diagrams, [color for _, color in runs])),
+    }
 
 
 def _style(gaps: Mapping[str, style.StyleGap], known: int | Classes, colors: Mapping) -> dict:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +18,28 @@ from ml_collections import ConfigDict
 from snr_jax.core import metrics
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE, Classes
+from snr_jax.core.metrics import Counts
 from snr_jax.core.models.deeplab import DeepLab, map_size
 from snr_jax.core.models.layers import interpolation
 from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.progress import progress_text
 from snr_jax.core.steps import (
     Places,
+    Tally,
     Window,
     make_eval_step,
     make_logits_step,
     make_predict_step,
     make_window_step,
 )
+from snr_jax.core.tiles import Averaging
 from snr_jax.data import pipeline, prefetch
 from snr_jax.data.domains import CONDITIONS, create_domain, distinct_names, is_own, origin
 from snr_jax.data.identity import exchanged, meaning
 from snr_jax.data.samples import Domain
 from snr_jax.data.splits import Split, open_split
 from snr_jax.report.pictures import colorize
+from snr_jax.runs.averaging import Protocol, added, in_glimpses
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +62,7 @@ def evaluate(
         model, variables, split, parallel=parallel, batch_size=batch_size, protocol=protocol,
         flip=flip, interrupt=interrupt,
     )
-    return metrics.named_scores(total, split.labels.classes)
+    return metrics.named_scores(total.confusion, split.labels.classes)
 
 
 def count(
@@ -70,41 +74,54 @@ def count(
     batch_size: int = 1,
     protocol: str = "network",
     flip: bool = False,
+    averaging: Averaging | None = None,
+    calibrated: bool = False,
     interrupt: Callable[[], None] = lambda: None,
-) -> np.ndarray:
-    """Confusion matrix int64 [C,C] over the samples of the split, rows are labels of its classes.
+) -> Counts:
+    """Counts int64 over the samples of the split: confusion [C,C], rows are labels of its classes.
 
+    averaging: of tiles and scales; None: the whole image, once. calibrated: whether the reliability
+    is counted too.
     parallel: over the devices of this process (`own_devices`). Of several processes each reads and
     counts its part, in its own time, since nothing is exchanged before the sum at the end.
     variables: on the devices, from `parallel.replicate`. batch_size: images over all devices,
     rounded up to a multiple of them. interrupt: called between batches; it may raise.
     """
-    put, counted = _COUNTED_AT[protocol](model, flip, parallel)
+    parts, number = tuple(split.labels.parts), len(split.labels.classes)
+    tally = _tally(calibrated, parts)
+    if averaging:
+        put, counted = in_glimpses(
+            model, flip, parallel, tally, averaging, tuple(split.size))
+    else:
+        put, counted = _COUNTED_AT[protocol](model, flip, parallel, tally)
     processes = jax.process_count()
     samples = split.samples[jax.process_index() :: processes]
     batch_size = -(-batch_size // processes)
     batch_size += -batch_size % parallel.num_devices
     batches = pipeline.eval_batches(
         samples, split.labels, size=split.size, batch_size=batch_size, label_size=protocol,
+        image_size="full" if averaging else "network",
     ) if samples else ()
 
-    total = np.zeros((model.num_classes,) * 2, np.int64)
+    total = Counts(np.zeros((model.num_classes,) * 2, np.int64),
+                   np.zeros((metrics.BINS, 4), np.int64) if calibrated else None)
     done, start = 0, time.monotonic()
     last_line = start
-    for number, arrays in prefetch.prefetch_to_device(
+    for images, arrays in prefetch.prefetch_to_device(
         batches, lambda batch: (int(batch["valid"].sum()), put(batch))
     ):
-        total += counted(variables, arrays)
+        total = jax.tree.map(np.add, total, counted(variables, arrays))
         interrupt()
-        done += number
+        done += images
         if time.monotonic() - last_line > 10:
             last_line = time.monotonic()
             rate = done / (last_line - start)
             title = f"{split.name}, {protocol}: images"
             logger.info(progress_text(title, done, len(samples), rate))
-    total = total if processes == 1 else _summed(total)
-    parts, number = split.labels.parts, len(split.labels.classes)
-    return metrics.joined(total, parts, number) if parts else total
+    total = total if processes == 1 else jax.tree.map(_summed, total)
+    if parts:
+        total = total._replace(confusion=metrics.joined(total.confusion, parts, number))
+    return total
 
 
 def _summed(counts: np.ndarray) -> np.ndarray:
@@ -140,30 +157,36 @@ def _shown(value: str | Sequence[int]) -> str:
     return value if isinstance(value, str) else "x".join(map(str, value))
 
 
-class _Protocol(NamedTuple):
-    put: Callable[[dict], Any]  # a host batch → what lies on the devices
-    count: Callable[[dict, Any], np.ndarray]  # variables, that → confusion matrix
+@lru_cache(maxsize=8)
+def _tally(calibrated: bool, parts: tuple[int, ...]) -> Tally:
+    """What is counted of labels and probabilities; the same function at every call."""
+
+    def tally(label: jax.Array, p: jax.Array) -> Counts:
+        found = metrics.count_reliability(label, p, parts) if calibrated else None
+        return Counts(metrics.count_confusion(label, p), found)
+
+    return tally
 
 
 @lru_cache(maxsize=8)
-def _at_network_size(model: DeepLab, flip: bool, parallel: Parallel) -> _Protocol:
-    step = parallel.compile(make_eval_step(model=model, flip=flip, axis_name=parallel.axis_name))
+def _at_network_size(model: DeepLab, flip: bool, parallel: Parallel, tally: Tally) -> Protocol:
+    step = parallel.compile(
+        make_eval_step(model=model, flip=flip, tally=tally, axis_name=parallel.axis_name))
 
     def put(batch: dict) -> dict:
         return parallel.shard({key: batch[key] for key in ("image", "label", "valid")})
 
-    def count(variables: dict, arrays: dict) -> np.ndarray:
-        return np.asarray(parallel.unreplicate(step(variables, arrays)))
+    def count(variables: dict, arrays: dict) -> Counts:
+        return jax.tree.map(np.asarray, parallel.unreplicate(step(variables, arrays)))
 
-    return _Protocol(put, count)
+    return Protocol(put, count)
 
 
 @lru_cache(maxsize=8)
-def _at_label_size(model: DeepLab, flip: bool, parallel: Parallel) -> _Protocol:
+def _at_label_size(model: DeepLab, flip: bool, parallel: Parallel, tally: Tally) -> Protocol:
     """In windows of the network's size: two programs, in place of one per label size."""
     see = parallel.compile(make_logits_step(model=model, flip=flip))
-    add = parallel.compile(
-        make_window_step(num_classes=model.num_classes, axis_name=parallel.axis_name))
+    add = parallel.compile(make_window_step(tally=tally, axis_name=parallel.axis_name))
     dtype = np.promote_types(model.dtype, np.float32)
 
     def put(batch: dict) -> tuple[dict, list[tuple[dict, Window]]]:
@@ -173,12 +196,12 @@ def _at_label_size(model: DeepLab, flip: bool, parallel: Parallel) -> _Protocol:
         ]
         return parallel.shard({"image": batch["image"]}), windows
 
-    def count(variables: dict, arrays: tuple[dict, list[tuple[dict, Window]]]) -> np.ndarray:
+    def count(variables: dict, arrays: tuple[dict, list[tuple[dict, Window]]]) -> Counts:
         image, windows = arrays
         maps = see(variables, image)
-        return sum(np.asarray(parallel.unreplicate(add(maps, *one))) for one in windows)
+        return added(parallel.unreplicate(add(maps, *one)) for one in windows)
 
-    return _Protocol(put, count)
+    return Protocol(put, count)
 
 
 _COUNTED_AT = {"network": _at_network_size, "full": _at_label_size}
@@ -332,24 +355,27 @@ def read_otherwise(meta: dict, rows: Rows) -> list[str]:
     ]
 
 
-def with_sums(counts: Mapping[str, np.ndarray], rows: Rows) -> dict[str, dict]:
-    """`metrics.named_scores` of every row. counts: confusion matrices of the rows without parts."""
-    return {
-        name: metrics.named_scores(
-            np.sum([counts[part] for part in rows.parts.get(name, (name,))], axis=0),
-            split.labels.classes,
-        )
-        for name, split in rows.splits.items()
-    }
+def with_sums(counts: Mapping[str, Counts], rows: Rows) -> dict[str, dict]:
+    """`metrics.named_scores` of every row, with `metrics.calibration` where that was counted.
+
+    counts: of the rows without parts.
+    """
+    results = {}
+    for name, split in rows.splits.items():
+        total = added(counts[part] for part in rows.parts.get(name, (name,)))
+        scores = metrics.named_scores(total.confusion, split.labels.classes)
+        found = total.reliability
+        results[name] = scores | ({} if found is None else metrics.calibration(found))
+    return results
 
 
 def means(results: Mapping[str, Mapping[str, Mapping]], in_mean: Sequence[str]) -> dict[str, dict]:
-    """Means of each mIoU over the domains, by column, of {row: {column: scores}}."""
+    """Means of each mIoU and "ece" over the domains, by column, of {row: {column: scores}}."""
     columns = results[in_mean[0]]
     return {
         column: {
             key: float(np.mean([results[name][column][key] for name in in_mean]))
-            for key in ("miou", "miou_13") if key in columns[column]
+            for key in ("miou", "miou_13", "ece") if key in columns[column]
         }
         for column in columns
     }

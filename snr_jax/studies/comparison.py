@@ -1,5 +1,6 @@
 """What the report shows of runs: scores, curves and predictions, read from their folders."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
@@ -204,9 +205,30 @@ def compare(
             }
             for title, chart in curves.items()
         },
+        "calibration": _calibration(folders, list(roles)[-1], split),
         "images": _pictures(folders, target, num_pictures, interrupt),
         "known": target.labels.classes,
     }
+
+
+def _calibration(folders: Folders, role: str, split: str) -> dict[str, dict]:
+    """{"ece", "reliability"} of the runs whose last network was evaluated as it was validated.
+
+    From what `snr_jax.evaluate` has left in the first run's folder under each name; role: source
+    or target.
+    """
+    found = {}
+    for name, (folder, *_) in folders.items():
+        try:
+            last = checkpoints.find(folder)
+            validated = last.meta["scores"][split]["settings"]
+            path = folder / "evaluation" / last.name / role / "evaluation.json"
+            results = json.loads(path.read_text(encoding="utf-8"))["results"]
+            same = [scores for scores in results.values() if scores["settings"] == validated]
+            found[name] = {key: same[0][key] for key in ("ece", "reliability")}
+        except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError):
+            continue  # it has not been evaluated so, or by an older version
+    return found
 
 
 def _last_scores(folder: Path, scalars: Mapping[str, Curve], split: str) -> dict:

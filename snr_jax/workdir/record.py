@@ -34,6 +34,7 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.files import write_text
 from snr_jax.core.models.create import resolve_dtype
 from snr_jax.core.optim import poly_schedule
+from snr_jax.core.tiles import Averaging
 from snr_jax.data import domains
 from snr_jax.data.identity import checksum, exchanged, identity, is_known, meaning
 from snr_jax.data.splits import Split
@@ -147,12 +148,21 @@ def _identity(split: Split, labels: bool) -> dict:
     return identity(split.samples, labels=labels)
 
 
-def evaluation_settings(split: Split, *, protocol: str, flip: bool, dtype: str) -> dict:
-    """What a score depends on besides the network. Scores of other settings are not compared."""
+def evaluation_settings(
+    split: Split, *, protocol: str, flip: bool, dtype: str, averaging: Averaging | None = None
+) -> dict:
+    """What a score depends on besides the network. Scores of other settings are not compared.
+
+    Tiles of the labels' own size are of the image's own: "size" is "own" then.
+    """
+    tile, overlap, scales = averaging or Averaging()
     return {
         "domain": split.domain.spec, "split": split.split, **identity(split.samples),
-        "size": list(split.size), "classes": len(split.labels.classes),
+        "size": "own" if tile and protocol == "full" else list(split.size),
+        "classes": len(split.labels.classes),
         "protocol": protocol, "flip": flip, "dtype": dtype,
+        **({"tile": list(tile), "overlap": overlap} if tile else {}),
+        **({"scales": list(scales)} if scales != Averaging().scales else {}),
         # The name of a known set says what its numbers mean, the count which classes they are.
         **({} if is_known(split.labels) else {"meaning": checksum(meaning(split.labels))}),
     }

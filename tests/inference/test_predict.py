@@ -257,7 +257,7 @@ def test_images_of_many_sizes_are_compiled_once(checkpoint):
     compiled = []
     for height, width in ((20, 30), (41, 77), (300, 1100)):
         tiles.segment(net, Image.new("RGB", (width, height)), size=(33, 65))
-        programs = net.cache_info().misses, tiles._add._cache_size()
+        programs = net.cache_info().misses, tiles.add_share._cache_size()
         compiled.append((*programs, tiles._decide._cache_size()))
     assert compiled[0] == compiled[1] == compiled[2]
 

@@ -11,6 +11,7 @@ from PIL import Image
 from scripts import crosscity
 from snr_jax.core import labels, metrics
 from snr_jax.core.labels import class_names
+from snr_jax.core.metrics import Counts
 from snr_jax.runs import evaluation
 from snr_jax.studies.crosscity import table as cities_table
 from snr_jax.workdir import checkpoints
@@ -173,7 +174,8 @@ def test_domains_in_one_command(trained, sets, command, tmp_path):
         assert [name, *shown] in table
     assert ["domain", "network", "network", "(13)"] in table
     drawn = {path.name for path in tmp_path.glob("*.png")}
-    assert drawn == {f"predictions_{name}.png" for name in rows if name != "acdc"}
+    assert drawn == {f"predictions_{name}.png" for name in rows if name != "acdc"} | {
+        "reliability.png"}
     # The final network scores as at the end of its training.
     then = final(trained("synthia_dg"))["scores"]["cityscapes"]
     assert rows["cityscapes"]["network"]["miou"] == pytest.approx(then["miou"])
@@ -189,7 +191,8 @@ def test_sums_are_of_pixels_not_of_scores(sets):
     rng = np.random.default_rng(0)
     counts = {name: rng.integers(0, 9**number, (19, 19))
               for number, name in enumerate(rows.parts["acdc"], 1)}
-    results = evaluation.with_sums(counts, rows)
+    confusions = {name: Counts(each, None) for name, each in counts.items()}
+    results = evaluation.with_sums(confusions, rows)
     assert results["acdc"]["miou"] == metrics.named_scores(sum(counts.values()))["miou"]
     parts = [results[name]["miou"] for name in counts]
     assert parts == [metrics.named_scores(count)["miou"] for count in counts.values()]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from snr_jax.core import metrics
 from snr_jax.core.labels import class_names
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.state import initial_variables
@@ -283,11 +284,16 @@ def test_two_processes_count_every_image_once(tmp_path, monkeypatch):
             one.kill()
     assert [one.returncode for one in both] == [0, 0], errors
     first, second = (np.load(tmp_path / f"{i}.npz") for i in range(2))
-    for protocol in ("network", "full"):
-        found, alone = first[protocol], counting.count(str(root), protocol)
+    for protocol in counting.WAYS:
+        counts = counting.count(str(root), protocol)
+        found, alone = first[protocol], counts.confusion
         np.testing.assert_array_equal(found, second[protocol])
         np.testing.assert_array_equal(found.sum(1), alone.sum(1))  # pixels by label
         assert np.abs(found - alone).sum() <= 10  # ties that rounding decides
+    np.testing.assert_array_equal(first["reliability"], second["reliability"])
+    assert first["reliability"][:, 0].sum() == first["tiles"].sum()
+    both = [metrics.calibration(each)["ece"] for each in (first["reliability"], counts.reliability)]
+    assert both[0] == pytest.approx(both[1], abs=1e-4)
 
 
 def test_sixteen_classes_are_scored_on_thirteen_too(configured, command, tmp_path):

@@ -51,7 +51,7 @@ def test_counts_are_those_of_a_program_for_each_size(split, flip, compiled):
     on_devices = parallel.replicate(variables(model))
     compiled.clear()
     found = evaluation.count(model, on_devices, split, parallel=parallel, batch_size=2,
-                             protocol="full", flip=flip)
+                             protocol="full", flip=flip).confusion
     assert len(compiled) == 2  # the network, and a window of labels of any size
     step = jax.jit(make_eval_step(model=model, flip=flip))
     batches = eval_batches(

@@ -9,6 +9,7 @@ import pytest
 from snr_jax.core.errors import UserError
 from snr_jax.report.html import render
 from snr_jax.studies.comparison import compare, group_by_seed, rows, setting
+from snr_jax.workdir import checkpoints
 from tests.commands import PATTERN
 
 
@@ -187,3 +188,30 @@ def test_runs_on_other_data_under_one_name_are_no_page(
     (other / "run.json").write_text(json.dumps(there))
     error = refused("compare", generalised.workdir, other, "--out", tmp_path / "page.html")
     assert words in error and "of other data under one name" in error
+
+
+def test_the_page_shows_the_calibration_of_runs_that_were_evaluated(
+    generalised, adapted, train_flags, command, tmp_path
+):
+    """Of the same settings as the validation; another score of the same run is none of it."""
+    one = copy(generalised, tmp_path / "one")
+    path = one / "evaluation" / "final" / "target" / "evaluation.json"
+    path.parent.mkdir(parents=True)
+    settings = checkpoints.find(one).meta["scores"]["cityscapes"]["settings"]
+    bins = {"pixels": [0] * 14 + [8], "accuracy": [None] * 14 + [0.5],
+            "confidence": [None] * 14 + [0.95]}
+    scores = {
+        "network": {"settings": settings, "ece": 0.456, "reliability": bins},
+        "network+flip": {"settings": {**settings, "flip": True}, "ece": 0.123, "reliability": bins},
+    }
+    path.write_text(json.dumps({"results": scores}))
+    folders = {"evaluated": [one], "not": [adapted.workdir]}
+    found = compare(folders, num_pictures=0)
+    assert found["calibration"] == {"evaluated": {"ece": 0.456, "reliability": bins}}
+    page = render(title="page", **found)
+    assert "Calibration" in page and "<td>45.6</td>" in page and "12.3" not in page
+    scores["network"]["settings"] = {**settings, "step": 1}
+    for text in (json.dumps({"results": scores}), "{}", "no JSON"):
+        path.write_text(text)
+        assert compare(folders, num_pictures=0)["calibration"] == {}
+    assert "Calibration" not in render(title="page", **compare(folders, num_pictures=0))
