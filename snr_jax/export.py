@@ -162,7 +162,8 @@ def _report(verdict: verification.Verdict, files: list[Path], suffix: str) -> No
     runtime = "onnxruntime" if suffix == ".onnx" else "jax.export"
     labels = (f"all of {verdict.pixels} labels are equal" if not verdict.unequal else
               f"{verdict.unequal} of {verdict.pixels} labels differ, where two classes tie")
-    logits = "" if verdict.logits is None else f"logits within {verdict.logits:.1e}, "
+    logits = "" if verdict.logits is None else (
+        f"logits of up to {verdict.largest:.1f} within {verdict.logits:.1e}, ")
     print(f"as in JAX: {labels}, {logits}confidence within {verdict.confidence:.1e}")
     print(f"an image on this CPU: {runtime} {verdict.milliseconds:.0f} ms, "
           f"JAX {verdict.milliseconds_in_jax:.0f} ms; {files[0].stat().st_size / 1e6:.1f} MB")

@@ -30,6 +30,7 @@ class Verdict(NamedTuple):
     unequal: int  # labels, where the two likeliest classes differ by no more than the rounding
     confidence: float
     logits: float | None  # None: the file does not give them
+    largest: float  # logit
     milliseconds: float  # for the first of the images
     milliseconds_in_jax: float
 
@@ -80,19 +81,20 @@ def verify(run: Run, reference: Run, images: Sequence[np.ndarray]) -> Verdict:
     for done, one in enumerate((run, reference), start=len(images) + 1):
         times.append(_milliseconds(one, images[0]))
         show(done, steps)
-    pixels, unequal, confidence, logits = zip(*found, strict=True)
-    greatest = None if None in logits else max(logits)
-    return Verdict(sum(pixels), sum(unequal), max(confidence), greatest, *times)
+    pixels, unequal, confidence, logits, largest = zip(*found, strict=True)
+    by_logits = None if None in logits else max(logits)
+    return Verdict(sum(pixels), sum(unequal), max(confidence), by_logits, max(largest), *times)
 
 
-def _compare(got: Outputs, want: Outputs) -> tuple[int, int, float, float | None]:
-    """Pixels, unequal labels, and the largest differences of confidence and of logits."""
+def _compare(got: Outputs, want: Outputs) -> tuple[int, int, float, float | None, float]:
+    """Pixels, unequal labels, the differences of confidence and of logits, the largest logit."""
     for name, value in got.items():
         if (value.shape, value.dtype) != (want[name].shape, want[name].dtype):
             raise _refusal(f"{name} are {value.dtype} {list(value.shape)} and not "
                            f"{want[name].dtype} {list(want[name].shape)}")
     logits = want["logits"]
-    tolerance = TOLERANCE * max(1.0, float(np.abs(logits).max()))
+    largest = float(np.abs(logits).max())
+    tolerance = TOLERANCE * max(1.0, largest)
     differences = {name: float(np.abs(got[name] - want[name]).max())
                    for name in ("logits", "confidence") if name in got}
     for name, difference in differences.items():
@@ -102,7 +104,8 @@ def _compare(got: Outputs, want: Outputs) -> tuple[int, int, float, float | None
     unequal = got["labels"] != want["labels"]
     if wrong := int((unequal & (first - second > 2 * tolerance)).sum()):
         raise _refusal(f"{wrong} of {unequal.size} labels differ")
-    return unequal.size, int(unequal.sum()), differences["confidence"], differences.get("logits")
+    return (unequal.size, int(unequal.sum()), differences["confidence"], differences.get("logits"),
+            largest)
 
 
 def _refusal(what: str) -> UserError:
