@@ -38,14 +38,14 @@ from snr_jax.config.keys import SIDES
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import user_path, write_text
 from snr_jax.core.labels import Classes
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.deeplab import LEAST, DeepLab, architecture
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.tiles import Averaging
 from snr_jax.data.faults.look import look
 from snr_jax.data.samples import Domain
 from snr_jax.data.splits import open_split
 from snr_jax.inference.photos import write_png
-from snr_jax.inference.views import LEAST, OWN, create_view
+from snr_jax.inference.views import OWN, create_view
 from snr_jax.report.pictures import panel
 from snr_jax.report.reliability import reliability_picture
 from snr_jax.report.tables import class_table, domain_table, percent

@@ -21,11 +21,11 @@ LAYERS = (
     ("config", "process"),
     ("workdir",),
     ("runs",),
-    ("inference", "studies", "parity"),
+    ("inference", "studies", "parity", "portable"),
 )
 # The one room in which a foreign library is imported.
 PLACES = {"orbax": "workdir", "tensorflow": "data", "clu": "workdir", "torch": "weights",
-          "safetensors": "weights"}
+          "safetensors": "weights", "onnx": "portable", "onnxruntime": "portable"}
 ABSENT = ["tensorflow", "tensorflow_datasets", "clu", "ml_collections", "torch"]
 
 

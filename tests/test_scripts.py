@@ -16,6 +16,7 @@ MODULES = {  # command → what its help must speak of
     "snr_jax.evaluate": ["--config", "--checkpoint", "--protocol", "<network|full|both>", "--flip"],
     "snr_jax.predict": ["--checkpoint", "--images", "--out", "--[no]confidence", "_labelIds.png"],
     "snr_jax.doctor": ["--domain", "--dir", "--split"],
+    "snr_jax.export": ["--checkpoint", "--out", "MODEL.stablehlo", "--[no]dynamic", "--[no]uint8"],
     "snr_jax.compare": ["RUN", "--out", "--title", "--pictures", "--[no]features"],
 }
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from snr_jax.core.errors import UserError
+from snr_jax.core.models.deeplab import LEAST
 
 PUBLISHED_SIZE = (512, 1024)  # at which the published Cityscapes numbers are scored
-LEAST = 33  # pixels a side that the network sees
 OWN = "own"
 Size = tuple[int, int]  # height, width in pixels
 
@@ -47,7 +47,7 @@ def create_view(
     what stands before the names of these in messages. Raises UserError for what cannot be.
     """
     if tile is not None:
-        tile = _pixels(f"{mark}tile", tile)
+        tile = pixels(f"{mark}tile", tile)
         overlap = min(tile) // 8 if overlap is None else overlap
         if not 0 <= overlap <= min(tile) // 2:
             raise UserError(f"{mark}overlap is {overlap}; expected 0 to {min(tile) // 2}, half of "
@@ -58,7 +58,7 @@ def create_view(
     if isinstance(size, str) and size == OWN:
         size = None
     elif size is not None:
-        size = _pixels(f"{mark}size", size, f", or {OWN}")
+        size = pixels(f"{mark}size", size, f", or {OWN}")
     elif tile is None:
         size, why = _default_size(meta)
     return View(size, tile, overlap or 0, flip, why)
@@ -70,7 +70,8 @@ def _default_size(meta: Mapping) -> tuple[Size, str]:
     return PUBLISHED_SIZE, "as the published numbers are scored (the checkpoint records no size)"
 
 
-def _pixels(name: str, value: Any, other: str = "") -> Size:
+def pixels(name: str, value: Any, other: str = "") -> Size:
+    """Height and width, of two numbers or words. Raises UserError, with `name`, for others."""
     try:
         height, width = (int(v) if isinstance(v, str) else operator.index(v) for v in value)
         if min(height, width) < LEAST:

@@ -21,6 +21,7 @@ from snr_jax.core.models.snr import SNR, RestitutionHead, SNRFeatures
 
 NORM_RESTITUTIONS = ("none", "in", "snr")
 HEAD_DILATIONS = (6, 12, 18, 24)
+LEAST = 33  # pixels a side of what it is made to see
 
 
 class Output(NamedTuple):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.export import is_symbolic_dim
 from jax.nn.initializers import Initializer
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -147,8 +148,12 @@ def max_pool(x: jax.Array) -> jax.Array:
     """3x3 max pool, stride 2, padding 1, ceil mode: the maximum of nine strided slices.
 
     x [N,H,W,C] → [N, H//2 + 1, W//2 + 1, C]: ceil mode pads the far side of an even size twice.
+    Of symbolic sizes (`jax.export`) it is a window: whether slices are equally long is not known.
     """
-
+    if any(map(is_symbolic_dim, x.shape[1:3])):
+        # The second row of padding, which an odd size does not have, would not be read there.
+        window, strides, padding = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 2), (1, 2), (0, 0))
+        return lax.reduce_window(x, -np.inf, lax.max, window, strides, padding)
     (out_h, out_w), (pad_h, pad_w) = zip(*((n // 2 + 1, 2 - n % 2) for n in x.shape[1:3]))
     low = jnp.array(-jnp.inf, x.dtype)
     x = lax.pad(x, low, ((0, 0, 0), (1, pad_h, 0), (1, pad_w, 0), (0, 0, 0)))
@@ -163,12 +168,14 @@ def interpolation(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lower index, upper index, weight of the upper, for align_corners=True.
 
-    Coordinates are computed in the dtype of the data, as PyTorch does.
+    Coordinates are computed in the dtype of the data, as PyTorch does. Of symbolic sizes
+    (`jax.export`) they are computed where the program runs.
     """
-    scale = dtype.type(size_in - 1) / dtype.type(max(size_out - 1, 1))
-    source = scale * np.arange(size_out, dtype=dtype)
-    low = np.minimum(source.astype(np.int32), size_in - 1)
-    high = np.minimum(low + 1, size_in - 1)
+    xp = jnp if is_symbolic_dim(size_in) or is_symbolic_dim(size_out) else np
+    last, steps = xp.asarray(size_in - 1, np.int32), xp.asarray(max(size_out - 1, 1), dtype)
+    source = last.astype(dtype) / steps * xp.arange(size_out, dtype=dtype)
+    low = xp.minimum(source.astype(np.int32), last)
+    high = xp.minimum(low + 1, last)
     return low, high, (source - low).astype(dtype)
 
 
