@@ -1,15 +1,19 @@
 """Image and label files to tensors, in TensorFlow; the arithmetic follows Pillow's.
 
-TensorFlow serves tf.data alone: importing this module (or calling `import_tensorflow`) before
-anything else that needs it starts it quietly and without the GPUs, which belong to JAX.
+TensorFlow serves tf.data alone. The first use of `tf` (or a call of `import_tensorflow`) starts it
+quietly and without the GPUs, which belong to JAX; it has to come before any other import of it.
 """
+
+from __future__ import annotations  # what they name would start TensorFlow
 
 import contextlib
 import ctypes
+import functools
 import io
 import os
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,6 +22,7 @@ from snr_jax.core.labels import IGNORE, UNKNOWN, Color
 from snr_jax.data.samples import Labels
 
 
+@functools.cache
 def import_tensorflow() -> ModuleType:
     """The tensorflow module, with errors alone in its log, and without GPUs.
 
@@ -46,7 +51,15 @@ def keep_freed_memory() -> None:
         c_library.mallopt(trim_threshold, 2**29)
 
 
-tf = import_tensorflow()
+class _OnFirstUse(ModuleType):
+    """TensorFlow: seconds to import, and absent where no data are read."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = self.__dict__[name] = getattr(import_tensorflow(), name)
+        return value
+
+
+tf = _OnFirstUse("tensorflow")
 
 # The bytes of a PNG file: signature 0-7, length and "IHDR" 8-15, width 16-19, height 20-23,
 # bit depth 24, colour type 25, three more, then the header's CRC 29-32.
@@ -56,8 +69,8 @@ IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF")
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow calls a file a decompression bomb
 # CRC(header as gray) xor CRC(header as palette): a CRC is linear, so neither size nor depth matter.
 _CRC_CHANGE = [0x12, 0xB5, 0xAF, 0xEE]
-Size = Sequence[int] | tf.Tensor  # height, width
-Flag = bool | tf.Tensor
+Size = "Sequence[int] | tf.Tensor"  # height, width
+Flag = "bool | tf.Tensor"
 _BYTES = [bytes([i]) for i in range(256)]
 
 
@@ -209,7 +222,7 @@ def resize_label(label: tf.Tensor, size: Size, mirror: Flag = False) -> tf.Tenso
     return tf.gather(tf.gather(label, rows), columns, axis=1)
 
 
-def _nearest(length: tf.Tensor, new_length: "int | tf.Tensor") -> tf.Tensor:
+def _nearest(length: tf.Tensor, new_length: int | tf.Tensor) -> tf.Tensor:
     # Pillow adds up the step in float64 instead of multiplying. That decides where a pixel's centre
     # falls on a border: from 2048 to 1280 columns exact arithmetic differs in 133 of them.
     step = tf.cast(length, tf.float64) / tf.cast(new_length, tf.float64)

@@ -4,6 +4,8 @@ The order of the samples and every random number are functions of (seed, positio
 stream), so a stream can be opened at any step and needs no saved state.
 """
 
+from __future__ import annotations  # what they name would start TensorFlow
+
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +29,7 @@ CROP_TRIES = 10  # for a crop that holds the class that an image was drawn for
 
 T = TypeVar("T")
 # "image" uint8 [H,W,3] and, where there is one, "label" uint8 [H,W]; "extent" int32 [2]
-Arrays = dict[str, tf.Tensor]
+Arrays = "dict[str, tf.Tensor]"
 
 
 def sample_at(position: int, num_samples: int, seed: int) -> int:

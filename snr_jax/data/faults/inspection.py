@@ -3,6 +3,8 @@
 tf.data's errors do not say which file they are about: whoever meets one asks here.
 """
 
+from __future__ import annotations  # what they name would start TensorFlow
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple

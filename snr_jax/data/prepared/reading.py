@@ -11,6 +11,8 @@ size, which has to reach the largest of them.
     label_mirrored   the same of the mirrored label: mirroring comes before the nearest resize
 """
 
+from __future__ import annotations  # what they name would start TensorFlow
+
 import json
 import math
 import os
@@ -40,6 +42,7 @@ REMEDY = (
 
 def tfds() -> ModuleType:
     """tensorflow_datasets: slow to import, and needed for prepared data alone."""
+    decode.import_tensorflow()  # quietly, before it does
     import tensorflow_datasets
 
     return tensorflow_datasets
