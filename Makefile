@@ -52,8 +52,8 @@ $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/.runs: $(VENV)/.venv pyproject.toml requirements.txt constraints.txt
-	$(PIP) -e .
+$(VENV)/.runs: $(VENV)/.venv pyproject.toml requirements-base.txt requirements.txt constraints.txt
+	$(PIP) -e '.[train]'
 	touch $@
 
 $(VENV)/.tests: $(VENV)/.runs requirements-dev.txt
