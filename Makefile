@@ -5,6 +5,7 @@
 # make docs    docs/configuration.md from the table of keys
 # make parity  the full-size comparison with PyTorch
 # make check-hlo   what the full-size steps become on an H200, compiled without one
+# make check-install   the wheel in new environments of Python 3.11, 3.12 and 3.13
 # make bench-step  a training step against PyTorch's, timed on this machine
 VENV ?= .venv
 PYTHON ?= python3
@@ -15,7 +16,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # XLA uses half of AVX-512 unless told: a step of ResNet-101 took 2 to 8 % less.
 demo study bench-step: export XLA_FLAGS ?= --xla_cpu_prefer_vector_width=512
 
-.PHONY: demo install test lint study docs parity check-hlo bench-step clean
+.PHONY: demo install test lint study docs parity check-hlo check-install bench-step clean
 
 demo: $(VENV)/.runs
 	$(RUN) scripts/demo.py --out runs/demo
@@ -40,6 +41,9 @@ parity: $(VENV)/.tests
 
 check-hlo: $(VENV)/aot/.done
 	PYTHONPATH=$(VENV)/aot $(RUN) scripts/check_hlo.py
+
+check-install: $(VENV)/.runs
+	$(RUN) scripts/check_install.py
 
 bench-step: $(VENV)/.tests
 	$(RUN) scripts/bench_step.py --out runs/bench_step.json

@@ -34,6 +34,7 @@ from snr_jax.core.files import user_path, write_text
 from snr_jax.core.labels import Classes
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.parallel import create_parallel
+from snr_jax.data.decode import import_tensorflow
 from snr_jax.data.faults.look import look
 from snr_jax.data.samples import Domain
 from snr_jax.data.splits import open_split
@@ -89,6 +90,7 @@ flags.DEFINE_integer(
 
 def command(args: flags.FlagValues) -> None:
     config = cli.require(args, "config", "--config configs/gta5_dg.py")
+    import_tensorflow()
     where = cli.require(args, "checkpoint", "--checkpoint runs/gta5_dg")
     checks.check(config)
     cli.use_compilation_cache(args)
