@@ -14,7 +14,7 @@ has published day → dusk, and "full" has no measured score yet.
 
 from ml_collections import ConfigDict
 
-from configs import default, toy_dg
+from snr_jax.configs import default, toy_dg
 
 FULL = ("full",)
 

@@ -12,7 +12,7 @@ camvid_dg.py:full in 5,000 steps, on a GPU.
 
 from ml_collections import ConfigDict
 
-from configs import camvid_dg, default
+from snr_jax.configs import camvid_dg, default
 
 
 def get_config(argument: str = "standard") -> ConfigDict:

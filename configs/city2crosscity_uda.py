@@ -14,7 +14,7 @@ There is no published number with SNR.
 
 from ml_collections import ConfigDict
 
-from configs import city_dg13, default
+from snr_jax.configs import city_dg13, default
 from snr_jax.data.domains import CITIES
 
 

@@ -13,7 +13,7 @@ published number with SNR.
 
 from ml_collections import ConfigDict
 
-from configs import default
+from snr_jax.configs import default
 from snr_jax.data.domains import CITIES
 
 

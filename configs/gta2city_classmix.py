@@ -11,7 +11,7 @@ released model, 53.7 at its best. With SNR, the default here: not known, nobody 
 
 from ml_collections import ConfigDict
 
-from configs import default
+from snr_jax.configs import default
 
 
 def get_config(recipe: str = "paper") -> ConfigDict:

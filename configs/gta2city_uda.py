@@ -13,7 +13,7 @@ iw_maxsquare_multi 46.4 (MaxSquareLoss).
 
 from ml_collections import ConfigDict
 
-from configs import default
+from snr_jax.configs import default
 
 
 def get_config(argument: str = "paper") -> ConfigDict:

@@ -9,7 +9,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import default
+from snr_jax.configs import default
 
 
 def get_config(recipe: str = "paper") -> ConfigDict:

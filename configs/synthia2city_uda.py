@@ -13,7 +13,7 @@ third-party summary that does not say of how many classes). Without SNR, of 16 c
 
 from ml_collections import ConfigDict
 
-from configs import default, synthia_dg
+from snr_jax.configs import default, synthia_dg
 
 
 def get_config(argument: str = "paper") -> ConfigDict:

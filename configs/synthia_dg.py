@@ -11,7 +11,7 @@ which does not state the number of classes; 16 by its baseline).
 
 from ml_collections import ConfigDict
 
-from configs import default
+from snr_jax.configs import default
 
 
 def get_config(recipe: str = "paper") -> ConfigDict:

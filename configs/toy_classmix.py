@@ -6,7 +6,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import default, toy_uda
+from snr_jax.configs import default, toy_uda
 
 
 def get_config(recipe: str = "standard") -> ConfigDict:

@@ -6,7 +6,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import default
+from snr_jax.configs import default
 
 NUM_TRAIN, NUM_VAL = 300, 60  # images per domain that the demo and the study draw
 

@@ -9,7 +9,7 @@ iw_maxsquare_multi, minent, iw_entropy, hard.
 
 from ml_collections import ConfigDict
 
-from configs import default, toy_dg
+from snr_jax.configs import default, toy_dg
 
 
 def get_config(argument: str = "standard") -> ConfigDict:

@@ -31,8 +31,8 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs import default
 from snr_jax import cli
+from snr_jax.configs import default
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.create import ATROUS
 from snr_jax.parity.compare import (

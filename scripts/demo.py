@@ -41,7 +41,7 @@ def _demo(out: Path, style: str, stop: Stop) -> None:
     import jax
     from PIL import Image
 
-    from configs import toy_classmix, toy_dg, toy_uda
+    from snr_jax.configs import toy_classmix, toy_dg, toy_uda
     from snr_jax.core.files import refuse_pattern, write_text
     from snr_jax.core.progress import format_duration
     from snr_jax.report import tables

@@ -169,7 +169,7 @@ def _toys(
     args: flags.FlagValues, out: Path, styles: Sequence[str], variants: Mapping, stop: Stop
 ) -> "Benchmark":
     """The drawings in OUT/data, and the configurations."""
-    from configs import toy_classmix, toy_dg, toy_uda
+    from snr_jax.configs import toy_classmix, toy_dg, toy_uda
     from snr_jax.studies.toys import draw_data, target_keys
 
     draw_data(out / "data", styles, toy_dg.NUM_TRAIN, toy_dg.NUM_VAL, content=args.content,
@@ -186,7 +186,7 @@ def _photos(
     args: flags.FlagValues, out: Path, targets: Sequence[str], variants: Mapping, stop: Stop
 ) -> "Benchmark":
     """The configurations of CamVid for one of the benchmarks with photographs."""
-    from configs import camvid_classmix, camvid_dg, camvid_uda, toy_dg
+    from snr_jax.configs import camvid_classmix, camvid_dg, camvid_uda, toy_dg
     from snr_jax.studies import toys
 
     modules = {"dg": camvid_dg, "uda": camvid_uda, "classmix": camvid_classmix}

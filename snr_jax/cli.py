@@ -31,6 +31,14 @@ _OF_THE_SYSTEM = (
     errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP,
 )
 
+# What an installation may be without: what for, what brings it, the packages.
+_EXTRAS = (
+    ("reading data sets and training", "pip install 'snr_jax[train]'",
+     ("tensorflow", "tensorflow_datasets", "clu", "tensorboard", "sklearn", "threadpoolctl")),
+    ("this export", "pip install 'snr_jax[export]'", ("onnx", "onnxruntime")),
+    ("reading PyTorch files", "pip install torch safetensors", ("torch", "safetensors")),
+)
+
 
 class Experiment(NamedTuple):
     """The value of --config. name: of the file, without folder and .py."""
@@ -62,7 +70,8 @@ def define_config(flag_values: flags.FlagValues) -> None:
     """The flag --config FILE.py[:RECIPE], with --config.KEY=VALUE for every key of it."""
     define_path(
         "config", None, "The experiment's file, as configs/gta5_dg.py or "
-        "configs/gta5_dg.py:release. --config.KEY=VALUE sets one of its keys.",
+        "configs/gta5_dg.py:release, or one of the package by its name from any folder, as "
+        "gta5_dg. --config.KEY=VALUE sets one of its keys.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
@@ -206,6 +215,12 @@ def _answered(command: Callable[[], int | None]) -> int:
             return command() or 0
     except UserError as error:
         return _refuse(str(error))
+    except ModuleNotFoundError as error:
+        absent = (error.name or "").partition(".")[0]
+        for what, remedy, packages in _EXTRAS:
+            if absent in packages:
+                return _refuse(f"{what} needs {absent}: {remedy}")
+        raise
     except OSError as error:
         if error.errno not in _OF_THE_SYSTEM:
             raise

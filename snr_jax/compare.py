@@ -20,6 +20,7 @@ from absl import flags
 from snr_jax import cli
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import write_text
+from snr_jax.data.decode import import_tensorflow
 from snr_jax.report import style, tables
 from snr_jax.report.html import render
 from snr_jax.report.published import HEADER, beside, cells, published, scored_unlike
@@ -43,6 +44,7 @@ def command(args: flags.FlagValues, *runs: str) -> None:
     out = Path(args.out)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; expected a file, as {out / 'report.html'}")
+    import_tensorflow()
     folders = group_by_seed([Path(run) for run in runs])
     title = _common_setting([folder for group in folders.values() for folder in group])
     scored = rows(folders)

@@ -170,6 +170,7 @@ def command(args: flags.FlagValues) -> int:
         if args[flag].value and Path(args[flag].value).is_dir():
             raise UserError(f"--{flag} {args[flag].value} is a folder; expected a file")
     name, chosen, classes = _chosen(args)
+    decode.import_tensorflow()  # no file is to blame where it is absent
     surveys, kept = {}, {}
     for role, place in chosen.items():
         title = f"{role}: {place.name}/{place.split}"

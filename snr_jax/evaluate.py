@@ -41,6 +41,7 @@ from snr_jax.core.labels import Classes
 from snr_jax.core.models.deeplab import LEAST, DeepLab, architecture
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.tiles import Averaging
+from snr_jax.data.decode import import_tensorflow
 from snr_jax.data.faults.look import look
 from snr_jax.data.samples import Domain
 from snr_jax.data.splits import open_split
@@ -119,6 +120,7 @@ flags.DEFINE_integer(
 
 def command(args: flags.FlagValues) -> None:
     config = cli.require(args, "config", "--config configs/gta5_dg.py")
+    import_tensorflow()
     where = cli.require(args, "checkpoint", "--checkpoint runs/gta5_dg")
     checks.check(config)
     cli.use_compilation_cache(args)

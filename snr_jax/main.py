@@ -21,6 +21,7 @@ import jax
 from absl import flags
 
 from snr_jax import cli
+from snr_jax.data.decode import import_tensorflow
 from snr_jax.process import several, signals
 from snr_jax.runs.train import train
 
@@ -57,6 +58,7 @@ flags.DEFINE_integer(
 
 def command(args: flags.FlagValues) -> None:
     config = cli.require(args, "config", "--config configs/gta5_dg.py")
+    import_tensorflow()  # where it is absent that is said before a run is begun
     number, index = args.num_processes, args.process_id
     address = several.check(args.coordinator, number, index)
     workdir = args.workdir or f"runs/{cli.config_name(args)}"

@@ -44,8 +44,9 @@ def _size(words: Sequence[str]) -> tuple[int, int]:
 
 
 def command(args: flags.FlagValues) -> None:
+    from snr_jax.data.decode import import_tensorflow
     from snr_jax.data.domains import create_domain, is_own
-    from snr_jax.data.prepared import writing  # TensorFlow: slow, not for --help
+    from snr_jax.data.prepared import writing  # slow, not for --help
     from snr_jax.data.prepared.spread import Beam
     from snr_jax.workdir import record
 
@@ -57,6 +58,7 @@ def command(args: flags.FlagValues) -> None:
     size = _size(args["size"].value) if args["size"].value else domain.train_size
     if args.beam_options and not args.beam_runner:
         raise UserError("--beam_options needs --beam_runner, as --beam_runner DirectRunner")
+    import_tensorflow()
     beam = Beam(args.beam_runner, args.beam_options) if args.beam_runner else None
     message = f"stopped; the same command goes on in {out}"
     with signals.on_signals() as stop:

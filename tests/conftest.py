@@ -6,9 +6,9 @@ Compiling takes most of the suite's time, and tiny programs run as fast without 
 import os
 import signal
 
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-)
+from tests.fast import XLA_FLAGS
+
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # As in a job that a shell starts in the background. Processes inherit it, and some tests send

@@ -80,6 +80,31 @@ def test_a_file_may_lie_anywhere(file, tmp_path, monkeypatch):
     assert run("--config", path.name)[0].model.width == 4
 
 
+def test_a_name_is_one_of_the_package(tmp_path, monkeypatch):
+    """From any folder; a file counts before it where it is given as a path."""
+    monkeypatch.chdir(tmp_path)
+    default = run("--config", "gta5_dg")
+    assert default == run("--config", DG) and default[1] == "gta5_dg"
+    assert run("--config", "gta5_dg:release")[0].recipe == "release"
+    assert run("--config", "toy_uda:minent")[0].loss.target == "entropy"
+    for name in ("gta5_dg", "gta5_dg.py"):
+        Path(name).write_text("from snr_jax.configs import toy_dg\nget_config = toy_dg.get_config")
+    assert run("--config", "gta5_dg") == default
+    for path in ("gta5_dg.py", "./gta5_dg"):
+        assert run("--config", path)[0].model.width == 16
+
+
+@pytest.mark.parametrize("name, near", [
+    ("gta5_gd", "Did you mean gta5_dg"), ("configs/toy_dg.py", "Did you mean toy_dg"), ("zzz", ""),
+])
+def test_an_unknown_name(name, near, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["command", "--config", name], FLAGS, "A test.", lambda args: None) == 2
+    error = capsys.readouterr().err
+    assert f"there is no file {name}. {near}" in error and error.count("\n") == 1
+    assert "camvid_classmix, camvid_dg, " in error and ("Did you" in error) == bool(near)
+
+
 def test_a_configuration_is_locked():
     config, _ = run("--config", DG, "--config.seed=3")
     with pytest.raises(AttributeError):
@@ -327,11 +352,12 @@ def test_a_folder_that_may_be_listed_and_not_entered(module, data_root, tmp_path
 
 
 def test_another_package_configs(tmp_path):
-    """In the current folder, which Python puts before all others."""
+    """In the current folder, which Python puts before all others, it does no harm."""
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/__init__.py").touch()
     (tmp_path / "mine.py").write_text("from configs import gta5_dg\nget_config = None\n")
-    for file, words in {DG: "is the address", "mine.py": "finds configs in "}.items():
+    for file, words in {DG: "is the address", "gta5_dg": "is the address",
+                        "mine.py": "imported by from snr_jax.configs import default"}.items():
         process = subprocess.run(
             [sys.executable, "-m", "snr_jax.main", "--config", file, "--config.data.root=gs://x"],
             cwd=tmp_path, capture_output=True, text=True,

@@ -1,6 +1,7 @@
 """The core stands on numpy, jax, flax and optax alone, and a room imports lower rooms alone."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ LAYERS = (
     ("core",),
     ("data", "toy", "weights", "report"),
     ("config", "process"),
+    ("configs",),
     ("workdir",),
     ("runs",),
     ("inference", "studies", "parity", "portable"),
@@ -27,6 +29,9 @@ LAYERS = (
 PLACES = {"orbax": "workdir", "tensorflow": "data", "clu": "workdir", "torch": "weights",
           "safetensors": "weights", "onnx": "portable", "onnxruntime": "portable"}
 ABSENT = ["tensorflow", "tensorflow_datasets", "clu", "ml_collections", "torch"]
+# What pip brings with snr_jax[train] alone.
+OF_TRAINING = ["tensorflow", "tensorflow_datasets", "clu", "tensorboard", "sklearn",
+               "threadpoolctl", "importlib_resources"]
 
 
 def imports(path: Path) -> set[str]:
@@ -80,20 +85,25 @@ def test_every_room_has_its_layer():
     assert rooms == {room for rooms in LAYERS for room in rooms}
 
 
-def without(absent: list[str], program: str) -> subprocess.CompletedProcess:
-    """Runs a program in a process in which some packages cannot be imported."""
+def without(
+    absent: list[str], program: str, folder: Path = ROOT, path: str = ""
+) -> subprocess.CompletedProcess:
+    """Runs a program in a process in which some packages cannot be imported.
+
+    It runs in the folder, with `path` in the place of PYTHONPATH.
+    """
     program = f"""
 import importlib, sys
+from importlib.machinery import PathFinder
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {absent!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+def find(name, *more, there=PathFinder.find_spec):
+    return None if name.split(".")[0] in {absent!r} else there(name, *more)
 
-sys.meta_path.insert(0, Absent())
+PathFinder.find_spec = find
 {program}
 """
-    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True,
+                          text=True, env={**os.environ, "PYTHONPATH": path})
 
 
 def test_core_runs_where_nothing_else_is_installed():
@@ -104,6 +114,17 @@ from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import variable_shapes
 variable_shapes(DeepLab(stage_sizes=(1, 1, 1, 1), width=4))
 assert not set({ABSENT!r}) & set(sys.modules)
+""")
+    assert run.returncode == 0, run.stderr
+
+
+def test_every_module_can_be_imported_where_training_is_not_installed():
+    """So that a door can say in one line what it needs, and --help needs nothing."""
+    run = without(OF_TRAINING, """
+import pkgutil, snr_jax
+for module in pkgutil.walk_packages(snr_jax.__path__, "snr_jax."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
 """)
     assert run.returncode == 0, run.stderr
 

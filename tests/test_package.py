@@ -13,6 +13,12 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
+
+from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.state import initial_variables
+from snr_jax.workdir.checkpoints import save_variables
+from tests.test_layering import OF_TRAINING, without
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENTS = sorted(ROOT.glob("requirements*.txt"))
@@ -33,8 +39,8 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
     tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT / "snr_jax", tree / "snr_jax",
                     ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "requirements.txt", "README.md"):
-        shutil.copy(ROOT / name, tree)
+    for path in (*REQUIREMENTS, ROOT / "pyproject.toml", ROOT / "README.md"):
+        shutil.copy(path, tree)
     for name in ("report/page.html.j2", "report/published.json", "core/models/added/__init__.py"):
         (tree / "snr_jax" / name).parent.mkdir(exist_ok=True)
         (tree / "snr_jax" / name).touch()
@@ -53,14 +59,66 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert held == files
     assert {"snr_jax/core/models/added/__init__.py", "snr_jax/report/page.html.j2"} <= held
+    configs = {path.name for path in (ROOT / "configs").glob("*.py")}
+    assert "gta5_dg.py" in configs and {f"snr_jax/configs/{name}" for name in configs} <= held
 
 
-def test_the_wheel_needs_what_requirements_txt_lists(wheel):
+def test_the_wheel_needs_what_the_requirements_list(wheel):
+    """Those of the base always, the others under the name of their extra."""
     (name,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
     metadata = message_from_string(wheel.read(name).decode())
-    wanted = {str(requirement) for requirement in requirements(ROOT / "requirements.txt")}
-    assert {str(Requirement(text)) for text in metadata.get_all("Requires-Dist")} == wanted
+    needed = {}
+    for one in map(Requirement, metadata.get_all("Requires-Dist")):
+        extra = re.fullmatch('extra == "(.+)"', str(one.marker))[1] if one.marker else "base"
+        one.marker = None
+        needed.setdefault(extra, set()).add(str(one))
+    files = {"base": "-base", "train": "", "cuda": "-cuda", "export": "-export"}
+    assert needed == {extra: set(map(str, requirements(ROOT / f"requirements{file}.txt")))
+                      for extra, file in files.items()}
     assert metadata["Requires-Python"] == ">=3.11"
+
+
+def test_requirements_txt_is_everything():
+    """In a clone; what predicting needs is in it with the same versions, and no TensorFlow."""
+    base, whole = (set(map(str, requirements(ROOT / f"requirements{name}.txt")))
+                   for name in ("-base", ""))
+    assert base < whole
+    rest = {canonicalize_name(Requirement(one).name).replace("-", "_") for one in whole - base}
+    assert rest - {"scikit_learn", "tensorflow_cpu"} | {"sklearn", "tensorflow"} == set(OF_TRAINING)
+
+
+def test_an_installation_without_training(wheel, tmp_path):
+    """From the wheel's files, in the folder of a stranger's package `configs`."""
+    site, here = tmp_path / "site", tmp_path / "here"
+    wheel.extractall(site)
+    (here / "configs").mkdir(parents=True)
+    (here / "configs/__init__.py").touch()
+    model = DeepLab(num_classes=19, stage_sizes=(1, 1, 1, 1), width=4)
+    save_variables(here / "network", initial_variables(model, 0), {"model": architecture(model)})
+    Image.new("RGB", (65, 33), (90, 120, 40)).save(here / "street.png")
+    predict = ["predict", "--checkpoint=network", "--images=street.png", "--out=out",
+               "--size=33,65", "--compilation_cache="]
+    run = without([*OF_TRAINING, "torch"], f"""
+from pathlib import Path
+import snr_jax
+from snr_jax import __main__
+assert Path(snr_jax.__file__).parents[1] == Path({str(site)!r})
+try:
+    __main__.main(["snr-jax", *{predict!r}])
+except SystemExit as end:
+    print("predicted", end.code, flush=True)
+try:
+    __main__.main(["snr-jax", "doctor", "--config=toy_dg"])
+except SystemExit as end:
+    print("looked", end.code, flush=True)
+__main__.main(["snr-jax", "train", "--config=toy_dg"])  # which ends the process
+""", here, str(site))
+    told = "error: reading data sets and training needs tensorflow: pip install 'snr_jax[train]'\n"
+    assert (run.returncode, run.stderr) == (2, told * 2)
+    assert {"predicted 0", "looked 2"} <= set(run.stdout.splitlines())
+    assert len(list((here / "out").iterdir())) == 4 and not (here / "runs").exists()
+    (entry,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
+    assert "snr-jax = snr_jax.__main__:main" in wheel.read(entry).decode()
 
 
 def test_every_requirement_has_a_tested_version():

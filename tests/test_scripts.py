@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from snr_jax import __main__
+
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = {  # command → what its help must speak of
     "snr_jax.main": ["--config", "--workdir", "--compilation_cache", "--help_config"],
@@ -18,7 +20,14 @@ MODULES = {  # command → what its help must speak of
     "snr_jax.doctor": ["--domain", "--dir", "--split"],
     "snr_jax.export": ["--checkpoint", "--out", "MODEL.stablehlo", "--[no]dynamic", "--[no]uint8"],
     "snr_jax.compare": ["RUN", "--out", "--title", "--pictures", "--[no]features"],
+    "snr_jax.toys": ["--out", "--layouts", "--style"],
+    "snr_jax.prepare": ["--domain", "--out", "--beam_runner"],
+    "snr_jax.convert": ["--num_classes", "--variant", "--[no]export"],
 }
+FORMER = {  # script → the door that it was, for clones and the commands that people know
+    "convert_torch_ckpt.py": "snr_jax.convert", "prepare_data.py": "snr_jax.prepare",
+    "make_toy_domains.py": "snr_jax.toys",
+}  # fmt: skip
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
 
 
@@ -33,6 +42,8 @@ def helps(tmp_path_factory):
 
     commands = {name: ["-m", name] for name in MODULES}
     commands |= {name: [str(ROOT / "scripts" / name)] for name in SCRIPTS}
+    commands["snr-jax train"] = ["-m", "snr_jax", "train"]
+    commands["snr-jax"] = ["-m", "snr_jax"]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(commands, pool.map(help_of, commands.values())))
 
@@ -69,6 +80,7 @@ def test_a_study_that_cannot_be_made_is_refused(given, message, tmp_path):
 
 
 def file_of(command: str) -> Path:
+    command = FORMER.get(command, command)
     if command.endswith(".py"):
         return ROOT / "scripts" / command
     return (ROOT / command.replace(".", "/")).with_suffix(".py")
@@ -89,8 +101,33 @@ def test_one_flag_system_and_one_way_to_end(name, helps):
 
 def test_commands_are_all_there():
     """A module that lies directly in the package can be run, and is one of the list."""
-    doors = {path.stem for path in (ROOT / "snr_jax").glob("*.py")} - {"__init__", "cli"}
+    doors = {path.stem for path in (ROOT / "snr_jax").glob("*.py")} - {
+        "__init__", "__main__", "cli"}
     assert {f"snr_jax.{door}" for door in doors} == MODULES.keys()
+
+
+def test_the_console_command_lists_what_is_there(helps):
+    """The names of modules, one aside; what is not written yet has no line."""
+    result = helps["snr-jax"]
+    assert result.returncode == 0 and result.stderr == ""
+    listed = re.findall(r"^  (\w+) +[A-Z].*[.,]", result.stdout, re.MULTILINE)
+    assert [f"snr_jax.{__main__.COMMANDS[name]}" for name in listed] == [
+        f"snr_jax.{module}" for module in __main__.COMMANDS.values()
+        if f"snr_jax.{module}" in MODULES]
+    assert set(listed) == {name.removeprefix("snr_jax.") for name in MODULES} ^ {"main", "train"}
+
+
+def test_a_command_is_the_module(helps):
+    assert helps["snr-jax train"].stdout == helps["snr_jax.main"].stdout != helps["snr-jax"].stdout
+
+
+@pytest.mark.parametrize("words, told", [
+    (["trian"], "there is no command 'trian'; did you mean train? snr-jax --help lists them"),
+    (["x", "--help"], "there is no command 'x'; snr-jax --help lists them"),
+])
+def test_an_unknown_command(words, told, capsys):
+    assert __main__.main(["snr-jax", *words]) == 2
+    assert capsys.readouterr() == ("", f"error: {told}\n")
 
 
 @pytest.mark.parametrize("former, now", [

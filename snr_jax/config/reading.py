@@ -5,11 +5,8 @@ import difflib
 import logging
 import os
 import runpy
-import sys
 import traceback
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +20,15 @@ from snr_jax.data import domains
 
 logger = logging.getLogger(__name__)
 
+CONFIGS = Path(__file__).parents[1] / "configs"
+
 
 def read(file: str, texts: Mapping[str, str | None]) -> ConfigDict:
     """The configuration of FILE.py[:ARGUMENT], with keys set. texts: key → its value as typed.
 
-    The value is None for a key that stands alone, which switches it on. Raises UserError for a
-    file that is no experiment, an unknown key, and a text that is no value of the key's type.
+    A bare NAME[:ARGUMENT] is one of the package. The value is None for a key that stands alone,
+    which switches it on. Raises UserError for a file that is no experiment, an unknown key, and a
+    text that is no value of the key's type.
     """
     path, colon, argument = file.partition(":")
     config = _from_file(path, [argument] if colon else [])
@@ -71,22 +71,16 @@ def _paths(config: ConfigDict) -> dict[str, str]:
 
 def _from_file(path: str, arguments: Sequence[str]) -> ConfigDict:
     """What the file's get_config returns for the arguments."""
-    if not os.path.isfile(path):
-        raise UserError(f"--config: there is no file {path}; configs/gta5_dg.py is an example, of "
-                        "the project's clone: pip installs the package snr_jax alone")
+    file = _located(path)
     try:
-        with _configs_of(path):
-            config = runpy.run_path(path).get("get_config", lambda *_: None)(*arguments)
+        config = runpy.run_path(file).get("get_config", lambda *_: None)(*arguments)
     except UserError:
         raise
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "configs":
             raise _unreadable(error) from None
-        found = ", ".join(getattr(sys.modules.get("configs"), "__path__", ["nowhere"]))
-        raise UserError(
-            f"--config {path} imports {error.name}, of the project's clone, and finds configs in "
-            f"{found}. Set PYTHONPATH to the clone's folder; pip installs the package snr_jax alone"
-        ) from None
+        raise UserError(f"--config {path}: {error}; the project's configurations are imported by "
+                        "from snr_jax.configs import default") from None
     except ValueError as error:  # a word after the colon that the experiment does not know
         raise UserError(f"--config {':'.join([path, *arguments])}: {error}") from None
     except Exception as error:  # whatever the code of a configuration raises
@@ -97,31 +91,25 @@ def _from_file(path: str, arguments: Sequence[str]) -> ConfigDict:
     return config
 
 
+def _located(path: str) -> str:
+    """The file of a path, or of a bare name the package's configuration of that name."""
+    names = sorted(file.stem for file in CONFIGS.glob("*.py") if file.stem != "__init__")
+    if path in names:
+        return str(CONFIGS / f"{path}.py")
+    if os.path.isfile(path):
+        return path
+    near = difflib.get_close_matches(Path(path).stem, names, n=3)
+    guess = f"Did you mean {' or '.join(near)}? " if near else ""
+    raise UserError(f"--config: there is no file {path}. {guess}By name, from any folder, there "
+                    f"are {', '.join(names)}")
+
+
 def _unreadable(error: Exception) -> UserError:
     reason = f"{type(error).__name__}: {error}"
     if not isinstance(error, SyntaxError):  # which names its place itself
         place = traceback.extract_tb(error.__traceback__)[-1]
         reason += f" ({place.filename}, line {place.lineno})"
     return UserError(f"--config cannot be read: {reason}")
-
-
-@contextmanager
-def _configs_of(path: str) -> Iterator[None]:
-    """Within the block `import configs` means the folder that the file lies in, if it is one.
-
-    The current folder may be another project's, with a package of that name.
-    """
-    folder = Path(path).resolve().parent
-    if folder.name != "configs" or "configs" in sys.modules:
-        yield
-        return
-    sys.modules["configs"] = package = types.ModuleType("configs")
-    package.__path__ = [str(folder)]
-    try:
-        yield
-    finally:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
-            del sys.modules[name]
 
 
 def _tuple(text: str) -> tuple:

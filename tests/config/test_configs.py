@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import default
 from snr_jax.config import arguments, checks, keys
+from snr_jax.configs import default
 from snr_jax.core.errors import UserError
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.state import create_state, variable_shapes
@@ -42,7 +42,8 @@ NEEDED = {"city2crosscity_uda": "Rome"}  # the argument that a configuration can
 
 def get_config(name, *words):
     words = (*words, NEEDED[name]) if name in NEEDED else words
-    return importlib.import_module(f"configs.{name}").get_config(*filter(None, [",".join(words)]))
+    module = importlib.import_module(f"snr_jax.configs.{name}")
+    return module.get_config(*filter(None, [",".join(words)]))
 
 
 @pytest.mark.parametrize("recipe", SWITCHES)
@@ -89,7 +90,7 @@ def test_one_word_is_enough(name):
 @pytest.mark.parametrize("name", ["city_dg13", "city2crosscity_uda"])
 @pytest.mark.parametrize("city", ["Rio", "rome", "TOKYO", "Taipei"])
 def test_cities(name, city):
-    module = importlib.import_module(f"configs.{name}")
+    module = importlib.import_module(f"snr_jax.configs.{name}")
     config = module.get_config(f"{city},release")
     checks.check(config)
     assert config.target.dir == f"NTHU/{city.capitalize()}" and config.recipe == "release"
@@ -118,7 +119,7 @@ def test_cities(name, city):
 )
 def test_words_that_do_not_exist(name, argument, words):
     with pytest.raises(ValueError, match=words):
-        importlib.import_module(f"configs.{name}").get_config(argument)
+        importlib.import_module(f"snr_jax.configs.{name}").get_config(argument)
 
 
 def test_benchmarks():
@@ -187,7 +188,7 @@ def test_published_values():
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "default"])
 def test_docstring_is_the_command(name):
-    text = importlib.import_module(f"configs.{name}").__doc__
+    text = importlib.import_module(f"snr_jax.configs.{name}").__doc__
     argument = f":{NEEDED[name]}" if name in NEEDED else ""
     command = f"python -m snr_jax.main --config configs/{name}.py{argument} --workdir"
     assert command in " ".join(text.replace("\\\n", " ").split())

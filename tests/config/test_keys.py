@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from configs import default, gta2city_uda
 from snr_jax.config import arguments, keys, listing
 from snr_jax.config.keys import KEYS
+from snr_jax.configs import default, gta2city_uda
 from snr_jax.core import augment, labels, losses, mixing
 from snr_jax.core.colors import JITTERS, Jitter
 from snr_jax.core.parallel import create_parallel

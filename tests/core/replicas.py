@@ -8,8 +8,9 @@ import os
 import sys
 from functools import partial
 
-os.environ["XLA_FLAGS"] = ("--xla_force_host_platform_device_count=8 "
-                           "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+from tests.fast import XLA_FLAGS
+
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {XLA_FLAGS}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_ENABLE_X64"] = "1"
 

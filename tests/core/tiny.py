@@ -13,11 +13,11 @@ from snr_jax.core.models.deeplab import DeepLab, Output
 from snr_jax.core.models.layers import Conv
 from snr_jax.core.models.snr import SNR
 from snr_jax.core.state import initial_variables
+from tests.fast import OPTIONS
 
 NUM_CLASSES = 3
 # Compiling is nearly all of a test's time: a fifth of it without LLVM's optimisations.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-quick_jit = partial(jax.jit, compiler_options=QUICK)
+quick_jit = partial(jax.jit, compiler_options=OPTIONS)
 
 
 def network(**changes) -> DeepLab:

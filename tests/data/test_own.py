@@ -2,9 +2,9 @@
 
 import pytest
 
-from configs import gta2city_uda
 from snr_jax.config import reading
 from snr_jax.config.arguments import create_domains
+from snr_jax.configs import gta2city_uda
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import CLASSES, class_names, own_classes, palette
 from snr_jax.data.domains import create_domain

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import gta5_dg
 from snr_jax.config import arguments
+from snr_jax.configs import gta5_dg
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import class_names, own_classes
 from snr_jax.core.models.deeplab import DeepLab, architecture

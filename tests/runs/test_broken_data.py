@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import gta2city_uda, gta5_dg
+from snr_jax.configs import gta2city_uda, gta5_dg
 from snr_jax.core.errors import UserError
 from snr_jax.data.domains import create_domain
 from snr_jax.data.prepared import spread, writing

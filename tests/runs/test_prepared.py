@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from configs import gta2city_uda
+from snr_jax.configs import gta2city_uda
 from snr_jax.data.domains import create_domain
 from snr_jax.data.prepared import spread, writing
 from snr_jax.data.prepared.reading import RECORD

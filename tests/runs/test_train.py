@@ -20,8 +20,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from configs import gta5_dg
 from snr_jax import main
+from snr_jax.configs import gta5_dg
 from snr_jax.core.labels import class_names
 from snr_jax.core.optim import SGDState
 from snr_jax.core.state import TrainState

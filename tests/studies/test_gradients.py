@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from configs import gta2city_uda
 from snr_jax.config import arguments
+from snr_jax.configs import gta2city_uda
 from snr_jax.core import losses
 from snr_jax.core.augment import to_network_input
 from snr_jax.core.errors import UserError

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from configs import toy_classmix, toy_dg, toy_uda
+from snr_jax.configs import toy_classmix, toy_dg, toy_uda
 from snr_jax.core.errors import Stopped, UserError
 from snr_jax.studies import study, toys
 from snr_jax.studies.study import Benchmark

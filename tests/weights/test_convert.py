@@ -6,7 +6,6 @@ import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 import twin as torch_twin
-from scripts import convert_torch_ckpt
+from snr_jax import convert as convert_torch_ckpt
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import class_names
 from snr_jax.core.models.deeplab import DeepLab, architecture
@@ -25,7 +24,7 @@ from snr_jax.runs import network
 from snr_jax.weights.conversion import fold_torchvision_input
 from snr_jax.weights.torch_names import from_torch, to_torch
 from snr_jax.workdir.checkpoints import load_variables, save_variables
-from tests.commands import PATTERN, said
+from tests.commands import PATTERN, ROOT, said
 
 TINY = {"stage_sizes": (1, 1, 1, 1), "width": 4, "num_classes": 13}
 SNR_NAMES = [*(f"IN{k}.{leaf}" for k in (1, 2, 3) for leaf in ("weight", "bias")),
@@ -783,7 +782,7 @@ def test_command_line(tmp_path, capsys):
 
 
 def test_the_script_runs_from_any_folder(tmp_path):
-    script = Path(convert_torch_ckpt.__file__).resolve()
+    script = ROOT / "scripts/convert_torch_ckpt.py"
     (tmp_path / "in.pth").write_bytes(b"nothing")
     result = subprocess.run([sys.executable, script, "in.pth", "out"], cwd=tmp_path,
                             capture_output=True, text=True, check=False)

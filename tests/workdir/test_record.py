@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from configs import gta5_dg
 from snr_jax.config import arguments
+from snr_jax.configs import gta5_dg
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.state import initial_variables

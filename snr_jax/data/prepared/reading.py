@@ -244,7 +244,7 @@ def refuse(folder: str, wanted: Sequence[tuple[str, Sequence[int]]]) -> None:
                     f"{' and no '.join(places)}. {REMEDY}")
 
 
-def features(size: tuple[int, int], images: str, labelled: bool) -> "tfds.features.FeaturesDict":
+def features(size: tuple[int, int], images: str, labelled: bool) -> tfds.features.FeaturesDict:
     """Features of a record. images: "raw" or "png"."""
     kinds, shape = tfds().features, (*size, 3)
     if images == "raw":

@@ -1,0 +1,1 @@
+"""One file per experiment: the default and the keys that differ."""
