@@ -10,7 +10,7 @@ agree best.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from snr_jax.core import losses
 from snr_jax.core.adamw import adamw, vit_groups, warmup_linear
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE
+from snr_jax.core.losses import cross_entropy, mean, weighted_cross_entropy
 from snr_jax.core.models.dinov2 import DINOv2
 from snr_jax.core.models.light_head import ViTSegmenter, mask_size
 from snr_jax.core.self_training import teacher_share
@@ -36,6 +36,8 @@ from snr_jax.weights import dinov2_names
 MASKED = {"vit": 0.4, "segmenter": 0.7}  # share of the patches
 MOMENTUM, BASE_RATE, DECAY = 0.999, 5e-5, 0.01
 WARMUP_STEPS, NUM_STEPS = 4, 20
+# Compiling is nearly all of the time.
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 TOKENS = ("cls_token", "mask_token", "pos_embed", "register_tokens")
 
 
@@ -101,7 +103,7 @@ def _tokens(golden: Golden, kind: str, heads: int, size: str, masked: bool) -> d
     grid = (height // arguments["patch"], width // arguments["patch"])
     mask = golden.mask("vit_mask", grid, 1, MASKED["vit"]) if masked else None
     model = DINOv2(**arguments, dtype=jnp.float64)
-    tokens = jax.jit(model.apply)({"params": params["encoder"]}, image, mask)
+    tokens = quick_jit(model.apply)({"params": params["encoder"]}, image, mask)
     patches = tokens.patches.reshape(1, -1, arguments["width"])
     return {"masked": patches} if masked else {"patch_tokens": patches, "cls": tokens.cls}
 
@@ -155,31 +157,31 @@ class _Steps:
 
     def rows(self) -> Iterator[Row]:
         """Rows of the segmenter's arrays, then of the training's."""
-        logits = jax.jit(partial(self.model.apply, train=False))({"params": self.params},
-                                                                 self.image).main
+        forward = quick_jit(partial(self.model.apply, train=False))
+        logits = forward({"params": self.params}, self.image).main
         key = "segmenter/eval/logits"
         yield Row(key, {key: error(nchw(logits), self.arrays[key])}, ROUNDED)
-        for name, loss in self.losses().items():
-            compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
-            (value, logits), gradients = compiled(self.params)
+        losses = self.losses()
+        for name, loss in losses.items():
+            (value, logits), gradients = loss(self.params)
             yield from self.gradient_rows(f"segmenter/{name}", value, logits, gradients)
         if any(key.startswith("training/") for key in self.arrays):
-            yield from self.training_rows()
+            yield from self.training_rows(losses.values())
 
     def losses(self) -> dict[str, Callable]:
-        """f(params) → (loss, logits) of the source's loss, and of masked consistency."""
+        """f(params) → ((loss, logits), gradients), of the source and of masked consistency."""
 
         def supervised(params: dict) -> tuple[jax.Array, jax.Array]:
             logits = self.model.apply({"params": params}, self.image, train=True).main
-            return losses.mean(losses.cross_entropy(logits, self.label)), logits
+            return mean(cross_entropy(logits, self.label)), logits
 
         def masked(params: dict) -> tuple[jax.Array, jax.Array]:
             logits = self.model.apply(
                 {"params": params}, self.image, train=True, mask=self.mask).main
-            loss = losses.weighted_cross_entropy(logits, self.label, self.weight)
-            return losses.mean(loss), logits
+            return mean(weighted_cross_entropy(logits, self.label, self.weight)), logits
 
-        return {"supervised": supervised, "masked": masked}
+        return {loss.__name__: quick_jit(jax.value_and_grad(loss, has_aux=True))
+                for loss in (supervised, masked)}
 
     def gradient_rows(
         self, title: str, value: jax.Array, logits: jax.Array, gradients: dict
@@ -202,30 +204,22 @@ class _Steps:
                              self.arrays[key].reshape(-1)) for key, value in kept.items()}
         return Row(title, errors, tolerance)
 
-    def training_rows(self) -> Iterator[Row]:
+    def training_rows(self, parts: Iterable[Callable]) -> Iterator[Row]:
         """Rows of the steps' losses and rates, and of what they made of student and teacher."""
         schedule = warmup_linear(BASE_RATE * np.sqrt(len(self.image)), warmup_steps=WARMUP_STEPS,
                                  num_steps=NUM_STEPS)
-        groups = vit_groups(masked_tokens=True)
-        optimizer = adamw(schedule, groups, weight_decay=DECAY)
-        parts = self.losses()
-
-        def total(params: dict) -> tuple[jax.Array, list[jax.Array]]:
-            values = [loss(params)[0] for loss in parts.values()]
-            return sum(values), values
-
-        @jax.jit
-        def step(params: dict, state: optax.OptState) -> tuple[dict, optax.OptState, list]:
-            gradients, values = jax.grad(total, has_aux=True)(params)
-            updates, state = optimizer.update(gradients, state, params)
-            return optax.apply_updates(params, updates), state, values
-
+        optimizer = adamw(schedule, vit_groups(masked_tokens=True), weight_decay=DECAY)
+        update = quick_jit(optimizer.update)
         student, teacher, state = self.params, self.params, optimizer.init(self.params)
         for i in range(sum(key.startswith("training/loss/") for key in self.arrays)):
-            rates = [float(schedule(jnp.asarray(i))) * rate for rate in (1, 0.1)]
-            student, state, values = step(student, state)
+            found = [loss(student) for loss in parts]
+            gradients = jax.tree.map(jnp.add, *(gradients for _, gradients in found))
+            updates, state = update(gradients, state, student)
+            student = optax.apply_updates(student, updates)
             keep = teacher_share(jnp.asarray(i + 1), MOMENTUM)  # its counter has moved by then
             teacher = optax.incremental_update(student, teacher, 1 - keep)
+            rates = [float(schedule(jnp.asarray(i))) * rate for rate in (1, 0.1)]
+            values = [float(loss) for (loss, _), _ in found]
             ours = {f"training/loss/{i}": np.array(values), f"training/rate/{i}": np.array(rates)}
             yield self._row(f"training/step {i}", ours, FLOAT64)
         yield from self._change_rows(student, teacher)

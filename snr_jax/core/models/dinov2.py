@@ -48,22 +48,27 @@ def cubic_matrix(size_in: int, size_out: int, *, offset: float, antialias: bool)
     """
 
     def kernel(distance: np.ndarray, a: float) -> np.ndarray:
-        x = np.abs(distance)
-        near, far = ((a + 2) * x - (a + 3)) * x * x + 1, ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+        x = np.abs(distance.astype(np.float64))
+
+        def plus(y: np.ndarray | float, b: float) -> np.ndarray:
+            return (y * x + b).astype(np.float32)  # rounded once, as there
+
+        near = plus(plus(plus(a + 2, -a - 3), 0), 1)
+        far = plus(plus(plus(a, -5 * a), 8 * a), -4 * a)
         return np.where(x < 1, near, np.where(x < 2, far, 0))
 
-    step = np.float32(1 / ((size_out + offset) / size_in))
-    half = np.float32(0.5)
-    place = step * (np.arange(size_out, dtype=np.float32) + half) - half  # of pixels' centres
+    # Where the centres of the result's pixels lie, rounded as often as there.
+    step = np.float64(np.float32(1 / ((size_out + offset) / size_in)))
+    center = step * (np.arange(size_out) + 0.5)
     if antialias:
-        distance = np.arange(size_in) - place[:, None].astype(np.float64)
+        distance = np.arange(size_in) + 0.5 - center.astype(np.float32)[:, None]
         matrix = kernel(distance / max(step, 1), -0.5)
         return (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
-    pixels = np.arange(-2, size_in + 2)  # those beyond the border repeat it
-    weights = kernel(pixels - place[:, None].astype(np.float64), -0.75)
-    matrix = np.zeros((size_out, size_in))
-    np.add.at(matrix, (slice(None), pixels.clip(0, size_in - 1)), weights)
-    return matrix.astype(np.float32)
+    pixels = np.arange(-2, size_in + 2, dtype=np.float32)  # those beyond the border repeat it
+    weights = kernel(pixels - (center - 0.5).astype(np.float32)[:, None], -0.75)
+    matrix = np.zeros((size_out, size_in), np.float32)
+    np.add.at(matrix, (slice(None), pixels.astype(int).clip(0, size_in - 1)), weights)
+    return matrix
 
 
 class LayerScale(nn.Module):
