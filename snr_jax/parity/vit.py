@@ -41,6 +41,15 @@ quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level":
 TOKENS = ("cls_token", "mask_token", "pos_embed", "register_tokens")
 
 
+def draw_weight(name: str, shape: tuple[int, ...], salt: str) -> np.ndarray:
+    """A tensor of the transformer or its head, float32, in the PyTorch layout."""
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf in TOKENS:
+        return (0.2 * generator(name, salt).standard_normal(shape)).astype(np.float32)
+    value = draw_tensor(name, shape, salt)
+    return value / 2 if leaf == "gamma" else value
+
+
 class Golden(NamedTuple):
     """A folder: its arrays, and what all of its networks are drawn with."""
 
@@ -51,15 +60,7 @@ class Golden(NamedTuple):
     def weights(self, kind: str) -> dict[str, np.ndarray]:
         """The drawn state dict of shapes_<kind>.json, float32."""
         shapes = load_shapes(self.folder / f"shapes_{kind}.json")
-        return {name: self._draw(name, shape) for name, shape in shapes.items()}
-
-    def _draw(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        leaf = name.rsplit(".", 1)[-1]
-        if leaf in TOKENS:
-            drawn = 0.2 * generator(name, self.salt).standard_normal(shape)
-            return drawn.astype(np.float32)
-        value = draw_tensor(name, shape, self.salt)
-        return value / 2 if leaf == "gamma" else value
+        return {name: draw_weight(name, shape, self.salt) for name, shape in shapes.items()}
 
     def image(self, name: str, shape: tuple[int, ...]) -> jax.Array:
         """A normalised image float64 [N,H,W,3] (of float32 numbers); shape [N,3,H,W]."""
