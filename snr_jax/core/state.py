@@ -41,8 +41,8 @@ def variable_shapes(model: nn.Module) -> dict:
 
 
 _DEVIATIONS = (  # of normal initial values: (pattern of the whole path, deviation)
-    (r"head/out/kernel", 0.1),
-    (r"(encoder|head)/.*(kernel|token|tokens|pos_embed)", 0.02),
+    (r"params/head/out/kernel", 0.1),
+    (r"params/(encoder|head)/.*(kernel|token|tokens|pos_embed)", 0.02),
     (r".*kernel", 0.01),
 )
 

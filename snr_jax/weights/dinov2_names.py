@@ -26,6 +26,7 @@ GROUPS = (  # what an account counts together: (label, pattern of names)
     ("head", r"(upscale|out)\."),
     ("snr", r"encoder/snr_"),
     ("restitution classifiers", r"restitution_"),
+    ("student or teacher, the other", r"network(_ema)?\."),
     ("other", r""),
 )
 _TRANSFORMERS = (  # (name in transformers, name in DINOv2); `{}` is a number
