@@ -96,6 +96,29 @@ def test_a_masked_patch_is_not_seen():
     assert np.abs(run(IMAGE, ~mask & mask).patches - run(other, ~mask & mask).patches).max() > 0.1
 
 
+@pytest.mark.parametrize("tokens", [5, 6])
+def test_an_odd_number_of_tokens_is_padded_for_cudnn(monkeypatch, tokens):
+    """With a token that no other sees; gradients included. The library's own form stands for it."""
+    library, lengths = jax.nn.dot_product_attention, []
+
+    def stand_in(query, key, value, *, implementation, **options):
+        lengths.append(query.shape[1])
+        assert implementation == "cudnn"
+        return library(query, key, value, **options)
+
+    random = np.random.default_rng(0)
+    qkv = [random.normal(size=(2, tokens, 2, 8)).astype(np.float32) for _ in range(3)]
+
+    def total(qkv, form):
+        return jnp.square(dinov2.attend(*qkv, form) + 1).sum()
+
+    expected = jax.grad(total)(qkv, "xla")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    for found, wanted in zip(jax.grad(total)(qkv, "cudnn"), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert set(lengths) == {6}
+
+
 def test_half_precision_is_near_float32():
     model = ViTSegmenter(**TINY, num_classes=3, snr_after=(0,), restitution_heads=True)
     variables = initial_variables(model, 0)

@@ -81,11 +81,19 @@ class LayerScale(nn.Module):
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, implementation: str) -> jax.Array:
     """softmax(query key^T / sqrt(d)) value, each [N,T,heads,d]; implementation: of `Attention`."""
-    if query.dtype != jnp.float64:
-        return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
-    logits = jnp.einsum("nthd,nshd->nhts", query, key) / np.sqrt(query.shape[-1])
-    # The library's softmax is float32 whatever it is given.
-    return jnp.einsum("nhts,nshd->nthd", jax.nn.softmax(logits), value)
+    n, tokens, _, width = query.shape
+    if query.dtype == jnp.float64:  # the library's softmax is float32 whatever it is given
+        logits = jnp.einsum("nthd,nshd->nhts", query, key) / np.sqrt(width)
+        return jnp.einsum("nhts,nshd->nthd", jax.nn.softmax(logits), value)
+    options = {}
+    if implementation == "cudnn" and tokens % 2:  # JAX refuses the gradient of an odd number
+        query, key, value = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0)))
+                             for x in (query, key, value))
+        lengths = jnp.full(n, tokens, jnp.int32)
+        options = {"query_seq_lengths": lengths, "key_value_seq_lengths": lengths}
+    seen = jax.nn.dot_product_attention(
+        query, key, value, implementation=implementation, **options)
+    return seen[:, :tokens]
 
 
 class Attention(nn.Module):
