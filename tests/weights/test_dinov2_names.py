@@ -10,6 +10,8 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.models.light_head import ViTSegmenter
 from snr_jax.core.state import initial_variables
 from snr_jax.weights import dinov2_names
+from snr_jax.weights.conversion import describe
+from snr_jax.weights.dinov2_conversion import convert
 
 TINY = {"num_classes": 5, "width": 64, "depth": 2, "heads": 1, "patch": 14, "grid": 3,
         "registers": 4}
@@ -161,3 +163,39 @@ def test_heads_stand_in_no_file():
 def test_files_are_recognised():
     assert all(map(dinov2_names.recognises, FILES.values()))
     assert not dinov2_names.recognises({"conv1.weight": 0, "layer1.0.conv1.weight": 0})
+
+
+def test_converting_a_backbone():
+    """The head is new, so is the mask token where a file has none, and SNR where it is asked for."""
+    raw = without("embeddings.mask_token", "transformers")
+    done = convert(raw, num_classes=19, snr_after=(1, 0), seed=3)
+    assert done.model == TINY | {"num_classes": 19, "snr_after": (0, 1), "norm_restitution": "snr"}
+    assert done.found["num_classes"] is None and done.heads == () and done.class_names == ()
+    np.testing.assert_array_equal(done.variables["params"]["encoder"]["pos_embed"],
+                                  VARIABLES["params"]["encoder"]["pos_embed"])
+    initial = initial_variables(ViTSegmenter(**done.model), 3)["params"]
+    for path in (("head", "out", "kernel"), ("encoder", "mask_token"),
+                 ("encoder", "snr_1", "fc1", "kernel")):
+        assert (flatten_dict(done.variables["params"])[path] == flatten_dict(initial)[path]).all()
+    text = describe(done)
+    assert "note: no head in the file" in text and "note: no mask token in the file" in text
+    assert re.search(r"blocks +28 +0 +0", text), text
+
+
+def test_converting_a_training():
+    names = ("a", "b", "c", "d", "e")
+    done = convert(FILES["vfm_uda"], network="network_ema", class_names=names)
+    assert_same(done.variables, TEACHER)
+    assert done.class_names == names and done.heads == ("upscale, out",)
+    reset = convert(FILES["vfm_uda"], num_classes=19, reset_heads=True)
+    assert reset.heads == () and reset.model["num_classes"] == 19
+    assert {"upscale.0.weight", "out.weight"} <= set(reset.account.unused)
+    for raw, options, words in (
+        (FILES["vfm_uda"], {"num_classes": 19}, "heads have 5 classes, --num_classes asks for 19"),
+        (without("upscale.6.bias", "segmenter"), {"class_names": names}, "upscale.6.bias"),
+        (without("blocks.1.norm2.bias"), {}, "1 required tensors are missing: encoder.blocks.1"),
+        (FILES["dinov2"] | {"norm.bias": np.full(64, np.nan)}, {}, "NaN or infinity in encoder.no"),
+        (FILES["dinov2"], {"snr_after": (2,)}, "snr_after has 2; expected numbers of blocks"),
+    ):
+        with pytest.raises(UserError, match=words):
+            convert(raw, **options)
