@@ -166,7 +166,7 @@ def test_files_are_recognised():
 
 
 def test_converting_a_backbone():
-    """The head is new, so is the mask token where a file has none, and SNR where it is asked for."""
+    """The head is new, so is a mask token that the file lacks, and SNR where asked for."""
     raw = without("embeddings.mask_token", "transformers")
     done = convert(raw, num_classes=19, snr_after=(1, 0), seed=3)
     assert done.model == TINY | {"num_classes": 19, "snr_after": (0, 1), "norm_restitution": "snr"}
