@@ -11,6 +11,8 @@ are drawn again here from their names and a salt:
     losses.npz           logits, logits_aux, labels; <loss>/<value|grad|grad_aux>
     metrics.npz          <set>/<gt|pred|confusion|score>
     training.npz         <run>/step<i>/<loss>, <run>/delta_norm/<tensor>, <run>/after/<tensor>
+    vit.npz              tokens, logits, gradients and training steps of the transformer, in a
+                         folder of its own (snr_jax/parity/vit.py)
 
 A run's name tells what it is, e.g. dg_release, uda_iw_multi_plain: dg (source alone) or uda
 (adaptation), its target loss (maxsquare by default, iw its image-wise form), multi, and release
@@ -44,6 +46,7 @@ from snr_jax.parity.compare import (
 )
 from snr_jax.parity.golden import FILES, Network, draw_network, find_salt, load_npz
 from snr_jax.parity.training import compare_training
+from snr_jax.parity.vit import compare_vit
 
 SETTINGS = {  # flag: (key of the configuration, what the folder was made with)
     "base_rate": ("optimizer.base_rate", 2.5e-4),
@@ -61,7 +64,11 @@ flags.DEFINE_string(
     "salt", None, "Salt of weights and inputs; by default what the folder's README.md calls so, "
     "else dev.", flag_values=FLAGS,
 )
-flags.DEFINE_list("only", list(FILES), f"To compare, of {', '.join(FILES)}.", flag_values=FLAGS)
+PARTS = (*FILES, "vit")
+flags.DEFINE_list(
+    "only", None, f"To compare, of {', '.join(PARTS)}; by default vit where the folder holds "
+    "vit.npz, else all others.", flag_values=FLAGS,
+)
 flags.DEFINE_integer(
     "num_classes", None, "Classes to expect; by default those of the shapes.", lower_bound=1,
     flag_values=FLAGS,
@@ -77,9 +84,11 @@ for _flag, (_key, _value) in SETTINGS.items():
     _define(_flag, _value, f"{_key} that training.npz was made with.", flag_values=FLAGS)
 
 
-def _parts(args: flags.FlagValues) -> list[str]:
-    if not args.only or set(args.only) - set(FILES):
-        raise UserError(f"--only is {','.join(args.only)!r}; expected some of {','.join(FILES)}")
+def _parts(folder: Path, args: flags.FlagValues) -> list[str]:
+    if args.only is None:
+        return ["vit"] if (folder / "vit.npz").is_file() else list(FILES)
+    if not args.only or set(args.only) - set(PARTS):
+        raise UserError(f"--only is {','.join(args.only)!r}; expected some of {','.join(PARTS)}")
     return args.only
 
 
@@ -126,12 +135,14 @@ def _configuration(args: flags.FlagValues) -> ConfigDict:
 def _compare(folder: Path, args: flags.FlagValues, salt: str) -> Iterator[Row]:
     """All rows of the table, as they are computed."""
     networks = _networks(folder, args, salt)
-    for part in _parts(args):
+    for part in _parts(folder, args):
         arrays, inputs = load_npz(folder / f"{part}.npz"), ""
         if part == "losses":
             rows, inputs = compare_losses(arrays), r"logits|logits_aux|labels"
         elif part == "metrics":
             rows, inputs = compare_metrics(arrays), r"[^/]+/(gt|pred)"
+        elif part == "vit":
+            rows = compare_vit(arrays, folder, salt)
         elif part == "forward":
             rows = compare_forward(arrays, networks, salt)
         else:
@@ -172,7 +183,7 @@ def command(args: flags.FlagValues) -> int:
     print(f"\n{len(rows) - len(failed)} of {len(rows)} rows pass, {arrays} arrays compared, "
           f"{time.monotonic() - start:.0f} s")
     for path in sorted(folder.glob("*.npz")):
-        if path.stem not in args.only:
+        if path.stem not in _parts(folder, args):
             print(f"not checked: {path.name}")
     logits = [row for row in rows if row.quantity.endswith(("/main", "/aux"))]
     if logits and all(row.errors[row.worst] > 0.01 for row in logits):

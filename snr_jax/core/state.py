@@ -1,5 +1,6 @@
 """The training state: a value that holds all a run needs besides its configuration."""
 
+import re
 import zlib
 from dataclasses import field
 from functools import partial
@@ -36,27 +37,36 @@ def variable_shapes(model: nn.Module) -> dict:
     image = jax.ShapeDtypeStruct((1, 33, 33, 3), jnp.float32)
     init = partial(model.init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), image)
-    return {"params": shapes["params"], "batch_stats": shapes["batch_stats"]}
+    return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
+
+
+_DEVIATIONS = (  # of normal initial values: (pattern of the whole path, deviation)
+    (r"params/head/out/kernel", 0.1),
+    (r"params/(encoder|head)/.*(kernel|token|tokens|pos_embed)", 0.02),
+    (r".*kernel", 0.01),
+)
 
 
 def initial_variables(model: nn.Module, seed: int) -> dict:
     """Initial values as numpy float32, each drawn from the seed and its own path.
 
-    Kernels N(0, 0.01), biases of convolutions uniform in ±1/sqrt(fan-in), norms 1 and 0. Every run
-    starts from these. The modules' own initialisers name the same distributions, for whoever calls
-    `model.init` (ten times as slow); here they give shapes alone.
+    Kernels and tokens N(0, 0.01) or as _DEVIATIONS says, biases of convolutions uniform in
+    ±1/sqrt(fan-in), norms 1 and 0, layer scales 1. Every run starts from these. The modules' own
+    initialisers name the same distributions, for whoever calls `model.init` (ten times as slow);
+    here they give shapes alone.
     """
     flat = flatten_dict(variable_shapes(model), sep="/")
 
     def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
         random = np.random.default_rng([seed, zlib.crc32(path.encode())])
         parent, leaf = path.rsplit("/", 1)
-        if leaf == "kernel":
-            return (0.01 * random.standard_normal(shape)).astype(np.float32)
+        for pattern, deviation in _DEVIATIONS:
+            if re.fullmatch(pattern, path):
+                return (deviation * random.standard_normal(shape)).astype(np.float32)
         if leaf == "bias" and f"{parent}/kernel" in flat:
             bound = 1 / np.sqrt(np.prod(flat[f"{parent}/kernel"].shape[:-1]))
             return random.uniform(-bound, bound, shape).astype(np.float32)
-        return np.full(shape, leaf in ("scale", "var"), np.float32)
+        return np.full(shape, leaf in ("scale", "var", "gamma"), np.float32)
 
     return unflatten_dict({path: draw(path, leaf.shape) for path, leaf in flat.items()}, sep="/")
 

@@ -115,8 +115,8 @@ def find_salt(folder: Path) -> str | None:
     """What the folder's README calls its salt."""
     readme = folder / "README.md"
     text = readme.read_text(errors="replace") if readme.is_file() else ""
-    found = re.search(r"\bsalt\s+`([\w.-]+)`", text)
-    return found and found[1]
+    found = re.search(r"\bsalt\s+`([\w.-]+)`|crc32\(\"([\w.-]+)/<name>\"\)", text)
+    return found and (found[1] or found[2])
 
 
 class Network(NamedTuple):

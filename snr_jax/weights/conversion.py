@@ -60,8 +60,8 @@ def convert(
     found = torch_names.infer_architecture(state_dict)
     heads = () if reset_heads else _heads(state_dict)
     branches, about_branches = _choose_branches(heads, head_branches)
-    classes = _choose_classes(found["num_classes"], num_classes, reset_heads)
-    names = _choose_names(classes, class_names)
+    classes = choose_classes(found["num_classes"], num_classes, reset_heads)
+    names = choose_names(classes, class_names)
     model = {
         **found,
         "num_classes": classes,
@@ -78,7 +78,7 @@ def convert(
     initial = initial_variables(DeepLab(**model), seed)
     variables, account = torch_names.merge(initial, loaded, unused)
     _require_complete(account, found["norm_restitution"], model["norm_restitution"])
-    _require_sound({name: state_dict[name] for name in account.matched})
+    require_sound({name: state_dict[name] for name in account.matched})
 
     if foreign := torch_names.foreign_head(state_dict):
         notes.append(f"layer5 ({state_dict[foreign[0]].shape[0]} classes) is the single head of "
@@ -218,7 +218,7 @@ def _choose_branches(heads: tuple[str, ...], wanted: int | None) -> tuple[int, l
     return wanted or 2, []
 
 
-def _choose_classes(found: int | None, wanted: int | None, reset: bool) -> int:
+def choose_classes(found: int | None, wanted: int | None, reset: bool) -> int:
     if found and wanted and found != wanted and not reset:
         raise UserError(f"its heads have {found} classes, --num_classes asks for {wanted}: leave "
                         "--num_classes out to keep the heads, or add --reset_heads to give both "
@@ -226,7 +226,7 @@ def _choose_classes(found: int | None, wanted: int | None, reset: bool) -> int:
     return wanted or found or FALLBACK_CLASSES
 
 
-def _choose_names(num_classes: int, given: Sequence[str]) -> tuple[str, ...]:
+def choose_names(num_classes: int, given: Sequence[str]) -> tuple[str, ...]:
     """Names of the classes where no benchmark gives them."""
     try:
         known = labels.class_names(num_classes)
@@ -252,7 +252,7 @@ def _require_complete(account: torch_names.Account, found: str, variant: str) ->
     if matched < len(missing):
         raise UserError(
             f"only {matched} of the backbone's {matched + len(missing)} tensors are in the file: "
-            f"missing {_examples(missing)}; not recognised {_examples(account.unused)}. Likely "
+            f"missing {examples(missing)}; not recognised {examples(account.unused)}. Likely "
             "cause: another network, or other names for its tensors")
     for label, group in groups.items():
         # A file with the instance norm alone may start an SNR network: its gates are new.
@@ -260,22 +260,22 @@ def _require_complete(account: torch_names.Account, found: str, variant: str) ->
                 label != "snr" or found == variant):
             missing += group["missing"]
     if missing:
-        raise UserError(f"{len(missing)} required tensors are missing: {_examples(missing)}. "
+        raise UserError(f"{len(missing)} required tensors are missing: {examples(missing)}. "
                         "Likely cause: an incomplete file; get the whole one")
 
 
-def _require_sound(state_dict: torch_names.StateDict) -> None:
+def require_sound(state_dict: torch_names.StateDict) -> None:
     """UserError for values that no trained network has."""
     endless = [name for name, value in state_dict.items() if not np.isfinite(value).all()]
     negative = [name for name, value in state_dict.items()
                 if name.endswith(".running_var") and (value < 0).any()]
-    faults = [f"{what} in {_examples(names)}" for what, names in
+    faults = [f"{what} in {examples(names)}" for what, names in
               (("NaN or infinity", endless), ("negative variances", negative)) if names]
     if faults:
         raise UserError(f"{'; '.join(faults)}. Likely cause: a training that diverged or a damaged "
                         "file; choose an earlier checkpoint, or copy the file again")
 
 
-def _examples(names: Sequence[str]) -> str:
+def examples(names: Sequence[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more if names else "none"

@@ -223,15 +223,17 @@ class Account:
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     unused: tuple[str, ...]
+    groups: tuple[tuple[str, str], ...] = _GROUPS
 
     def by_group(self) -> dict[str, dict[str, list[str]]]:
         """`{group: {"matched" | "missing" | "unused": names}}`, groups without tensors left out."""
         groups: dict[str, dict[str, list[str]]] = {}
-        for label, _pattern in _GROUPS:
+        for label, _pattern in self.groups:
             groups[label] = {"matched": [], "missing": [], "unused": []}
         for kind in ("matched", "missing", "unused"):
             for name in getattr(self, kind):
-                label = next(label for label, pattern in _GROUPS if re.match(pattern, name))
+                label = next(label for label, pattern in self.groups
+                             if re.match(pattern, name))
                 groups[label][kind].append(name)
         return {label: kinds for label, kinds in groups.items() if any(kinds.values())}
 

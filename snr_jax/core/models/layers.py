@@ -164,23 +164,28 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 def interpolation(
-    size_in: int, size_out: int, dtype: np.dtype
+    size_in: int, size_out: int, dtype: np.dtype, align_corners: bool = True
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower index, upper index, weight of the upper, for align_corners=True.
+    """Lower index, upper index, weight of the upper.
 
     Coordinates are computed in the dtype of the data, as PyTorch does. Of symbolic sizes
     (`jax.export`) they are computed where the program runs.
     """
     xp = jnp if is_symbolic_dim(size_in) or is_symbolic_dim(size_out) else np
-    last, steps = xp.asarray(size_in - 1, np.int32), xp.asarray(max(size_out - 1, 1), dtype)
-    source = last.astype(dtype) / steps * xp.arange(size_out, dtype=dtype)
+    last, source = xp.asarray(size_in - 1, np.int32), xp.arange(size_out, dtype=dtype)
+    if align_corners:
+        source = last.astype(dtype) / xp.asarray(max(size_out - 1, 1), dtype) * source
+    else:
+        half, scale = dtype.type(0.5), xp.asarray(size_in, dtype) / xp.asarray(size_out, dtype)
+        source = xp.maximum(scale * (source + half) - half, 0)
     low = xp.minimum(source.astype(np.int32), last)
     high = xp.minimum(low + 1, last)
     return low, high, (source - low).astype(dtype)
 
 
-def _interpolate(x: jax.Array, axis: int, size: int) -> jax.Array:
-    return interpolated(x, axis, *interpolation(x.shape[axis], size, np.dtype(x.dtype)))
+def _interpolate(x: jax.Array, axis: int, size: int, align_corners: bool) -> jax.Array:
+    places = interpolation(x.shape[axis], size, np.dtype(x.dtype), align_corners)
+    return interpolated(x, axis, *places)
 
 
 def interpolated(
@@ -191,8 +196,8 @@ def interpolated(
     return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
 
 
-def _matrix(size_in: int, size_out: int, dtype: np.dtype) -> np.ndarray:
-    low, high, weight = interpolation(size_in, size_out, np.dtype(dtype))
+def _matrix(size_in: int, size_out: int, dtype: np.dtype, align_corners: bool) -> np.ndarray:
+    low, high, weight = interpolation(size_in, size_out, np.dtype(dtype), align_corners)
     rows = np.arange(size_out)
     matrix = np.zeros((size_out, size_in), dtype)
     np.add.at(matrix, (rows, low), 1 - weight)
@@ -200,24 +205,28 @@ def _matrix(size_in: int, size_out: int, dtype: np.dtype) -> np.ndarray:
     return matrix
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _resize(x: jax.Array, in_size: tuple[int, int], size: tuple[int, int]) -> jax.Array:
-    return _interpolate(_interpolate(x, 1, size[0]), 2, size[1])
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _resize(
+    x: jax.Array, in_size: tuple[int, int], size: tuple[int, int], align_corners: bool
+) -> jax.Array:
+    x = _interpolate(x, 1, size[0], align_corners)
+    return _interpolate(x, 2, size[1], align_corners)
 
 
 def _resize_forward(
-    x: jax.Array, in_size: tuple[int, int], size: tuple[int, int]
+    x: jax.Array, in_size: tuple[int, int], size: tuple[int, int], align_corners: bool
 ) -> tuple[jax.Array, None]:
-    return _resize(x, in_size, size), None
+    return _resize(x, in_size, size, align_corners), None
 
 
 def _resize_backward(
-    in_size: tuple[int, int], size: tuple[int, int], _: None, gradient: jax.Array
+    in_size: tuple[int, int], size: tuple[int, int], align_corners: bool, _: None,
+    gradient: jax.Array,
 ) -> tuple[jax.Array]:
     # Two dense products instead of the scatters that the gradient of a gather would be. Like all
     # products they are exact on a CPU; on a GPU as exact as jax.default_matmul_precision says.
-    rows = _matrix(in_size[0], size[0], gradient.dtype)
-    columns = _matrix(in_size[1], size[1], gradient.dtype)
+    rows = _matrix(in_size[0], size[0], gradient.dtype, align_corners)
+    columns = _matrix(in_size[1], size[1], gradient.dtype, align_corners)
     gradient = jnp.einsum("nHWc,Ww->nHwc", gradient, columns)
     return (jnp.einsum("nHwc,Hh->nhwc", gradient, rows),)
 
@@ -228,7 +237,16 @@ _resize.defvjp(_resize_forward, _resize_backward)
 def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bilinear with align_corners=True. x [N,h,w,C] → [N,*size,C], at least float32."""
     x = at_least_float32(x)
-    return _resize(x, x.shape[1:3], tuple(size))
+    return _resize(x, x.shape[1:3], tuple(size), True)
+
+
+def resize_half_pixel(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Bilinear with align_corners=False, no antialiasing. x [N,h,w,C] → as `resize_align_corners`.
+
+    Pixels are squares: the centre of the first lies half a pixel from the border.
+    """
+    x = at_least_float32(x)
+    return _resize(x, x.shape[1:3], tuple(size), False)
 
 
 class Conv(nn.Module):
