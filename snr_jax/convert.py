@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from absl import flags
@@ -27,15 +28,8 @@ from snr_jax.core.files import checksum, refuse_existing, refuse_pattern, writte
 from snr_jax.runs.weights import save
 from snr_jax.weights import conversion
 from snr_jax.weights.folder import CARD, CONFIG, TENSORS, is_of_this_project, write_tensors
-from snr_jax.weights.torch_names import strip_prefixes
+from snr_jax.weights.torch_names import NETWORKS, strip_prefixes
 from snr_jax.workdir.checkpoints import find, load_variables, save_variables
-
-try:
-    from snr_jax.weights import torch_files
-except ImportError as missing:
-    print(f"error: reading PyTorch files needs {missing.name}: pip install torch safetensors",
-          file=sys.stderr)
-    sys.exit(2)
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_bool(
@@ -43,7 +37,7 @@ flags.DEFINE_bool(
     flag_values=FLAGS,
 )
 flags.DEFINE_enum(
-    "weights", None, torch_files.NETWORKS, "Which network of a file of self-training to read: the "
+    "weights", None, NETWORKS, "Which network of a file of self-training to read: the "
     "student (model) or its mean teacher (ema_model). By default the student, which DACS scores.",
     flag_values=FLAGS,
 )
@@ -93,12 +87,22 @@ OF_CONVERT = ("num_classes", "class_names", "variant", "head_branches", "reset_h
 FILES = (".pth", ".pt", ".safetensors")  # what an export that is no folder ends with
 
 
+def _torch_files() -> ModuleType:
+    """What reads and writes with PyTorch, which neither --help nor a weights folder needs."""
+    try:
+        from snr_jax.weights import torch_files
+    except ImportError as missing:
+        raise UserError(f"reading and writing PyTorch files needs {missing.name}: pip install "
+                        "torch") from None
+    return torch_files
+
+
 def _convert(args: flags.FlagValues, source: str, target: str) -> None:
     """Writes the checkpoint `target` from the PyTorch file `source`, or nothing."""
     if is_of_this_project(Path(source)):
         raise UserError(f"{source} is a weights folder, which --checkpoint and --config.init_from "
                         f"take as it is. For other heads of its network, give {source}/{TENSORS}")
-    raw, kind, notes = torch_files.read_torch_file(source, args.weights)
+    raw, kind, notes = _torch_files().read_torch_file(source, args.weights)
     options = _of_folder(Path(source)) | {name: args[name].value for name in OF_CONVERT
                                           if args[name].value is not None}
     if args.head_branches:
@@ -163,7 +167,7 @@ def _export_file(args: flags.FlagValues, source: str, target: str) -> None:
         raise UserError(f"{source}: {error}") from error
     tensors = {args.prefix + name: value for name, value in state_dict.items()}
     with written_whole(target) as unfinished:
-        write = write_tensors if target.endswith(FILES[-1]) else torch_files.write_torch_file
+        write = write_tensors if target.endswith(FILES[-1]) else _torch_files().write_torch_file
         write(unfinished, tensors)
     print(f"wrote {target}: {len(tensors)} tensors, {meta['model']['num_classes']} classes, "
           f"norm_restitution {meta['model']['norm_restitution']}")

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from snr_jax.core.errors import UserError
-from snr_jax.weights.torch_names import is_of_network
+from snr_jax.weights.torch_names import NETWORKS, is_of_network
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # All that a training checkpoint of the lineage holds besides tensors: numpy scalars. The pair is
@@ -27,7 +27,6 @@ _ALLOWED = [
 ]
 
 
-NETWORKS = ("model", "ema_model")  # student and mean teacher, as DACS and its followers save them
 _NETWORK = re.compile(r"^(?:module\.|_orig_mod\.)*(model|ema_model)\.")
 
 

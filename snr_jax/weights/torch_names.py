@@ -17,6 +17,8 @@ StateDict = Mapping[str, np.ndarray]
 Variables = dict[str, dict]
 
 # A module's tensors: (PyTorch's last name, collection, our last name).
+# Student and mean teacher, as DACS and its followers save them.
+NETWORKS = ("model", "ema_model")
 _CONV = (("weight", "params", "kernel"), ("bias", "params", "bias"))
 _NORM = (("weight", "params", "scale"), ("bias", "params", "bias"),
          ("running_mean", "batch_stats", "mean"), ("running_var", "batch_stats", "var"))

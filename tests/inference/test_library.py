@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ def test_the_page_runs_from_its_first_line_to_its_last(folder, monkeypatch, cach
         exec(compile(block, "docs/library.md", "exec"), space)
     assert Image.open("street_tuned.png").size == Image.open("street_overlay.png").size == (80, 45)
     told = capsys.readouterr()
+    assert "six drawn streets" in Path("street_tuned_weights/README.md").read_text()
     assert "step 3: " in told.out and "loss_target" in told.out and told.err == ""
     # Training has taken over arrays, but none of the network that it began with.
     before = checkpoints.load_variables("runs/gta2city_uda")[0]["params"]["conv1"]["kernel"]
