@@ -46,7 +46,7 @@ CHANGES = {
     # At its random values the network predicts several classes, soon after one alone.
     "eval.flip": {"eval.flip": True, "optimizer.base_rate": 1e-6},
     "source.rare_class_temperature": {"source.rare_class_temperature": 0.01},
-    "mix.masked_weight": {"mix.masked_weight": 1.0, "mix.mask_block": 8},
+    "mix.masked_weight": {"mix.masked_weight": 1.0},
     "mix.statistics": {"mix.statistics": "teacher"},
     "eval.num_pictures": {"eval.num_pictures": 0},
 }  # fmt: skip
