@@ -42,7 +42,8 @@ def _check_optimizer(config: ConfigDict) -> None:
     optimizer = config.optimizer
     if optimizer.warmup_steps >= optimizer.schedule_steps:
         raise UserError(f"optimizer.warmup_steps is {optimizer.warmup_steps}; expected less than "
-                        f"optimizer.schedule_steps, {optimizer.schedule_steps}")
+                        f"the {optimizer.schedule_steps} steps of the schedule. Set "
+                        "--config.optimizer.warmup_steps to fewer, 0 for none")
     for key, kind in (("optimizer.momentum", "sgd"), ("optimizer.betas", "adamw")):
         _refuse_unread(config, key, optimizer.kind == kind, "optimizer.kind", kind)
     if optimizer.kind == "adamw" and optimizer.repeated_updates:
@@ -78,7 +79,8 @@ def _check_mix(config: ConfigDict) -> None:
     top, bottom, left, right = config.mix.rim_left_out
     if max(top + bottom, left + right) >= 1:
         raise UserError(f"mix.rim_left_out is {tuple(config.mix.rim_left_out)}; expected less than "
-                        "1 of top and bottom together, and of left and right")
+                        "1 of top and bottom together, and of left and right. Set "
+                        "'--config.mix.rim_left_out=(0.03,0.25,0.03,0.03)'")
     _refuse_unread(config, "mix.jitter_strength", config.mix.jitter, "mix.jitter", True)
     _check_mask(config, height, width)
     if config.loss.lambda_seg:
@@ -92,9 +94,11 @@ def _check_mask(config: ConfigDict, height: int, width: int) -> None:
     """Raises UserError for a mask that nothing reads, or of blocks beyond the images."""
     for key in ("mix.mask_block", "mix.mask_ratio"):
         _refuse_unread(config, key, config.mix.masked_weight > 0, "mix.masked_weight", 1)
-    if config.mix.masked_weight and config.mix.mask_block > min(height, width):
-        raise UserError(f"mix.mask_block is {config.mix.mask_block}; expected at most "
-                        f"{min(height, width)}, the shorter side of the images of {height}x{width}")
+    shorter = min(height, width)
+    if config.mix.masked_weight and config.mix.mask_block > shorter:
+        raise UserError(f"mix.mask_block is {config.mix.mask_block}; expected at most {shorter}, "
+                        f"the shorter side of the images of {height}x{width}. Set "
+                        f"--config.mix.mask_block={max(shorter // 16, 1)}")
 
 
 def check_devices(config: ConfigDict) -> None:
