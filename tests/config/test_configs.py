@@ -234,7 +234,7 @@ def test_docstring_is_the_command(name):
         ("data.scale_range", (0.5, NAN), "2 numbers"),
         ("data.crop_class_share", 1.5, "0 to 1"),
         ("data.root", "", "not empty"),
-        ("data.jitter", "robustnett", "one of none, robustnet, daformer, custom"),
+        ("data.jitter", "robustnett", "one of none, robustnet, daformer, vfm_uda, custom"),
         ("data.jitter_strengths", (0.5, 0.5, 0.5), "4 numbers, 0 to 1"),
         ("data.jitter_strengths", (0.5, 0.5, 0.5, 1.5), "4 numbers, 0 to 1"),
         ("data.jitter_probability", 1.5, "0 to 1"),
@@ -338,7 +338,7 @@ def test_what_makes_no_sense_is_refused_with_its_remedy(overrides, words, remedy
     checks.check(config)
 
 
-@pytest.mark.parametrize("jitter", ["none", "robustnet", "daformer"])
+@pytest.mark.parametrize("jitter", ["none", "robustnet", "daformer", "vfm_uda"])
 @pytest.mark.parametrize("key, value", [
     ("data.jitter_strengths", (0.5, 0.5, 0.5, 0.0)), ("data.jitter_probability", 0.9),
 ])  # fmt: skip
