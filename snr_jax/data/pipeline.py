@@ -43,23 +43,11 @@ def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def train_batches(
-    samples: Sequence[Sample],
-    labels: Labels,
-    *,
-    size: tuple[int, int],
-    batch_size: int,
-    seed: int,
-    start_step: int = 0,
-    with_labels: bool = True,
-    scale_range: tuple[float, float] | None = None,
-    crop: tuple[int, int] | None = None,
-    mirror: bool = True,
-    rare: RareClasses | None = None,
-    crop_class_share: float = 1.0,
-    rim: tuple[float, float, float, float] | None = None,
-    shard_index: int = 0,
-    shard_count: int = 1,
-    prepared: Prepared | None = None,
+    samples: Sequence[Sample], labels: Labels, *, size: tuple[int, int], batch_size: int, seed: int,
+    start_step: int = 0, with_labels: bool = True, scale_range: tuple[float, float] | None = None,
+    crop: tuple[int, int] | None = None, mirror: bool = True, rare: RareClasses | None = None,
+    crop_class_share: float = 1.0, rim: tuple[float, float, float, float] | None = None,
+    shard_index: int = 0, shard_count: int = 1, prepared: Prepared | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches from step `start_step` on, shuffled anew in every epoch.
 
