@@ -5,7 +5,8 @@
     python scripts/study.py --benchmark camvid --data datasets  # photographs, in runs/camvid_study
 
 Each variant is trained on the source and scored on every target, then adapted to each target from
-there, in every way of --adaptations. The benchmarks:
+there, in every way of --adaptations; "masked consistency", as of configs/toy_mic.py, is made where
+they name it. The benchmarks:
 
     toys       drawn streets → the same in other styles (--targets), by configs/toy_*.py
     camvid     CamVid by day → at dusk, by configs/camvid_*.py; DATA/CamVid in either public form
@@ -44,6 +45,10 @@ ADAPTATIONS = {
         "loss.target": "iw_maxsquare", "loss.lambda_target": 10.0}),
     "class mixing": ("classmix", {}),
 }
+# Beside them, where --adaptations names them.
+FURTHER = {
+    "masked consistency": ("classmix", {"mix.masked_weight": 1.0, "mix.mask_block": 16}),
+}
 # One setting changed at a time; made where --adaptations names it, as "class mixing crop 64".
 SETTINGS = {
     "threshold 0.5": {"mix.threshold": 0.5},
@@ -58,7 +63,7 @@ SETTINGS = {
     "twice as long": {"num_steps": 1200, "optimizer.schedule_steps": 1200},
 }
 VARIED = {"class mixing": SETTINGS, "statistics": ("whole images", "twice as long")}
-WAYS = ADAPTATIONS | {
+WAYS = ADAPTATIONS | FURTHER | {
     f"{way} {name}": (ADAPTATIONS[way][0], ADAPTATIONS[way][1] | SETTINGS[name])
     for way, names in VARIED.items() for name in names
 }

@@ -4,6 +4,7 @@ tests/config/test_keys.py says where each key arrives.
 """
 
 import json
+import math
 import os
 from functools import partial
 
@@ -76,6 +77,8 @@ def stream_arguments(config: ConfigDict, role: str) -> dict:
         "scale_range": scale_range(config),
         "crop": tuple(config.data.crop) if any(config.data.crop) else None,
         "mirror": config.data.mirror,
+        "crop_class_share": config.data.crop_class_share if role == "source" else 1.0,
+        "rim": rim(config) if role == "target" else None,
     }
 
 
@@ -83,6 +86,12 @@ def scale_range(config: ConfigDict) -> tuple[float, float] | None:
     """The range, None where every image has the training size."""
     found = tuple(config.data.scale_range)
     return found if found != (1, 1) else None
+
+
+def rim(config: ConfigDict) -> tuple[float, ...] | None:
+    """What of a target image gets no pseudo label, None where nothing is left out."""
+    found = tuple(config.mix.rim_left_out)
+    return found if has_teacher(config) and any(found) else None
 
 
 def rare_arguments(config: ConfigDict) -> dict:
@@ -111,7 +120,13 @@ def initial_arguments(config: ConfigDict) -> dict:
 def schedule_arguments(config: ConfigDict) -> dict:
     """Arguments of `optim.poly_schedule`."""
     optimizer = config.optimizer
-    return {"base_rate": optimizer.base_rate, "num_steps": optimizer.schedule_steps}
+    times = math.sqrt(config.batch_size) if optimizer.rate_by_batch else 1
+    return {
+        "base_rate": optimizer.base_rate * times,
+        "num_steps": optimizer.schedule_steps,
+        "power": optimizer.schedule_power,
+        "warmup_steps": optimizer.warmup_steps,
+    }
 
 
 def groups_arguments(config: ConfigDict) -> dict:
@@ -121,16 +136,19 @@ def groups_arguments(config: ConfigDict) -> dict:
         "train_snr": config.optimizer.train_snr,
         "multi_level": config.loss.lambda_seg > 0,
         "head_branches": config.model.head_branches,
+        "backbone_rate": config.optimizer.backbone_rate,
         "head_rate": config.optimizer.head_rate,
         "snr_rate": config.optimizer.snr_rate,
     }
 
 
-def sgd_arguments(config: ConfigDict) -> dict:
-    """Arguments of `optim.sgd`."""
-    return {
-        "momentum": config.optimizer.momentum, "weight_decay": config.optimizer.weight_decay,
-    }  # fmt: skip
+def optimizer_arguments(config: ConfigDict) -> dict:
+    """Arguments of the optimiser that `optimizer.kind` chooses, of `optim`."""
+    optimizer = config.optimizer
+    found = {"weight_decay": optimizer.weight_decay}
+    if optimizer.kind == "adamw":
+        return found | {"betas": tuple(optimizer.betas)}
+    return found | {"momentum": optimizer.momentum}
 
 
 def step_arguments(config: ConfigDict) -> dict:
@@ -149,11 +167,14 @@ def step_arguments(config: ConfigDict) -> dict:
         mix = config.mix
         return arguments | {
             "lambda_target": config.loss.lambda_target,
-            "teacher_momentum": mix.teacher_momentum, "teacher_mode": mix.teacher_mode,
+            "teacher_momentum": mix.teacher_momentum, "teacher_count": mix.teacher_count,
+            "teacher_mode": mix.teacher_mode, "teacher_flip": mix.teacher_flip,
             "threshold": mix.threshold, "weight": mix.weight, "class_share": mix.class_share,
             "rows_left_out": tuple(mix.rows_left_out), "statistics": mix.statistics,
-            "strengthen": partial(
-                mixing.strong_augment, with_jitter=mix.jitter, with_blur=mix.blur),
+            "masked_weight": mix.masked_weight,
+            "strengthen": partial(mixing.strong_augment, with_jitter=mix.jitter,
+                                  with_blur=mix.blur, strength=mix.jitter_strength),
+            "mask": partial(mixing.mask_blocks, block=mix.mask_block, ratio=mix.mask_ratio),
         }  # fmt: skip
     arguments["lambda_seg"] = config.loss.lambda_seg
     if not config.loss.target:

@@ -1,5 +1,7 @@
 """Refusals of what no configuration may ask for, beyond the values of each key."""
 
+from typing import Any
+
 import jax
 from ml_collections import ConfigDict
 
@@ -16,19 +18,49 @@ def check(config: ConfigDict) -> None:
             f"--config.optimizer.schedule_steps to at least that (now "
             f"{config.optimizer.schedule_steps})"
         )
-    _check_jitter(config)
+    _check_optimizer(config)
+    custom = config.data.jitter == "custom"
+    for key in ("data.jitter_strengths", "data.jitter_probability"):
+        _refuse_unread(config, key, custom, "data.jitter", "custom")
+    _check_crop(config)
     if arguments.has_teacher(config):
         _check_mix(config)
 
 
-def _check_jitter(config: ConfigDict) -> None:
-    """Raises UserError for strengths of a jitter that has its own, or none."""
-    for key in ("jitter_strengths", "jitter_probability"):
-        value, default = config.data[key], keys.KEYS[f"data.{key}"].default
-        changed = tuple(value) != default if isinstance(default, tuple) else value != default
-        if changed and config.data.jitter != "custom":
-            raise UserError(f"data.{key} is {value!r}, and data.jitter is {config.data.jitter!r}, "
-                            "which does not read it. Set --config.data.jitter=custom")
+def _refuse_unread(config: ConfigDict, key: str, is_read: bool, by: str, remedy: Any) -> None:
+    """Raises UserError for a key that is set and not read, since the key `by` is not `remedy`."""
+    values = keys.values(config)
+    value, default = values[key], keys.KEYS[key].default
+    changed = tuple(value) != default if isinstance(default, tuple) else value != default
+    if changed and not is_read:
+        raise UserError(f"{key} is {value!r}, and {by} is {values[by]!r}, which does not read it. "
+                        f"Set --config.{by}={remedy}")
+
+
+def _check_optimizer(config: ConfigDict) -> None:
+    """Raises UserError for an optimiser that cannot be, or that does not read what is set."""
+    optimizer = config.optimizer
+    if optimizer.warmup_steps >= optimizer.schedule_steps:
+        raise UserError(f"optimizer.warmup_steps is {optimizer.warmup_steps}; expected less than "
+                        f"the {optimizer.schedule_steps} steps of the schedule. Set "
+                        "--config.optimizer.warmup_steps to fewer, 0 for none")
+    for key, kind in (("optimizer.momentum", "sgd"), ("optimizer.betas", "adamw")):
+        _refuse_unread(config, key, optimizer.kind == kind, "optimizer.kind", kind)
+    if optimizer.kind == "adamw" and optimizer.repeated_updates:
+        raise UserError("optimizer.repeated_updates is True, and optimizer.kind is 'adamw': "
+                        "repeated updates are SGD's alone. Set "
+                        "--config.optimizer.repeated_updates=False")
+
+
+def _check_crop(config: ConfigDict) -> None:
+    """Raises UserError for a choice among crops where there is one alone."""
+    is_cropped = any(config.data.crop) or arguments.scale_range(config)
+    if config.data.crop_class_share < 1 and not is_cropped:
+        raise UserError(
+            f"data.crop_class_share is {config.data.crop_class_share}, and images are trained on "
+            "as a whole. Set a crop, as '--config.data.crop=(512,512)', or "
+            "--config.data.crop_class_share=1"
+        )
 
 
 def _check_mix(config: ConfigDict) -> None:
@@ -40,15 +72,33 @@ def _check_mix(config: ConfigDict) -> None:
             f"images of {target}: both must have one size. Set a crop, as '--config.data.crop="
             "(512,512)', or equal sizes"
         )
-    height = (tuple(config.data.crop) if any(config.data.crop) else target)[0]
+    height, width = tuple(config.data.crop) if any(config.data.crop) else target
     if sum(config.mix.rows_left_out) >= height:
         raise UserError(f"mix.rows_left_out is {tuple(config.mix.rows_left_out)}; expected less "
                         f"than the {height} rows of the images together")
+    top, bottom, left, right = config.mix.rim_left_out
+    if max(top + bottom, left + right) >= 1:
+        raise UserError(f"mix.rim_left_out is {tuple(config.mix.rim_left_out)}; expected less than "
+                        "1 of top and bottom together, and of left and right. Set "
+                        "'--config.mix.rim_left_out=(0.03,0.25,0.03,0.03)'")
+    _refuse_unread(config, "mix.jitter_strength", config.mix.jitter, "mix.jitter", True)
+    _check_mask(config, height, width)
     if config.loss.lambda_seg:
         raise UserError(
             f"loss.lambda_seg is {config.loss.lambda_seg}: the guidance of the auxiliary head "
             "belongs to the other target losses. Set --config.loss.lambda_seg=0"
         )
+
+
+def _check_mask(config: ConfigDict, height: int, width: int) -> None:
+    """Raises UserError for a mask that nothing reads, or of blocks beyond the images."""
+    for key in ("mix.mask_block", "mix.mask_ratio"):
+        _refuse_unread(config, key, config.mix.masked_weight > 0, "mix.masked_weight", 1)
+    shorter = min(height, width)
+    if config.mix.masked_weight and config.mix.mask_block > shorter:
+        raise UserError(f"mix.mask_block is {config.mix.mask_block}; expected at most {shorter}, "
+                        f"the shorter side of the images of {height}x{width}. Set "
+                        f"--config.mix.mask_block={max(shorter // 16, 1)}")
 
 
 def check_devices(config: ConfigDict) -> None:

@@ -16,6 +16,7 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.losses import TARGET_LOSSES
 from snr_jax.core.models.create import ATROUS, DTYPES
 from snr_jax.core.models.deeplab import NORM_RESTITUTIONS
+from snr_jax.core.optim import KINDS
 from snr_jax.core.self_training import STATISTICS, TEACHER_MODES, WEIGHTS
 
 
@@ -91,6 +92,10 @@ SECTIONS = {
         "data.crop": Key(
             (0, 0), several(2, whole(33, 8192), also=(0, 0)),
             "Height and width of a random crop of each training image."),
+        "data.crop_class_share": Key(
+            1.0, SHARE,
+            "Largest share of a class in a crop of the source's images, which is drawn again up to "
+            "10 times; 0.75 in MIC and VFM-UDA, 1: any."),
         "data.mirror": Key(True, SWITCH, "Mirror half of the training images."),
         "data.blur": Key(True, SWITCH, "Blur half of the training images, by less than a pixel."),
         "data.jitter": Key(
@@ -150,14 +155,32 @@ SECTIONS = {
             "Train the whole network in evaluation mode: its running statistics do not move."),
     },
     "The optimiser": {
+        "optimizer.kind": Key(
+            "sgd", one_of(*KINDS), "SGD with momentum, as published for ResNet-101, or AdamW."),
         "optimizer.base_rate": Key(
-            2.5e-4, number(0, 10, without=0), "Learning rate of the backbone at step 0."),
+            2.5e-4, number(0, 10, without=0),
+            "Learning rate at step 0, which the rates below multiply."),
+        "optimizer.rate_by_batch": Key(
+            False, SWITCH, "Multiply base_rate by the square root of batch_size."),
         "optimizer.schedule_steps": Key(
-            200_000, STEPS, "Steps in which the rate falls to 0, by a polynomial of power 0.9."),
+            200_000, STEPS, "Steps in which the rate falls to 0, by a polynomial."),
+        "optimizer.schedule_power": Key(
+            0.9, number(0, 10), "Power of the polynomial; 1: the rate falls evenly."),
+        "optimizer.warmup_steps": Key(
+            0, whole(0, 1_000_000_000),
+            "First steps of the schedule, in which the rate rises from a thousandth of base_rate "
+            "to all of it; 1,500 in VFM-UDA."),
         "optimizer.momentum": Key(
-            0.9, number(0, 1, without=1), "Share of the velocity that a step keeps."),
+            0.9, number(0, 1, without=1), "For sgd: share of the velocity that a step keeps."),
+        "optimizer.betas": Key(
+            (0.9, 0.999), several(2, number(0, 1, without=1)),
+            "For adamw: shares that a step keeps of the means of the gradient and of its square."),
         "optimizer.weight_decay": Key(
-            5e-4, SHARE, "Share of each parameter that is added to its gradient."),
+            5e-4, SHARE,
+            "Share of each parameter that is added to its gradient; for adamw, 0.01 as published, "
+            "to its change."),
+        "optimizer.backbone_rate": Key(
+            1.0, WEIGHT, "Learning rate of the backbone, times base_rate."),
         "optimizer.head_rate": Key(
             10.0, WEIGHT, "Learning rate of the heads, times base_rate."),
         "optimizer.snr_rate": Key(
@@ -166,7 +189,7 @@ SECTIONS = {
             True, SWITCH, "Train SNR; False: it stays at its initial values, as in the release."),
         "optimizer.repeated_updates": Key(
             True, SWITCH,
-            "Update parts of the backbone 3 or 4 times in a step, as the release does."),
+            "For sgd: update parts of the backbone 3 or 4 times in a step, as the release does."),
     },
     "The losses": {
         "loss.restitution_weight": Key(
@@ -187,11 +210,18 @@ SECTIONS = {
     },
     "Class mixing, for loss.target=classmix alone": {
         "mix.teacher_momentum": Key(
-            0.99, SHARE, "Share of itself that the teacher keeps in a step, at most."),
+            0.99, SHARE,
+            "Share of itself that the teacher keeps in a step, at most; 0.999 in MIC and VFM-UDA."),
+        "mix.teacher_count": Key(
+            1, whole(1, 1_000_000_000),
+            "What the first step counts as, n in 1 - 1/n, which the teacher keeps until that is "
+            "the most; 2 in MIC and VFM-UDA."),
         "mix.teacher_mode": Key(
             "train", one_of(*TEACHER_MODES),
             "The teacher's batch norm: by the target batch's statistics (train) or its running "
             "ones (eval)."),
+        "mix.teacher_flip": Key(
+            False, SWITCH, "Label by the teacher's mean for an image and its mirror."),
         "mix.threshold": Key(0.968, SHARE, "Probability above which a pseudo label is sure."),
         "mix.weight": Key(
             "share", one_of(*WEIGHTS),
@@ -201,12 +231,30 @@ SECTIONS = {
             0.5, SHARE, "Share of the classes of a source label that are pasted."),
         "mix.rows_left_out": Key(
             (0, 0), several(2, whole(0, 8192)),
-            "Rows at the top and at the bottom of the target that get no pseudo label."),
+            "Rows at the top and at the bottom of the target, as it is cropped, that get no pseudo "
+            "label."),
+        "mix.rim_left_out": Key(
+            (0.0, 0.0, 0.0, 0.0), several(4, SHARE),
+            "Rim of the whole target image that gets no pseudo label: shares of its height at the "
+            "top and bottom, of its width at the left and right; (0.03,0.25,0.03,0.03) in "
+            "VFM-UDA."),
         "mix.statistics": Key(
             "own", one_of(*STATISTICS),
             "Whose running statistics the student is left with: its own or the teacher's."),
         "mix.jitter": Key(True, SWITCH, "Change the colours of the mixed image."),
+        "mix.jitter_strength": Key(
+            0.25, SHARE,
+            "How far they change: brightness, contrast and saturation by a factor from 1 - s to 1 "
+            "+ s, hue in turns of its circle; 0.2 in MIC and VFM-UDA."),
         "mix.blur": Key(True, SWITCH, "Blur the mixed image."),
+        "mix.masked_weight": Key(
+            0.0, WEIGHT,
+            "Weight of masked consistency: pseudo labels for target images of which blocks are "
+            "hidden; 1 in MIC, 0: none."),
+        "mix.mask_block": Key(
+            32, whole(1, 8192),
+            "Sides of a hidden block in pixels; 32 in MIC at crops of 512, 64 at 1024."),
+        "mix.mask_ratio": Key(0.7, SHARE, "Share of the blocks that are hidden."),
     },
     "The run": {
         "num_steps": Key(80_000, STEPS, "Steps, after which the run ends."),

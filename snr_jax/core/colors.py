@@ -37,6 +37,7 @@ class Jitter(NamedTuple):
 JITTERS = {
     "robustnet": Jitter(0.8, 0.8, 0.8, 0.3, probability=0.5),
     "daformer": Jitter(32 / 255, 0.5, 0.5, 18 / 360, probability=0.5, apart=True),
+    "vfm_uda": Jitter(32 / 255, 0.5, 0.5, 18 / 360, probability=0.9),
 }
 
 

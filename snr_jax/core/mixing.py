@@ -1,17 +1,21 @@
-"""Class mixing and strong augmentation (DACS, arXiv 2007.08702), inside the compiled step.
+"""Class mixing and strong augmentation (DACS, arXiv 2007.08702), masks (MIC, arXiv 2212.01322).
+
+All of it runs inside the compiled step.
 
 Every draw of a sample depends on the key and its place in the whole batch, `first_sample` + n.
 """
 
+from functools import reduce
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from snr_jax.core.augment import MEAN_BGR, per_sample, to_network_input
 from snr_jax.core.colors import BLUR_PROBABILITY, BLUR_SIGMA, gaussian_blur, jitter
 from snr_jax.core.labels import IGNORE
 from snr_jax.core.models.layers import at_least_float32
 
-JITTER = 0.25  # of brightness, contrast, saturation as a factor 1 ± JITTER; of hue in turns
 JITTER_PROBABILITY = 0.8
 
 
@@ -61,19 +65,21 @@ def strong_augment(
     *,
     with_jitter: bool = True,
     with_blur: bool = True,
+    strength: float = 0.25,
     first_sample: int | jax.Array = 0,
 ) -> jax.Array:
     """Colour jitter (p 0.8), Gaussian blur (p 0.5), each drawn per image; then BGR minus mean.
 
-    image uint8 [N,H,W,3] RGB → float32 [N,H,W,3]. Sides of at least 6.
+    image uint8 [N,H,W,3] RGB → float32 [N,H,W,3]. Sides of at least 6. strength: how far jitter
+    goes, of brightness, contrast, saturation as a factor 1 ± strength, of hue in turns.
     """
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
         coin, factor, turn, blur, width = jax.random.split(key, 5)
         x = image.astype(jnp.float32) / 255
         if with_jitter:
-            factors = jax.random.uniform(factor, (3,), minval=1 - JITTER, maxval=1 + JITTER)
-            turns = jax.random.uniform(turn, (), minval=-JITTER, maxval=JITTER)
+            factors = jax.random.uniform(factor, (3,), minval=1 - strength, maxval=1 + strength)
+            turns = jax.random.uniform(turn, (), minval=-strength, maxval=strength)
             x = jnp.where(
                 jax.random.bernoulli(coin, JITTER_PROBABILITY), jitter(x, *factors, turns), x)
         if with_blur:
@@ -88,10 +94,33 @@ def strong_augment(
     return jax.vmap(one)(keys, image)
 
 
+def mask_blocks(
+    key: jax.Array,
+    image: jax.Array,
+    *,
+    block: int = 32,
+    ratio: float = 0.7,
+    first_sample: int | jax.Array = 0,
+) -> jax.Array:
+    """Network input [N,H,W,3], 0 in blocks of about `block` pixels, each hidden with p `ratio`.
+
+    The grid has round(H / block) x round(W / block) cells, at least one of each; an image has its
+    own draws.
+    """
+    cells = [max(round(side / block), 1) for side in image.shape[1:3]]
+    draws = per_sample(key, image.shape[0], first_sample, lambda k: jax.random.uniform(k, cells))
+    rows, columns = (np.arange(side) * n // side for side, n in zip(image.shape[1:3], cells))
+    visible = (draws > ratio)[:, rows][:, :, columns]
+    return jnp.where(visible[..., None], image, 0)
+
+
 # ---------------------------------------------------------------- what the teacher says
 
 
-def pseudo_label(logits: jax.Array, *, threshold: float) -> tuple[jax.Array, jax.Array]:
-    """argmax p int32 [N,H,W], and whether max p >= threshold. logits [N,H,W,C]."""
-    p = jax.nn.softmax(at_least_float32(logits))
+def pseudo_label(*logits: jax.Array, threshold: float) -> tuple[jax.Array, jax.Array]:
+    """argmax p int32 [N,H,W], and whether max p >= threshold.
+
+    p: the mean softmax of the logits, each [N,H,W,C].
+    """
+    p = reduce(jnp.add, [jax.nn.softmax(at_least_float32(x)) for x in logits]) / len(logits)
     return p.argmax(-1), p.max(-1) >= threshold

@@ -4,6 +4,10 @@ The teacher labels the target images. Half of the classes of each source image a
 target image, pixels and labels; the student learns from the source and from the mix: its loss is
 the source's cross-entropy + lambda_target * weighted cross-entropy on the mix. After each update
 the teacher becomes a * teacher + (1 - a) * student, a of `teacher_share`.
+
+With masked_weight > 0 it learns to label what it cannot see as well (MIC, arXiv 2212.01322): +
+masked_weight * weighted cross-entropy on the target images, in the strong colours of a mix and
+masked, against the same pseudo labels.
 """
 
 from collections.abc import Callable
@@ -29,6 +33,7 @@ from snr_jax.core.steps import (
     Term,
     Terms,
     View,
+    inside,
     make_update,
     prepared,
     source_terms,
@@ -40,9 +45,12 @@ WEIGHTS = ("share", "pixel")
 STATISTICS = ("own", "teacher")
 
 
-def teacher_share(step: jax.Array, most: float) -> jax.Array:
-    """What the teacher keeps of itself in update `step`, from 0: min(1 - 1 / (step + 1), most)."""
-    return jnp.minimum(1 - 1 / (step + 1), most)
+def teacher_share(step: jax.Array, most: float, count: int = 1) -> jax.Array:
+    """What the teacher keeps of itself in update `step`, from 0: min(1 - 1 / (step + count), most).
+
+    count: what the first update counts as. 1 makes the teacher the student after it.
+    """
+    return jnp.minimum(1 - 1 / (step + count), most)
 
 
 def _blend(share: jax.Array, teacher: dict, student: dict) -> dict:
@@ -52,14 +60,16 @@ def _blend(share: jax.Array, teacher: dict, student: dict) -> dict:
 
 def pixel_weights(
     sure: jax.Array, *, weight: str, rows_left_out: tuple[int, int],
-    is_image: jax.Array | None = None, axis_name: str | None = None,
+    is_inside: jax.Array | None = None, is_image: jax.Array | None = None,
+    axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """What each pseudo label counts, float [N,H,W], and the share of sure pixels in the batch.
 
     sure: bool [N,H,W], where the teacher is above the threshold. weight: "share" gives every pixel
     that share, "pixel" 1 where it is sure and 0 elsewhere. rows_left_out: at top and bottom, whose
-    pixels count 0 (they enter the share). is_image: bool [N,H,W], False for padding, which counts
-    0 and does not enter the share; None where there is none.
+    pixels count 0 (they enter the share). is_inside: bool [N,H,W], False for a rim that is left out
+    in the same way. is_image: bool [N,H,W], False for padding, which counts 0 and does not enter
+    the share. Each None where there is none.
     """
     if is_image is None:
         share = sure.mean(dtype=float)
@@ -72,28 +82,35 @@ def pixel_weights(
     weights = jnp.broadcast_to(share, sure.shape) if weight == "share" else sure.astype(float)
     top, bottom = rows_left_out
     row = jnp.arange(sure.shape[1])
-    inside = (row >= top) & (row < sure.shape[1] - bottom)
-    counted = inside[:, None] if is_image is None else inside[:, None] & is_image
+    counted = ((row >= top) & (row < sure.shape[1] - bottom))[:, None]
+    for more in (is_inside, is_image):
+        counted = counted if more is None else counted & more
     return jnp.where(counted, weights, 0), share
 
 
 def label_target(
     model: nn.Module, teacher: dict, image: jax.Array, *, threshold: float, weight: str,
-    rows_left_out: tuple[int, int], train: bool, axis_name: str | None,
-    extent: jax.Array | None = None,
+    rows_left_out: tuple[int, int], train: bool, axis_name: str | None, flip: bool = False,
+    extent: jax.Array | None = None, box: jax.Array | None = None,
 ) -> tuple[Batch, jax.Array, dict]:
     """Pseudo "label" and its "weight", the share of sure pixels, and the teacher's statistics.
 
-    weight, rows_left_out: of `pixel_weights`. train: the images move the statistics. extent: the
-    batch's target_extent; beyond it no pixel has a pseudo label.
+    weight, rows_left_out: of `pixel_weights`. train: the images move the statistics. flip: by the
+    mean of what the image and its mirror give. extent: the batch's target_extent; beyond it no
+    pixel has a pseudo label. box: its target_inside; beyond it a pseudo label counts 0.
     """
-    output, moved = model.apply(teacher, image, train=train, mutable=["batch_stats"])
-    label, sure = mixing.pseudo_label(output.main, threshold=threshold)
+    maps, stats = [], teacher["batch_stats"]
+    for mirror in (slice(None), slice(None, None, -1))[: 1 + flip]:
+        output, moved = model.apply({**teacher, "batch_stats": stats}, image[:, :, mirror],
+                                    train=train, mutable=["batch_stats"])
+        maps.append(output.main[:, :, mirror])
+        stats = moved["batch_stats"]
+    label, sure = mixing.pseudo_label(*maps, threshold=threshold)
     is_image = within(extent, label.shape[1:])
     label = label if is_image is None else jnp.where(is_image, label, IGNORE)
-    weights, share = pixel_weights(sure, weight=weight, rows_left_out=rows_left_out,
-                                   is_image=is_image, axis_name=axis_name)
-    stats = moved["batch_stats"]
+    weights, share = pixel_weights(
+        sure, weight=weight, rows_left_out=rows_left_out, is_image=is_image,
+        is_inside=inside(box, label.shape[1:]), axis_name=axis_name)
     stats = lax.pmean(stats, axis_name) if axis_name else stats
     return {"label": label, "weight": weights}, share, stats
 
@@ -113,21 +130,24 @@ def paste(
 
 
 def follow(
-    state: TrainState, after: TrainState, stats: dict, *, momentum: float, blend_stats: bool
+    state: TrainState, after: TrainState, stats: dict, *, momentum: float, count: int,
+    blend_stats: bool,
 ) -> TrainState:
     """`after`, the student's update of `state`, with the teacher that follows it.
 
-    stats: the teacher's. blend_stats: they follow the student's too.
+    stats: the teacher's. momentum, count: of `teacher_share`. blend_stats: they follow the
+    student's too.
     """
-    keep = teacher_share(state.step, momentum)
+    keep = teacher_share(state.step, momentum, count)
     params = _blend(keep, state.teacher["params"], after.params)
     stats = _blend(keep, stats, after.batch_stats) if blend_stats else stats
     return after.replace(teacher={"params": params, "batch_stats": stats})
 
 
-def mix_terms(output: Output, part: Batch, *, lambda_target: float) -> Terms:
+def pseudo_terms(output: Output, part: Batch, *, name: str, weight: float) -> Terms:
+    """The loss against labels of which each counts its own weight."""
     loss = losses.weighted_cross_entropy(output.main, part["label"], part["weight"])
-    return {"loss_target": Term(lambda_target, loss)}
+    return {name: Term(weight, loss)}
 
 
 def _refuse_unknown(**words: tuple[str, tuple[str, ...]]) -> None:
@@ -138,45 +158,38 @@ def _refuse_unknown(**words: tuple[str, tuple[str, ...]]) -> None:
 
 
 def make_classmix_step(
-    *,
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    lambda_target: float = 1.0,
-    teacher_momentum: float = 0.99,
-    teacher_mode: str = "train",
-    threshold: float = 0.968,
-    weight: str = "share",
-    class_share: float = 0.5,
-    rows_left_out: tuple[int, int] = (0, 0),
-    statistics: str = "own",
-    seed: int = 0,
-    restitution_weight: float = 0.0,
-    freeze_bn: bool = False,
-    accumulate_steps: int = 1,
-    prepare_source: Prepare = augment,
-    prepare_target: Prepare = augment,
-    strengthen: Prepare = mixing.strong_augment,
+    *, model: nn.Module, tx: optax.GradientTransformation, lambda_target: float = 1.0,
+    teacher_momentum: float = 0.99, teacher_count: int = 1, teacher_mode: str = "train",
+    teacher_flip: bool = False, threshold: float = 0.968, weight: str = "share",
+    class_share: float = 0.5, rows_left_out: tuple[int, int] = (0, 0), statistics: str = "own",
+    masked_weight: float = 0.0, seed: int = 0, restitution_weight: float = 0.0,
+    freeze_bn: bool = False, accumulate_steps: int = 1, prepare_source: Prepare = augment,
+    prepare_target: Prepare = augment, strengthen: Prepare = mixing.strong_augment,
     choose_classes: Callable[..., jax.Array] = mixing.choose_classes,
-    axis_name: str | None = None,
+    mask: Prepare = mixing.mask_blocks, axis_name: str | None = None,
 ) -> Step:
     """As `make_adaptation_step`, by class mixing; the state has a teacher, the images one size.
 
-    teacher_mode: "train", as published: it sees the target batch's own statistics, which move its
-    running ones. "eval": it sees its running statistics, a mean of the student's like its
-    parameters. weight, rows_left_out: of `pixel_weights`. class_share: of `choose_classes`.
-    statistics: whose running statistics the student is left with. "own", as published, are those
-    of source and mix; the teacher's in mode "train" are of target images alone.
-    prepare_source, prepare_target: (key, image, first_sample=) → what student and teacher see.
-    strengthen: the same of the mixed image, which is made of images as they are in the batch.
+    teacher_momentum, teacher_count: of `teacher_share`. teacher_mode: "train", as published: it
+    sees the target batch's own statistics, which move its running ones. "eval": it sees its running
+    statistics, a mean of the student's like its parameters. teacher_flip: of `label_target`.
+    weight, rows_left_out: of `pixel_weights`. class_share: of `choose_classes`. statistics: whose
+    running statistics the student is left with. "own", as published, are those of source and mix;
+    the teacher's in mode "train" are of target images alone. prepare_source, prepare_target: (key,
+    image, first_sample=) → what student and teacher see. strengthen: the same of the mixed image,
+    which is made of images as they are in the batch, and of the target image before it is masked.
+    mask: what strengthen gives → the same with parts hidden; unread where masked_weight is 0.
     """
     _refuse_unknown(teacher_mode=(teacher_mode, TEACHER_MODES), weight=(weight, WEIGHTS),
                     statistics=(statistics, STATISTICS))
     draw = partial(prepared, seed=seed, axis_name=axis_name)
     label = partial(label_target, model, threshold=threshold, weight=weight, axis_name=axis_name,
-                    rows_left_out=rows_left_out, train=teacher_mode == "train" and not freeze_bn)
+                    rows_left_out=rows_left_out, flip=teacher_flip,
+                    train=teacher_mode == "train" and not freeze_bn)
     choose = partial(choose_classes, num_classes=model.num_classes, share=class_share)
     of_source = partial(source_terms, restitution_weight=restitution_weight)
-    of_mix = partial(mix_terms, lambda_target=lambda_target)
+    of_mix = partial(pseudo_terms, name="loss_target", weight=lambda_target)
+    of_masked = partial(pseudo_terms, name="loss_masked", weight=masked_weight)
     update = make_update(model=model, tx=tx, freeze_bn=freeze_bn,
                          accumulate_steps=accumulate_steps, axis_name=axis_name)
 
@@ -184,13 +197,19 @@ def make_classmix_step(
         image = draw(prepare_source, Stream.SOURCE_IMAGE, state.step, batch["source_image"])
         target = draw(prepare_target, Stream.TARGET_IMAGE, state.step, batch["target_image"])
         pseudo, share, teacher_stats = label(
-            state.teacher, target, extent=batch.get("target_extent"))
+            state.teacher, target, extent=batch.get("target_extent"),
+            box=batch.get("target_inside"))
         chosen = draw(choose, Stream.CLASS_CHOICE, state.step, batch["source_label"])
         mix = paste(batch, pseudo, chosen,
                     partial(draw, strengthen, Stream.MIX_COLORS, state.step))
         source = {"image": image, "label": batch["source_label"]}
-        after, metrics = update(state, [View(source, of_source), View(mix, of_mix)])
-        after = follow(state, after, teacher_stats, momentum=teacher_momentum,
+        views = [View(source, of_source), View(mix, of_mix)]
+        if masked_weight:
+            seen = draw(strengthen, Stream.TARGET_COLORS, state.step, batch["target_image"])
+            hidden = draw(mask, Stream.MASK, state.step, seen)
+            views.append(View({**pseudo, "image": hidden}, of_masked))
+        after, metrics = update(state, views)
+        after = follow(state, after, teacher_stats, momentum=teacher_momentum, count=teacher_count,
                        blend_stats=teacher_mode == "eval" and not freeze_bn)
         if statistics == "teacher":
             after = after.replace(batch_stats=after.teacher["batch_stats"])

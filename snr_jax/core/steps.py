@@ -16,6 +16,8 @@ Batches (numpy or device arrays):
   comes before the resizing of the labels. The step blurs and subtracts the mean.
   target_extent int32 [B,2], only where a target image may be smaller than [h,w]: the height and
   width that are image; what lies below or at the right of them is padding, of the mean colour.
+  target_inside int32 [B,4], only where a rim of the whole image gets no pseudo label: first row and
+  end, first column and end of what gets one.
   Evaluation: image uint8 [B,H,W,3], label uint8 [B,H',W'] at the size it is scored at,
   valid bool [B], False for the padding of a short last batch.
 """
@@ -53,6 +55,8 @@ class Stream(IntEnum):
     TARGET_IMAGE = 1
     CLASS_CHOICE = 2
     MIX_COLORS = 3
+    TARGET_COLORS = 4
+    MASK = 5
 
 
 class Term(NamedTuple):
@@ -81,6 +85,16 @@ def within(extent: jax.Array | None, size: tuple[int, int]) -> jax.Array | None:
     if extent is None:
         return None
     rows, columns = (jnp.arange(side) < extent[:, i, None] for i, side in enumerate(size))
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def inside(box: jax.Array | None, size: tuple[int, int]) -> jax.Array | None:
+    """Where a target image may get a pseudo label. box: target_inside [N,4] → bool [N,*size]."""
+    if box is None:
+        return None
+    rows, columns = (
+        (jnp.arange(side) >= box[:, 2 * i, None]) & (jnp.arange(side) < box[:, 2 * i + 1, None])
+        for i, side in enumerate(size))
     return rows[:, :, None] & columns[:, None, :]
 
 

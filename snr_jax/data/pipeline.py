@@ -25,10 +25,11 @@ from snr_jax.data.samples import Labels, Sample
 RESIZE = {"image": decode.resize_image, "label": decode.resize_label}
 # Beyond the border: the mean that the network subtracts, rounded (RGB), and the id of no class.
 PADDING = {"image": (123, 117, 104), "label": IGNORE}
-CROP_TRIES = 10  # for a crop that holds the class that an image was drawn for
+CROP_TRIES = 10  # for a crop that holds the class that an image was drawn for, or enough classes
 
 T = TypeVar("T")
-# "image" uint8 [H,W,3] and, where there is one, "label" uint8 [H,W]; "extent" int32 [2]
+# "image" uint8 [H,W,3] and, where there is one, "label" uint8 [H,W]; "extent" int32 [2]; "inside"
+# int32 [4]
 Arrays = "dict[str, tf.Tensor]"
 
 
@@ -44,21 +45,11 @@ def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def train_batches(
-    samples: Sequence[Sample],
-    labels: Labels,
-    *,
-    size: tuple[int, int],
-    batch_size: int,
-    seed: int,
-    start_step: int = 0,
-    with_labels: bool = True,
-    scale_range: tuple[float, float] | None = None,
-    crop: tuple[int, int] | None = None,
-    mirror: bool = True,
-    rare: RareClasses | None = None,
-    shard_index: int = 0,
-    shard_count: int = 1,
-    prepared: Prepared | None = None,
+    samples: Sequence[Sample], labels: Labels, *, size: tuple[int, int], batch_size: int, seed: int,
+    start_step: int = 0, with_labels: bool = True, scale_range: tuple[float, float] | None = None,
+    crop: tuple[int, int] | None = None, mirror: bool = True, rare: RareClasses | None = None,
+    crop_class_share: float = 1.0, rim: tuple[float, float, float, float] | None = None,
+    shard_index: int = 0, shard_count: int = 1, prepared: Prepared | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches from step `start_step` on, shuffled anew in every epoch.
 
@@ -70,7 +61,13 @@ def train_batches(
     sample may be padded, there is also "extent" int32 [B,2]: the height and width that are image.
 
     With `rare` a class is drawn and then an image that holds it; the crop is the first of ten that
-    holds it too, else the last.
+    holds it too, else the last. With `crop_class_share` below 1 a crop of which one class has more
+    than that, of the pixels that have a class, is drawn again up to ten times; with both, until it
+    is right in both.
+
+    With `rim`, shares of the whole image at its top, bottom, left and right, there is also "inside"
+    int32 [B,4]: where in the crop, in whole pixels, the rest of the image lies; first row and end,
+    first column and end.
 
     `batch_size` is the global one; a shard yields its rows of it, B = batch_size / shard_count.
     Batches run across the ends of epochs. `prepared` is where the same samples lie at `size`; what
@@ -86,7 +83,8 @@ def train_batches(
     if prepared and not scale_range and prepared.size != tuple(size):
         raise ValueError(f"prepared data of {prepared.size}, where {size} is needed")
     rows = batch_size // shard_count
-    draws = _Draws(size, seed, scale_range, crop, mirror, labels.lookup, rare is not None)
+    draws = _Draws(size, seed, scale_range, crop, mirror, labels.lookup, rare is not None,
+                   crop_class_share, rim)
     load = (
         _prepared_loader(prepared.reader(with_labels), draws) if prepared
         else _loader(samples, labels, draws.resized, with_labels)
@@ -120,6 +118,7 @@ class _Draws(NamedTuple):
     """What chance does to a sample of training: a function of the seed and its position alone.
 
     rare: the crop shall hold the class that the sample was drawn for. lookup: as `Labels.lookup`.
+    class_share, rim: as `crop_class_share` and `rim` of `train_batches`.
     """
 
     size: tuple[int, int]
@@ -129,6 +128,8 @@ class _Draws(NamedTuple):
     mirror: bool
     lookup: np.ndarray
     rare: bool
+    class_share: float
+    rim: tuple[float, float, float, float] | None
 
     def at(self, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Whether it is mirrored, its size before the crop, and the crop's place in [0, 1)."""
@@ -154,26 +155,42 @@ class _Draws(NamedTuple):
     def cut(self, sample: Arrays, position: tf.Tensor, wanted: tf.Tensor) -> Arrays:
         """The crop of a sample that was resized, its label in trainIds. wanted: class to hold."""
         height, width = self.crop or self.size
+        mirror, scaled, _ = self.at(position)
+        place = tf.zeros(2, tf.int32)
         if self.scale_range or self.crop:
-            _, scaled, place = self.at(position)
-            places = place[None]
-            holds = None
-            if self.rare:
-                seeds = tf.stack([self.seed, -1 - position])
-                places = tf.random.stateless_uniform([CROP_TRIES, 2], seeds, dtype=tf.float64)
-                train_ids = decode.to_train_ids(sample["label"], self.lookup)
-                holds = train_ids == tf.cast(wanted, tf.uint8)
-            places = _places(places, scaled, (height, width))
-            place = _first_place(places, holds, (height, width))
+            place = self._place(sample, position, wanted)
             sample = _crop(sample, place, (height, width))
             if self.may_pad and "label" not in sample:
                 sample["extent"] = tf.minimum(scaled, (height, width))
+        if self.rim:
+            box = _inside(self.rim, scaled, mirror) - tf.repeat(place, 2)
+            sample["inside"] = tf.clip_by_value(box, 0, [height, height, width, width])
         if "label" in sample:  # before the padding: 255 in a file may be a class
             sample |= {"label": decode.to_train_ids(sample["label"], self.lookup)}
         if self.may_pad:
             sample = {key: _padded(key, value, (height, width)) for key, value in sample.items()}
-        shapes = {"image": [height, width, 3], "label": [height, width], "extent": [2]}
+        shapes = {"image": [height, width, 3], "label": [height, width], "extent": [2],
+                  "inside": [4]}
         return {key: tf.ensure_shape(value, shapes[key]) for key, value in sample.items()}
+
+    def _place(self, sample: Arrays, position: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
+        """Top and left of the crop: of its draws the first that is right."""
+        crop = self.crop or self.size
+        _, scaled, place = self.at(position)
+        if not self.rare and self.class_share == 1:
+            return _places(place[None], scaled, crop)[0]
+        seeds = tf.stack([self.seed, -1 - position])
+        places = tf.random.stateless_uniform([CROP_TRIES, 2], seeds, dtype=tf.float64)
+        if self.class_share < 1:
+            places = tf.concat([place[None], places], 0)
+        train_ids = decode.to_train_ids(sample["label"], self.lookup)
+
+        def is_right(place: tf.Tensor) -> tf.Tensor:
+            ids = train_ids[place[0] : place[0] + crop[0], place[1] : place[1] + crop[1]]
+            holds = tf.reduce_any(ids == tf.cast(wanted, tf.uint8)) if self.rare else True
+            return holds & (self.class_share == 1 or _is_mixed(ids, self.class_share))
+
+        return _first_place(_places(places, scaled, crop), is_right)
 
 
 def _prepared_loader(
@@ -280,17 +297,31 @@ def _places(draws: tf.Tensor, size: tf.Tensor, crop: tuple[int, int]) -> tf.Tens
     return tf.cast(draws * room, tf.int32)
 
 
-def _first_place(
-    places: tf.Tensor, holds: tf.Tensor | None, crop: tuple[int, int]
+def _first_place(places: tf.Tensor, is_right: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """The first place that is right, else the last."""
+    found = [is_right(place) for place in tf.unstack(places)[:-1]]
+    return places[tf.argmax(tf.cast(tf.stack([*found, True]), tf.int32))]
+
+
+def _is_mixed(train_ids: tf.Tensor, share: float) -> tf.Tensor:
+    """Whether no class has more than that share of the pixels that have one, of which some do."""
+    counts = tf.math.bincount(tf.reshape(tf.cast(train_ids, tf.int32), [-1]), minlength=IGNORE + 1,
+                              maxlength=IGNORE + 1)[:IGNORE]
+    total = tf.reduce_sum(counts)
+    most = tf.cast(tf.reduce_max(counts), tf.float64)
+    return (total > 0) & (most <= share * tf.cast(total, tf.float64))
+
+
+def _inside(
+    rim: tuple[float, float, float, float], size: tf.Tensor, mirror: tf.Tensor
 ) -> tf.Tensor:
-    """The first place whose crop has a pixel where `holds` (bool [H,W]) is true, else the last."""
-    if holds is None:
-        return places[0]
-    found = [
-        tf.reduce_any(holds[place[0] : place[0] + crop[0], place[1] : place[1] + crop[1]])
-        for place in tf.unstack(places)
-    ]
-    return places[tf.argmax(tf.cast(tf.stack([*found[:-1], True]), tf.int32))]
+    """Where in an image of that size its rim is not, int32 [4]: rows from and to, columns too."""
+    top, bottom, left, right = rim
+    left_and_right = tf.where(mirror, [right, left], [left, right])
+    lost = tf.stack([[top, bottom], left_and_right])  # [2,2]: of rows and columns, at either end
+    lost = tf.cast(tf.round(tf.cast(lost, tf.float64) * tf.cast(size, tf.float64)[:, None]),
+                   tf.int32)
+    return tf.reshape(tf.stack([lost[:, 0], size - lost[:, 1]], 1), [4])
 
 
 def _crop(sample: Arrays, place: tf.Tensor, crop: tuple[int, int]) -> Arrays:

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from snr_jax.core.adamw import adamw, vit_groups, warmup_linear
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE
 from snr_jax.core.losses import cross_entropy, mean, weighted_cross_entropy
 from snr_jax.core.models.dinov2 import DINOv2
 from snr_jax.core.models.light_head import ViTSegmenter, mask_size
+from snr_jax.core.optim import adamw, poly_schedule, vit_groups
 from snr_jax.core.self_training import teacher_share
 from snr_jax.core.state import variable_shapes
 from snr_jax.parity.compare import FLOAT64, ROUNDED, Row, error
@@ -207,8 +207,8 @@ class _Steps:
 
     def training_rows(self, parts: Iterable[Callable]) -> Iterator[Row]:
         """Rows of the steps' losses and rates, and of what they made of student and teacher."""
-        schedule = warmup_linear(BASE_RATE * np.sqrt(len(self.image)), warmup_steps=WARMUP_STEPS,
-                                 num_steps=NUM_STEPS)
+        schedule = poly_schedule(BASE_RATE * np.sqrt(len(self.image)), NUM_STEPS, 1.0,
+                                 warmup_steps=WARMUP_STEPS)
         optimizer = adamw(schedule, vit_groups(masked_tokens=True), weight_decay=DECAY)
         update = quick_jit(optimizer.update)
         student, teacher, state = self.params, self.params, optimizer.init(self.params)

@@ -102,7 +102,8 @@ def create_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, 
     """The optimiser and its base rate by step."""
     schedule = optim.poly_schedule(**arguments.schedule_arguments(config))
     groups = optim.param_groups(**arguments.groups_arguments(config))
-    return optim.sgd(schedule, groups, **arguments.sgd_arguments(config)), schedule
+    make = optim.adamw if config.optimizer.kind == "adamw" else optim.sgd
+    return make(schedule, groups, **arguments.optimizer_arguments(config)), schedule
 
 
 def step_factory(config: ConfigDict) -> Callable:
@@ -159,5 +160,5 @@ def batches(
         return
     for source, target in zip(stream("source"), stream("target"), strict=True):
         yield named(source) | {
-            f"target_{key}": target[key] for key in ("image", "extent") if key in target
+            f"target_{key}": target[key] for key in ("image", "extent", "inside") if key in target
         }

@@ -29,7 +29,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from snr_jax.config import keys
-from snr_jax.config.arguments import to_dict
+from snr_jax.config.arguments import schedule_arguments, to_dict
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import write_text
 from snr_jax.core.models.create import resolve_dtype
@@ -196,7 +196,7 @@ def claim(run: Run, lengthen: bool = False) -> None:
         there = read(workdir)
         longer = _refuse_differences(there, here, workdir, lengthen)
         here["initial"] = here["initial"] or there["initial"]
-        if lengthened := [*there.get("lengthened", []), *_tell_longer(longer, step)]:
+        if lengthened := [*there.get("lengthened", []), *_tell_longer(run.config, longer, step)]:
             here["lengthened"] = lengthened
         starts = there["starts"]
         for line in _changes(starts[-1], start):
@@ -320,7 +320,9 @@ def _longer(there: Mapping, here: Mapping) -> dict[str, tuple[int, int]]:
     return pairs if "num_steps" in pairs and all(a < b for a, b in pairs.values()) else {}
 
 
-def _tell_longer(longer: Mapping[str, tuple[int, int]], step: int) -> list[str]:
+def _tell_longer(
+    config: ConfigDict, longer: Mapping[str, tuple[int, int]], step: int
+) -> list[str]:
     """Says what becomes of a run that is lengthened; of a change of its schedule also the line."""
     if not longer:
         return []
@@ -331,7 +333,8 @@ def _tell_longer(longer: Mapping[str, tuple[int, int]], step: int) -> list[str]:
         logger.info("learning rate     as before: the run is that of %d steps from its start", now)
         return []
     old, new = longer["optimizer.schedule_steps"]
-    shares = [float(poly_schedule(1.0, steps)(step)) for steps in (old, new)]
+    schedule = {**schedule_arguments(config), "base_rate": 1.0}
+    shares = [float(poly_schedule(**schedule | {"num_steps": steps})(step)) for steps in (old, new)]
     logger.info("learning rate     jumps at step %d from %.3g to %.3g of base_rate, as it falls to "
                 "0 in %d steps and not in %d: the run is not that of %d steps from its start",
                 step, *shares, new, old, now)

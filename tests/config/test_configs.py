@@ -169,6 +169,12 @@ def test_camvid_from_day_to_dusk():
     assert arguments.split_name(get_config("camvid_uda"), "target") == "camvid_target"
 
 
+def test_masked_consistency_is_class_mixing_with_masks():
+    mixing, masked = (keys.values(get_config(name)) for name in ("toy_classmix", "toy_mic"))
+    assert {key: value for key, value in masked.items() if value != mixing[key]} == {
+        "mix.masked_weight": 1.0, "mix.mask_block": 16}
+
+
 def test_published_values():
     config = get_config("gta5_dg")
     assert config.recipe == "paper"
@@ -227,12 +233,19 @@ def test_docstring_is_the_command(name):
         ("data.scale_range", (0.0, 1.0), "0.1 to 10"),
         ("data.scale_range", (2.0, 0.5), "the smaller first"),
         ("data.scale_range", (0.5, NAN), "2 numbers"),
+        ("data.crop_class_share", 1.5, "0 to 1"),
         ("data.root", "", "not empty"),
-        ("data.jitter", "robustnett", "one of none, robustnet, daformer, custom"),
+        ("data.jitter", "robustnett", "one of none, robustnet, daformer, vfm_uda, custom"),
         ("data.jitter_strengths", (0.5, 0.5, 0.5), "4 numbers, 0 to 1"),
         ("data.jitter_strengths", (0.5, 0.5, 0.5, 1.5), "4 numbers, 0 to 1"),
         ("data.jitter_probability", 1.5, "0 to 1"),
         ("source.domain", "gta6", "one of gta5, synthia, cityscapes"),
+        ("optimizer.kind", "adam", "one of sgd, adamw. Did you mean 'adamw'?"),
+        ("optimizer.schedule_power", -1.0, "0 to 10"),
+        ("optimizer.warmup_steps", -1, "0 to 1000000000"),
+        ("optimizer.betas", (0.9, 1.0), "2 numbers, 0 to 1, but not 1"),
+        ("optimizer.betas", (0.9,), "2 numbers"),
+        ("optimizer.backbone_rate", NAN, "0 to 1000"),
         ("optimizer.base_rate", NAN, "0 to 10, but not 0"),
         ("optimizer.base_rate", 0.0, "0 to 10, but not 0"),
         ("optimizer.momentum", 1.0, "0 to 1, but not 1"),
@@ -243,11 +256,17 @@ def test_docstring_is_the_command(name):
         ("loss.threshold", 1.5, "0 to 1"),
         ("loss.iw_ratio", -0.2, "0 to 1"),
         ("mix.teacher_momentum", 1.5, "0 to 1"),
+        ("mix.teacher_count", 0, "1 to 1000000000"),
         ("mix.teacher_mode", "test", "one of train, eval"),
         ("mix.threshold", NAN, "0 to 1"),
         ("mix.weight", "image", "one of share, pixel"),
         ("mix.class_share", 2.0, "0 to 1"),
         ("mix.rows_left_out", (1, -1), "2 whole numbers, 0 to 8192"),
+        ("mix.rim_left_out", (0.03, 0.25), "4 numbers, 0 to 1"),
+        ("mix.jitter_strength", 2.0, "0 to 1"),
+        ("mix.masked_weight", -1.0, "0 to 1000"),
+        ("mix.mask_block", 0, "1 to 8192"),
+        ("mix.mask_ratio", 1.5, "0 to 1"),
         ("mix.statistics", "target", "one of own, teacher"),
         ("source.rare_class_temperature", -1.0, "0 to 100"),
         ("source.rare_class_pixels", 0, "at least 1"),
@@ -276,6 +295,14 @@ def test_a_number_of_classes_that_nothing_has():
         ({"data.crop": (0, 0)}, r"\(720, 1280\) into target images of \(512, 1024\).*data.crop"),
         ({"loss.lambda_seg": 0.1}, r"lambda_seg is 0.1: .* Set --config.loss.lambda_seg=0"),
         ({"mix.rows_left_out": (256, 256)}, r"\(256, 256\); expected less than the 512 rows"),
+        ({"mix.rim_left_out": (0.5, 0.5, 0.0, 0.0)}, "expected less than 1 of top and bottom"),
+        ({"mix.rim_left_out": (0.0, 0.0, 0.3, 0.8)}, "less than 1 of .* and of left and right"),
+        ({"mix.mask_block": 64}, r"^mix.mask_block is 64, and mix.masked_weight is 0.0, which does "
+                                 r"not read it. Set --config.mix.masked_weight=1$"),
+        ({"mix.mask_ratio": 0.5}, r"--config.mix.masked_weight=1$"),
+        ({"mix.masked_weight": 1.0, "mix.mask_block": 513},
+         r"mix.mask_block is 513; expected at most 512, the shorter .* 512x512.*mask_block=32$"),
+        ({"mix.jitter": False, "mix.jitter_strength": 0.2}, r"--config.mix.jitter=True$"),
     ],
 )
 def test_mixes_that_cannot_be(overrides, words):
@@ -288,7 +315,31 @@ def test_mixes_that_cannot_be(overrides, words):
     checks.check(config)
 
 
-@pytest.mark.parametrize("jitter", ["none", "robustnet", "daformer"])
+@pytest.mark.parametrize("overrides, words, remedy", [
+    ({"optimizer.kind": "adamw"}, r"^optimizer.repeated_updates is True, .* SGD's alone",
+     {"optimizer.repeated_updates": False}),
+    ({"optimizer.kind": "adamw", "optimizer.repeated_updates": False, "optimizer.momentum": 0.5},
+     r"^optimizer.momentum is 0.5, and optimizer.kind is 'adamw', which does not read it",
+     {"optimizer.kind": "sgd"}),
+    ({"optimizer.betas": (0.9, 0.99)},
+     r"^optimizer.betas is \(0.9, 0.99\), and optimizer.kind is 'sgd', which does not read it",
+     {"optimizer.kind": "adamw", "optimizer.repeated_updates": False}),
+    ({"optimizer.warmup_steps": 200_000}, r"warmup_steps is 200000; .* the 200000 steps of",
+     {"optimizer.warmup_steps": 199_999}),
+    ({"data.crop_class_share": 0.75}, "share is 0.75, and images are trained on as a whole",
+     {"data.crop": (512, 512)}),
+    ({"data.crop_class_share": 0.75}, "Set a crop, as", {"data.scale_range": (0.5, 1.0)}),
+])  # fmt: skip
+def test_what_makes_no_sense_is_refused_with_its_remedy(overrides, words, remedy):
+    config = get_config("gta5_dg")
+    config.update_from_flattened_dict(overrides)
+    with pytest.raises(UserError, match=words):
+        checks.check(config)
+    config.update_from_flattened_dict(remedy)
+    checks.check(config)
+
+
+@pytest.mark.parametrize("jitter", ["none", "robustnet", "daformer", "vfm_uda"])
 @pytest.mark.parametrize("key, value", [
     ("data.jitter_strengths", (0.5, 0.5, 0.5, 0.0)), ("data.jitter_probability", 0.9),
 ])  # fmt: skip

@@ -31,17 +31,24 @@ OTHER = {
     "target.domain": "gta5", "target.dir": "elsewhere", "target.train_split": "val",
     "target.val_split": "test", "target.size": (65, 129),
     "batch_size": 4, "accumulate_steps": 2, "sync_batch_norm": False, "freeze_bn": True,
-    "optimizer.base_rate": 0.5, "optimizer.schedule_steps": 10**6, "optimizer.momentum": 0.5,
-    "optimizer.weight_decay": 0.5, "optimizer.head_rate": 0.5, "optimizer.snr_rate": 0.5,
+    "optimizer.kind": "adamw", "optimizer.base_rate": 0.5, "optimizer.rate_by_batch": True,
+    "optimizer.schedule_steps": 10**6, "optimizer.schedule_power": 2.0,
+    "optimizer.warmup_steps": 7, "optimizer.momentum": 0.5, "optimizer.betas": (0.5, 0.75),
+    "optimizer.weight_decay": 0.5, "optimizer.backbone_rate": 0.5, "optimizer.head_rate": 0.5,
+    "optimizer.snr_rate": 0.5,
     "optimizer.train_snr": False, "optimizer.repeated_updates": False,
     "loss.restitution_weight": 0.0, "loss.lambda_seg": 0.5, "loss.target": "maxsquare",
     "loss.lambda_target": 0.5, "loss.threshold": 0.5, "loss.iw_ratio": 0.5,
     "data.mirror": False, "data.blur": False, "data.jitter": "daformer", "data.strong_blur": True,
     "data.jitter_strengths": (0.1, 0.2, 0.3, 0.4), "data.jitter_probability": 0.75,
     "source.rare_class_temperature": 0.5, "source.rare_class_pixels": 5,
-    "mix.teacher_momentum": 0.5, "mix.teacher_mode": "eval", "mix.threshold": 0.5,
+    "data.crop_class_share": 0.75,
+    "mix.teacher_momentum": 0.5, "mix.teacher_count": 3, "mix.teacher_mode": "eval",
+    "mix.teacher_flip": True, "mix.threshold": 0.5,
     "mix.weight": "pixel", "mix.class_share": 0.25, "mix.rows_left_out": (3, 5),
-    "mix.statistics": "teacher", "mix.jitter": False, "mix.blur": False,
+    "mix.rim_left_out": (0.125, 0.25, 0.375, 0.5),
+    "mix.statistics": "teacher", "mix.jitter": False, "mix.jitter_strength": 0.125,
+    "mix.blur": False, "mix.masked_weight": 0.5, "mix.mask_block": 9, "mix.mask_ratio": 0.25,
     "eval.batch_size": 3, "eval.flip": True, "eval.max_images": 7,
 }  # fmt: skip
 # Key → PART.ARGUMENT of every argument of `arguments.PART_arguments` that it changes.
@@ -66,6 +73,7 @@ ARRIVES = {
         "source_split.scale_range target_split.scale_range "
         "source_stream.scale_range target_stream.scale_range",
     "data.crop": "source_stream.crop target_stream.crop",
+    "data.crop_class_share": "source_stream.crop_class_share",
     "data.mirror": "source_stream.mirror target_stream.mirror",
     "data.blur": "step.prepare_source step.prepare_target",
     "data.jitter": "step.prepare_source",
@@ -88,10 +96,16 @@ ARRIVES = {
     "accumulate_steps": "step.accumulate_steps",
     "sync_batch_norm": "model.bn_axis_name",
     "freeze_bn": "step.freeze_bn",
+    "optimizer.kind": "optimizer.momentum optimizer.betas",
     "optimizer.base_rate": "schedule.base_rate",
+    "optimizer.rate_by_batch": "schedule.base_rate",
     "optimizer.schedule_steps": "schedule.num_steps",
-    "optimizer.momentum": "sgd.momentum",
-    "optimizer.weight_decay": "sgd.weight_decay",
+    "optimizer.schedule_power": "schedule.power",
+    "optimizer.warmup_steps": "schedule.warmup_steps",
+    "optimizer.momentum": "optimizer.momentum",
+    "optimizer.betas": "optimizer.betas",
+    "optimizer.weight_decay": "optimizer.weight_decay",
+    "optimizer.backbone_rate": "groups.backbone_rate",
     "optimizer.head_rate": "groups.head_rate",
     "optimizer.snr_rate": "groups.snr_rate",
     "optimizer.train_snr": "groups.train_snr",
@@ -103,14 +117,21 @@ ARRIVES = {
     "loss.threshold": "step.guidance_threshold step.target_loss",
     "loss.iw_ratio": "step.target_loss",
     "mix.teacher_momentum": "step.teacher_momentum",
+    "mix.teacher_count": "step.teacher_count",
     "mix.teacher_mode": "step.teacher_mode",
+    "mix.teacher_flip": "step.teacher_flip",
     "mix.threshold": "step.threshold",
     "mix.weight": "step.weight",
     "mix.class_share": "step.class_share",
     "mix.rows_left_out": "step.rows_left_out",
+    "mix.rim_left_out": "target_stream.rim",
     "mix.statistics": "step.statistics",
     "mix.jitter": "step.strengthen",
+    "mix.jitter_strength": "step.strengthen",
     "mix.blur": "step.strengthen",
+    "mix.masked_weight": "step.masked_weight",
+    "mix.mask_block": "step.mask",
+    "mix.mask_ratio": "step.mask",
     "eval.batch_size": "evaluation.batch_size",
     "eval.flip": "evaluation.flip",
     "eval.max_images": "source_val_split.max_images target_val_split.max_images",
@@ -145,7 +166,7 @@ PARTS = {
     "schedule": arguments.schedule_arguments,
     "groups": arguments.groups_arguments,
     "rare": arguments.rare_arguments,
-    "sgd": arguments.sgd_arguments,
+    "optimizer": arguments.optimizer_arguments,
     "step": arguments.step_arguments,
     "evaluation": arguments.evaluation_arguments,
 }
@@ -179,8 +200,11 @@ def test_arrives(key):
     base = {"loss.target": "hard"} if key == "loss.threshold" else {}
     base = {"loss.target": "classmix"} if key.startswith("mix.") else base
     base = {"data.jitter": "custom"} if key.startswith("data.jitter_") else base
+    base = {"optimizer.kind": "adamw"} if key == "optimizer.betas" else base
+    base = {"batch_size": 4} if key == "optimizer.rate_by_batch" else base
     before, after = arrived(base), arrived({**base, key: OTHER[key]})
-    changed = {name for name in before.keys() | after.keys() if before[name] != after[name]}
+    changed = {name for name in before.keys() | after.keys()
+               if before.get(name) != after.get(name)}
     assert changed == set(ARRIVES[key])
 
 
@@ -208,16 +232,23 @@ def changed_config(**more):
     return config
 
 
-def test_create_optimizer_passes_its_arguments_on(monkeypatch):
-    config = changed_config()
-    for name in ("schedule", "groups", "sgd"):
-        function = {"schedule": "poly_schedule", "groups": "param_groups"}.get(name, name)
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_create_optimizer_passes_its_arguments_on(kind, monkeypatch):
+    config = changed_config(**{"optimizer.kind": kind})
+    for name in ("schedule", "groups", "optimizer"):
+        function = {"schedule": "poly_schedule", "groups": "param_groups"}.get(name, kind)
         with monkeypatch.context() as patch:
             kept = recorder(patch, experiment.optim, function, ())
-            if name != "sgd":
-                recorder(patch, experiment.optim, "sgd")
+            if name != "optimizer":
+                recorder(patch, experiment.optim, kind)
             experiment.create_optimizer(config)
         assert kept == PARTS[name](config)
+
+
+def test_the_rate_grows_by_the_root_of_the_batch():
+    changes = {"optimizer.rate_by_batch": True, "optimizer.base_rate": 5e-5, "batch_size": 16}
+    assert arrived(changes)["schedule.base_rate"] == pytest.approx(2e-4)
+    assert arrived(changes | {"optimizer.rate_by_batch": False})["schedule.base_rate"] == 5e-5
 
 
 @pytest.mark.parametrize("axis_name", [None, "replica"])
@@ -312,16 +343,19 @@ def test_arrives_unchanged():
     """What is passed on without a change is passed on as it is, not as another key."""
     values = {**keys.values(gta2city_uda.get_config()), **BASE, **OTHER}
     values |= {"loss.target": "iw_maxsquare", "loss.restitution_weight": 0.25,
-               "model.norm_restitution": "snr", "source.domain": "gta5"}
+               "model.norm_restitution": "snr", "source.domain": "gta5",
+               "optimizer.rate_by_batch": False}
     found = arrived(values)
     derived = {"seed", "init_from", "data.root", "source.dir", "target.dir", "sync_batch_norm",
                "loss.target", "loss.iw_ratio", "data.blur", "data.strong_blur"}
+    derived |= {"optimizer.kind", "optimizer.momentum", "optimizer.rate_by_batch"}
     derived |= {key for key in OTHER if key.startswith(("mix.", "data.jitter"))}
     for key in OTHER.keys() - derived:
         target = ARRIVES[key][-1] if key != "loss.threshold" else "step.guidance_threshold"
         if key in ("model.norm_restitution", "loss.lambda_seg"):
             target = ARRIVES[key][0]
         assert found[target] == values[key], key
+    assert arrived(values | {"optimizer.kind": "sgd"})["optimizer.momentum"] == 0.5
     assert (found["initial.seed"], found["step.seed"]) == (1, 1)
     assert (found["source_stream.seed"], found["target_stream.seed"]) == (2, 3)
     assert found["initial.init_from"] == "elsewhere"
@@ -333,10 +367,14 @@ def test_arrives_unchanged():
 
 def test_arrives_unchanged_at_class_mixing():
     found = arrived(OTHER | {"loss.target": "classmix"})
-    switches = {"mix.jitter", "mix.blur"}
+    elsewhere = {"mix.jitter", "mix.jitter_strength", "mix.blur", "mix.mask_block",
+                 "mix.mask_ratio", "mix.rim_left_out"}
     given = {key: value for key, value in OTHER.items() if key.startswith("mix.")}
     for key, value in given.items():
-        assert key in switches or found[f"step.{key[4:]}"] == value
+        assert key in elsewhere or found[f"step.{key[4:]}"] == value
+    assert found["step.mask"] == (mixing.mask_blocks, {"block": 9, "ratio": 0.25})
+    assert found["target_stream.rim"] == OTHER["mix.rim_left_out"]
+    assert found["source_stream.rim"] is None and found["target_stream.crop_class_share"] == 1
     assert found["step.lambda_target"] == OTHER["loss.lambda_target"]
     assert found["step.prepare_target"][1] == {"with_blur": False}
     assert found["step.prepare_source"][1] == {
@@ -344,7 +382,9 @@ def test_arrives_unchanged_at_class_mixing():
     for key, expected in (("mix.jitter", (False, True)), ("mix.blur", (True, False))):
         strengthen = arrived({"loss.target": "classmix", key: False})["step.strengthen"]
         assert strengthen[0] is mixing.strong_augment
-        assert strengthen[1] == dict(zip(("with_jitter", "with_blur"), expected))
+        switches = dict(zip(("with_jitter", "with_blur"), expected))
+        assert strengthen[1] == switches | {"strength": 0.25}
+    assert found["step.strengthen"][1]["strength"] == 0.125
 
 
 @pytest.mark.parametrize("target", ["", "hard", "classmix"])

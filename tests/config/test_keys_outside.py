@@ -33,6 +33,7 @@ CHANGES = {
     "target.train_split": {"target.train_split": "val"},
     "target.val_split": {"target.val_split": ""},
     "freeze_bn": {"freeze_bn": True},
+    "optimizer.kind": {"optimizer.kind": "adamw", "optimizer.repeated_updates": False},
     "optimizer.base_rate": {"optimizer.base_rate": 0.05},
     "optimizer.momentum": {"optimizer.momentum": 0.5},
     "optimizer.head_rate": {"optimizer.head_rate": 1.0},
@@ -45,6 +46,7 @@ CHANGES = {
     # At its random values the network predicts several classes, soon after one alone.
     "eval.flip": {"eval.flip": True, "optimizer.base_rate": 1e-6},
     "source.rare_class_temperature": {"source.rare_class_temperature": 0.01},
+    "mix.masked_weight": {"mix.masked_weight": 1.0},
     "mix.statistics": {"mix.statistics": "teacher"},
     "eval.num_pictures": {"eval.num_pictures": 0},
 }  # fmt: skip

@@ -23,6 +23,7 @@ from flax.traverse_util import flatten_dict
 from snr_jax.core import losses
 from snr_jax.core.augment import augment
 from snr_jax.core.colors import JITTERS
+from snr_jax.core.mixing import mask_blocks
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.self_training import make_classmix_step
 from snr_jax.core.state import create_state
@@ -76,6 +77,9 @@ def train(name, parallel, factory, *, sync_bn=True, size=4, padded=False, **opti
     values = data(size, mixed)
     if padded:  # by more in one half than in the other
         values["target_extent"] = np.array([[33, 49], [30, 49], [33, 20], [8, 8]], np.int32)
+    if padded and mixed:
+        rim = [[3, 33, 0, 49], [0, 25, 0, 40], [0, 33, 0, 49], [0, 33, 5, 49]]
+        values["target_inside"] = np.array(rim, np.int32)
     for i in range(PASSES):
         state, metrics = step(state, parallel.shard(values))
         jax.block_until_ready((state, metrics))
@@ -163,6 +167,7 @@ def whole_losses(name, parallel):
         found[f"{name}/{key}/value"], found[f"{name}/{key}/gradient"] = value, gradient
 
 
+MASKS = {"masked_weight": 1.0, "mask": partial(mask_blocks, block=8), "teacher_flip": True}
 COLORS = partial(augment, jitter=JITTERS["robustnet"], strong_blur=True)
 ADAPT = {"target_loss": losses.iw_maxsquare, "guidance_threshold": 0.6}
 for devices, parallel in (("one", ONE), ("many", TWO)):
@@ -174,7 +179,8 @@ for devices, parallel in (("one", ONE), ("many", TWO)):
     train(f"{devices}/hard", parallel, make_adaptation_step,
           target_loss=partial(losses.hard, threshold=0.6), guidance_threshold=0.6)
     train(f"{devices}/class mixing", parallel, make_classmix_step, threshold=0.8)
-    train(f"{devices}/mixing padded", parallel, make_classmix_step, threshold=0.8, padded=True)
+    train(f"{devices}/mixing padded", parallel, make_classmix_step, threshold=0.8, padded=True,
+          **MASKS)
     train(f"{devices}/padded", parallel, make_adaptation_step, **ADAPT, padded=True,
           freeze_bn=True, accumulate_steps=parallel.num_devices)
     forward(f"{devices}/forward", parallel)

@@ -148,12 +148,14 @@ def test_draws_fill_the_ranges(name):
         found = changes[:, part]
         assert -strength <= found.min() < -0.97 * strength
         assert 0.97 * strength < found.max() <= strength
-        assert abs(is_made[:, part].mean() - 0.5) < 0.08  # four standard deviations
+        # Four standard deviations.
+        assert abs(is_made[:, part].mean() - setting.probability) < 0.08
 
 
 def test_the_published_settings():
     assert JITTERS["robustnet"] == Jitter(0.8, 0.8, 0.8, 0.3, 0.5, apart=False)
     assert JITTERS["daformer"] == Jitter(32 / 255, 0.5, 0.5, 0.05, 0.5, apart=True)
+    assert JITTERS["vfm_uda"] == Jitter(32 / 255, 0.5, 0.5, 0.05, 0.9, apart=False)
 
 
 def test_one_coin_and_any_order_or_four_coins_and_two_orders():

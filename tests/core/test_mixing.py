@@ -1,4 +1,4 @@
-"""Class mixing and strong augmentation, against numbers worked out by hand and against Pillow."""
+"""Class mixing, strong augmentation and masks, against numbers worked out by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -80,12 +80,55 @@ def test_strong_augmentation_depends_on_its_switches_and_the_place():
     assert (np.abs(both - np.asarray(mixing.strong_augment(jax.random.key(4), image))) > 1).any()
 
 
-def test_jitter_draws_from_the_whole_range():
+@pytest.mark.parametrize("strength", [{}, {"strength": 0.1}])
+def test_jitter_draws_from_the_whole_range(strength):
     """A gray image tells its brightness: factors fill [0.75, 1.25] and go no further."""
     image = np.full((400, 6, 6, 3), 100, np.uint8)
-    found = np.asarray(mixing.strong_augment(KEY, image, with_blur=False))
+    found = np.asarray(mixing.strong_augment(KEY, image, with_blur=False, **strength))
     factors = (found + np.array([104.00698793, 116.66876762, 122.67891434]))[:, 0, 0, 0] / 100
-    assert 0.75 - 1e-3 <= factors.min() < 0.77 and 1.23 < factors.max() <= 1.25 + 1e-3
+    far = strength.get("strength", 0.25)
+    assert 1 - far - 1e-3 <= factors.min() < 1.02 - far
+    assert far + 0.98 < factors.max() <= far + 1.001
+
+
+# --- what is hidden
+
+@pytest.mark.parametrize("size, block, cells", [
+    ((64, 96), 32, (2, 3)), ((33, 49), 16, (2, 3)), ((40, 56), 16, (2, 4)), ((33, 40), 40, (1, 1)),
+    ((15, 8), 16, (1, 1)),
+])  # fmt: skip
+def test_masks_hide_whole_cells_of_a_grid(size, block, cells):
+    """40 / 16 rounds to 2 and 56 / 16 to 4, the even ones; a small image is one cell."""
+    image = np.random.default_rng(1).normal(50, 1, (40, *size, 3)).astype(np.float32)
+    found = np.asarray(mixing.mask_blocks(KEY, image, block=block, ratio=0.5))
+    visible = (found != 0).all(-1)
+    assert ((found == image) | (found == 0)).all() and (visible == (found != 0).any(-1)).all()
+    for axis, count, side in ((1, cells[0], size[0]), (2, cells[1], size[1])):
+        changes = np.diff(visible, axis=axis).any((0, 3 - axis))  # where some image's cell ends
+        ends = [-(-i * side // count) - 1 for i in range(1, count)]
+        assert np.flatnonzero(changes).tolist() == ends
+    whole = visible.reshape(40, -1).all(1)
+    if cells == (1, 1):
+        assert 8 < whole.sum() < 32 and (whole | ~visible.any((1, 2))).all()
+
+
+def test_the_share_that_is_hidden():
+    image = np.ones((50, 64, 64, 3), np.float32)
+
+    def hidden(ratio):
+        return (np.asarray(mixing.mask_blocks(KEY, image, block=8, ratio=ratio)) == 0).mean()
+
+    assert hidden(0.7) == pytest.approx(0.7, abs=0.03)  # of 3,200 cells: 4 deviations of 0.008
+    assert hidden(0.0) == 0 and hidden(1.0) == 1
+
+
+def test_a_mask_depends_on_the_key_and_the_place_in_the_batch():
+    image = np.ones((6, 32, 48, 3), np.float32)
+    whole = np.asarray(mixing.mask_blocks(KEY, image, block=8))
+    part = np.asarray(mixing.mask_blocks(KEY, image[:2], block=8, first_sample=4))
+    np.testing.assert_array_equal(part, whole[4:])
+    assert all((whole[0] != other).any() for other in whole[1:])
+    assert (whole != np.asarray(mixing.mask_blocks(jax.random.key(4), image, block=8))).any()
 
 
 # --- what the teacher says
@@ -94,3 +137,11 @@ def test_pseudo_label_by_hand():
     p = np.array([[[[0.97, 0.02, 0.01], [0.4, 0.5, 0.1]]]])
     label, sure = mixing.pseudo_label(jnp.log(p), threshold=0.968)
     assert label.tolist() == [[[0, 1]]] and sure.tolist() == [[[True, False]]]
+
+
+def test_pseudo_label_of_two_maps_is_by_the_mean_of_their_probabilities():
+    """Not of their logits: 0.9 and 0.3 make 0.6, where the logits would make 0.66."""
+    maps = [jnp.log(jnp.array([[[p]]])) for p in ([0.9, 0.1], [0.3, 0.7])]
+    label, sure = mixing.pseudo_label(*maps, threshold=0.61)
+    assert label.tolist() == [[[0]]] and sure.tolist() == [[[False]]]
+    assert mixing.pseudo_label(*maps, threshold=0.59)[1].tolist() == [[[True]]]

@@ -47,7 +47,8 @@ def test_a_training_step_on_many_devices_equals_one(found, step):
     """Parameters, momentum, statistics and losses, augmentation included.
 
     On two devices, and on eight. "accumulated": on one device in one piece, on two in two parts
-    each, with frozen batch norm. "stored": with kernels as [O,kh,kw,I] on the two devices.
+    each, with frozen batch norm. "mixing padded": with masks, mirrored pseudo labels and a rim.
+    "stored": with kernels as [O,kh,kw,I] on the two devices.
     """
     assert int(found[f"many/{step}/step"]) == 2
     assert_equal(found, step, rtol=1e-6, atol=1e-8)
@@ -66,6 +67,7 @@ def test_the_steps_had_something_to_agree_on(found):
     assert all(value != 0 for value in metrics.values())
     mixing = group(found, "many/class mixing/metrics1/")
     assert 0.05 < mixing["sure_share"] < 0.95 and mixing["loss_target"] > 0
+    assert group(found, "many/mixing padded/metrics1/")["loss_masked"] > 0
     teacher = group(found, "many/class mixing/teacher/params/")
     student = group(found, "many/class mixing/params/")
     assert (teacher["main/kernel"] != student["main/kernel"]).any()  # after two updates

@@ -16,12 +16,15 @@ from snr_jax.core.self_training import (
     teacher_share,
 )
 from snr_jax.core.state import create_state
-from snr_jax.core.steps import within
+from snr_jax.core.steps import inside, within
 from tests.core.tiny import Probe, assert_trees_close, batch, quick_jit, variables
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)  # the trace after one step is the gradient
-LAMBDA, RESTITUTION, THRESHOLD = 0.7, 0.05, 0.8
+LAMBDA, RESTITUTION, THRESHOLD, MASKED = 0.7, 0.05, 0.8, 0.4
 CHOSEN = np.array([[True, False, True, False], [False, True, False, True]])  # the last is ignored
+
+HIDDEN = np.ones((2, 33, 49))
+HIDDEN[0, :, :20] = HIDDEN[1, :11] = 0
 
 
 def plain(key, image, *, first_sample=0):
@@ -30,6 +33,11 @@ def plain(key, image, *, first_sample=0):
 
 def darker(key, image, *, first_sample=0):
     return to_network_input(image) / 2
+
+
+def hide(key, image, *, first_sample=0):
+    """The left of the first image, the top of the second."""
+    return jnp.asarray(HIDDEN)[..., None] * image
 
 
 def given(key, label, num_classes, *, share, first_sample):
@@ -52,7 +60,7 @@ def state_at(step: int = 0, seed: int = 1):
 def run(state, values, **options):
     arguments = {"lambda_target": LAMBDA, "threshold": THRESHOLD,
                  "prepare_source": plain, "prepare_target": plain,
-                 "strengthen": darker, "choose_classes": given, **options}
+                 "strengthen": darker, "choose_classes": given, "mask": hide, **options}
     step = make_classmix_step(model=Probe(), tx=OPTIMIZER, **arguments)
     return quick_jit(step)(state, values)
 
@@ -62,6 +70,13 @@ def run(state, values, **options):
 @pytest.mark.parametrize("step, share", [(0, 0), (1, 0.5), (98, 98 / 99), (99, 0.99), (9999, 0.99)])
 def test_teacher_share(step, share):
     assert float(teacher_share(jnp.asarray(step), 0.99)) == pytest.approx(share, abs=1e-7)
+
+
+@pytest.mark.parametrize("step, share", [(0, 0.5), (1, 2 / 3), (997, 998 / 999), (998, 0.999),
+                                         (9999, 0.999)])
+def test_teacher_share_where_the_first_update_counts_as_the_second(step, share):
+    """min(1 - 1 / (i + 2), 0.999): the published counters have moved when they are read."""
+    assert float(teacher_share(jnp.asarray(step), 0.999, 2)) == pytest.approx(share, abs=1e-7)
 
 
 def test_weights_by_hand():
@@ -74,6 +89,21 @@ def test_weights_by_hand():
     np.testing.assert_array_equal(inside[0, :, 0], [0, 0.375, 0.375, 0])
     by_pixel, _ = pixel_weights(sure, weight="pixel", rows_left_out=(0, 1))
     np.testing.assert_array_equal(by_pixel[0], [[1, 0], [0, 1], [0, 0], [0, 0]])
+
+
+def test_the_rim_counts_nothing_and_is_in_the_share():
+    """Of two images of 3x4 the first has a rim, in the second every pixel counts; 6 are sure."""
+    sure = np.zeros((2, 3, 4), bool)
+    sure[0, 1] = sure[1, :2, 0] = True
+    box = jnp.array([[1, 3, 0, 3], [0, 3, 0, 4]])
+    options = {"is_inside": inside(box, (3, 4)), "rows_left_out": (0, 1)}
+    by_pixel, share = pixel_weights(jnp.asarray(sure), weight="pixel", **options)
+    assert float(share) == 0.25
+    np.testing.assert_array_equal(by_pixel[0], [[0, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(by_pixel[1], sure[1])
+    by_share, _ = pixel_weights(jnp.asarray(sure), weight="share", **options)
+    np.testing.assert_array_equal(by_share[0] != 0, [[0] * 4, [1, 1, 1, 0], [0] * 4])
+    np.testing.assert_array_equal(by_share[1], [[0.25] * 4, [0.25] * 4, [0] * 4])
 
 
 def test_padding_is_neither_sure_nor_counted():
@@ -100,7 +130,7 @@ def test_weighted_cross_entropy_by_hand():
 
 # --- the step against its parts
 
-def parts(state, values, *, weight="share", rows=(0, 0), train=True):
+def parts(state, values, *, weight="share", rows=(0, 0), train=True, flip=False, masked=0.0):
     """Gradients, statistics, losses and the share of the same step, from separate passes."""
     model = Probe()
 
@@ -109,10 +139,15 @@ def parts(state, values, *, weight="share", rows=(0, 0), train=True):
             {"params": params, "batch_stats": stats}, image, train=train, mutable=["batch_stats"])
         return output, moved["batch_stats"]
 
-    teacher = state.teacher
-    output, teacher_stats = quick_jit(forward, static_argnums=3)(
-        teacher["params"], teacher["batch_stats"], to_network_input(values["target_image"]), train)
-    p = np.asarray(jax.nn.softmax(output.main))
+    teacher, teacher_stats, maps = state.teacher, state.teacher["batch_stats"], []
+    label_image = to_network_input(values["target_image"])
+    for turned in (False, True)[: 1 + flip]:
+        output, teacher_stats = quick_jit(forward, static_argnums=3)(
+            teacher["params"], teacher_stats,
+            np.flip(label_image, 2) if turned else label_image, train)
+        p = np.asarray(jax.nn.softmax(output.main))
+        maps.append(np.flip(p, 2) if turned else p)
+    p = np.mean(maps, 0)
     sure = p.max(-1) >= THRESHOLD
     label, mask = values["source_label"], np.zeros(values["source_label"].shape, bool)
     for n, chosen in enumerate(CHOSEN):
@@ -130,27 +165,38 @@ def parts(state, values, *, weight="share", rows=(0, 0), train=True):
         restitution = losses.restitution(losses.restitution_sums(output.restitution))
         return ce + RESTITUTION * restitution, (moved, ce, restitution)
 
-    def mix(params, stats):
-        output, moved = forward(params, stats, to_network_input(mix_image) / 2)
+    def pseudo(params, stats, image, label, weights, factor):
+        output, moved = forward(params, stats, image)
         log_p = jax.nn.log_softmax(output.main)
-        picked = jnp.take_along_axis(log_p, np.where(mix_label == 255, 0, mix_label)[..., None], -1)
-        loss = -(mix_weight * (mix_label != 255) * picked[..., 0]).mean()
-        return LAMBDA * loss, (moved, loss)
+        picked = jnp.take_along_axis(log_p, jnp.where(label == 255, 0, label)[..., None], -1)
+        loss = -(weights * (label != 255) * picked[..., 0]).mean()
+        return factor * loss, (moved, loss)
 
+    of_pseudo = jax.grad(pseudo, has_aux=True)
     gradient, (moved, ce, restitution) = quick_jit(jax.grad(source, has_aux=True))(
         state.params, state.batch_stats)
-    mix_gradient, (stats, loss) = quick_jit(jax.grad(mix, has_aux=True))(state.params, moved)
+    mix_gradient, (stats, loss) = quick_jit(of_pseudo)(
+        state.params, moved, to_network_input(mix_image) / 2, mix_label, mix_weight, LAMBDA)
+    gradient = jax.tree.map(np.add, gradient, mix_gradient)
     found = {"loss_source": ce, "loss_restitution": restitution, "loss_target": loss,
              "sure_share": sure.mean()}
-    return jax.tree.map(np.add, gradient, mix_gradient), stats, teacher_stats, found
+    if masked:
+        image = label_image / 2 * HIDDEN[..., None]
+        more, (stats, found["loss_masked"]) = quick_jit(of_pseudo)(
+            state.params, stats, image, p.argmax(-1), weights, masked)
+        gradient = jax.tree.map(np.add, gradient, more)
+    return gradient, stats, teacher_stats, found
 
 
-@pytest.mark.parametrize("weight, rows", [("share", (0, 0)), ("pixel", (5, 9))])
-def test_the_step_is_its_parts(weight, rows):
+@pytest.mark.parametrize("weight, rows, flip, masked", [
+    ("share", (0, 0), False, 0.0), ("pixel", (5, 9), False, 0.0), ("share", (5, 9), True, MASKED),
+])  # fmt: skip
+def test_the_step_is_its_parts(weight, rows, flip, masked):
     state, values = state_at(step=3), data()
     after, metrics = run(state, values, restitution_weight=RESTITUTION, weight=weight,
-                         rows_left_out=rows)
-    gradient, stats, teacher_stats, found = parts(state, values, weight=weight, rows=rows)
+                         rows_left_out=rows, teacher_flip=flip, masked_weight=masked)
+    gradient, stats, teacher_stats, found = parts(
+        state, values, weight=weight, rows=rows, flip=flip, masked=masked)
     assert 0.05 < found["sure_share"] < 0.95
     assert_trees_close(metrics, found, rtol=1e-4)
     assert_trees_close(after.opt_state[0].trace, gradient, rtol=1e-3, atol=1e-5)
@@ -205,6 +251,23 @@ def test_momentum_is_the_most_that_a_teacher_keeps():
     np.testing.assert_allclose(new, 0.9 * old + 0.1 * student, rtol=1e-5)
 
 
+def test_the_count_of_the_first_update_is_where_the_teacher_begins():
+    state = state_at(step=0)
+    after, _ = run(state, data(), teacher_count=4)
+    old, new, student = (np.asarray(tree["main"]["kernel"]) for tree in (
+        state.teacher["params"], after.teacher["params"], after.params))
+    np.testing.assert_allclose(new, 0.75 * old + 0.25 * student, rtol=1e-5, atol=1e-7)
+
+
+def test_the_rim_of_the_target_teaches_nothing():
+    """Neither what lies in it of the mix nor, masked, of the target; no pixel counts, no loss."""
+    state, values = state_at(step=3), data()
+    options = {"masked_weight": MASKED, "choose_classes": lambda *_, **__: CHOSEN & False}
+    none = values | {"target_inside": np.array([[0, 33, 49, 49], [33, 33, 0, 49]], np.int32)}
+    _, metrics = run(state, none, **options)
+    assert metrics["loss_target"] == metrics["loss_masked"] == 0 < metrics["sure_share"]
+
+
 def test_a_teacher_in_evaluation_mode_sees_its_running_statistics():
     """They are then a mean of the student's, by the share of the parameters."""
     state, values = state_at(step=3), data()
@@ -247,11 +310,35 @@ def test_draws_are_a_function_of_seed_and_step():
     assert there != loss(step(class_share=1.0), state)
 
 
+def test_masks_and_their_colors_have_draws_of_their_own():
+    """At one place a mask is not the coin of the colours, nor these the mix's."""
+    keys = {}
+
+    def noting(name):
+        def note(key, image, *, first_sample=0):
+            jax.debug.callback(
+                lambda data: keys.setdefault(name, []).append(data.tobytes()),
+                jax.random.key_data(key))
+            return image.astype(float)
+        return note
+
+    made = make_classmix_step(
+        model=Probe(), tx=OPTIMIZER, masked_weight=1.0, choose_classes=given,
+        **{name: noting(name) for name in (
+            "prepare_source", "prepare_target", "strengthen", "mask")})
+    jax.block_until_ready(quick_jit(made)(state_at(step=3), data()))
+    jax.effects_barrier()
+    assert {name: len(of) for name, of in keys.items()} == {
+        "prepare_source": 1, "prepare_target": 1, "strengthen": 2, "mask": 1}
+    assert len({key for of in keys.values() for key in of}) == 5
+
+
 def test_parts_of_a_batch_make_its_update():
     """With frozen statistics, and the share of sure pixels that of the whole batch."""
     state, values = state_at(step=3), data()
     (one, metrics), (two, same) = (
-        run(state, values, freeze_bn=True, accumulate_steps=n) for n in (1, 2))
+        run(state, values, freeze_bn=True, accumulate_steps=n, masked_weight=MASKED)
+        for n in (1, 2))
     assert_trees_close(same, metrics, rtol=1e-5)
     assert_trees_close(two.params, one.params, rtol=1e-5, atol=1e-6)
     assert_trees_close(two.teacher, one.teacher, rtol=1e-5, atol=1e-6)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from snr_jax.core.adamw import adamw, vit_groups, warmup_linear
 from snr_jax.core.losses import cross_entropy, mean
 from snr_jax.core.models.dinov2 import cubic_matrix
 from snr_jax.core.models.layers import resize_half_pixel
 from snr_jax.core.models.light_head import ViTSegmenter, encoder_size, mask_size
+from snr_jax.core.optim import adamw, poly_schedule, vit_groups
 from snr_jax.parity.vit import draw_weight
 from snr_jax.weights import dinov2_names
 from tests.core.tiny import quick_jit
@@ -71,7 +71,7 @@ def test_training_steps():
     theirs = torch.optim.AdamW([{"params": twin.encoder.parameters(), "part": 0.1},
                                 {"params": [*twin.upscale.parameters(), *twin.out.parameters()],
                                  "part": 1.0}], weight_decay=0.01)
-    schedule = warmup_linear(0.1, warmup_steps=2, num_steps=4)
+    schedule = poly_schedule(0.1, 4, 1.0, warmup_steps=2)
     ours = adamw(schedule, vit_groups(masked_tokens=True), weight_decay=0.01)
     state = ours.init(params)
 

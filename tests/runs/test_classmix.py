@@ -18,6 +18,9 @@ MIXED = {
     "data.crop": (33, 49), "data.scale_range": (0.75, 1.5), "num_steps": 12,
     "eval_every_steps": 6, "checkpoint_every_steps": 5, "source.rare_class_temperature": 0.01,
     "source.rare_class_pixels": 1, "data.jitter": "robustnet", "data.strong_blur": True,
+    "data.crop_class_share": 0.75, "mix.masked_weight": 1.0, "mix.teacher_flip": True,
+    "mix.rim_left_out": (0.03, 0.25, 0.03, 0.03), "optimizer.kind": "adamw",
+    "optimizer.repeated_updates": False, "optimizer.warmup_steps": 4,
 }  # fmt: skip
 
 
@@ -113,4 +116,4 @@ def test_the_report_shows_the_teacher_beside_its_student(generalised, mixed, com
 def test_the_start_says_what_runs(mixed):
     assert "adaptation (classmix)" in mixed.out
     assert "rare classes      drawn most, in %: " in mixed.out
-    assert "sure_share" in mixed.out
+    assert "sure_share" in mixed.out and "  masked " in mixed.out

@@ -5,7 +5,9 @@ import signal
 
 import pytest
 
-from snr_jax.configs import toy_classmix, toy_dg, toy_uda
+from scripts.study import BENCHMARKS, BUDGET, WAYS
+from snr_jax.config import checks, keys
+from snr_jax.configs import toy_classmix, toy_dg, toy_mic, toy_uda
 from snr_jax.core.errors import Stopped, UserError
 from snr_jax.studies import study, toys
 from snr_jax.studies.study import Benchmark
@@ -155,6 +157,19 @@ def test_every_way_to_adapt_has_a_column_and_a_run(out):
     made_with = [row[name]["made_with"]["config"]["loss"]["target"] for name in list(row)[2:]]
     assert made_with == ["maxsquare", "classmix"]
     assert (out / "IN_0_dusk_classmixing" / "checkpoints" / "teacher").is_dir()
+
+
+def test_masked_consistency_is_class_mixing_with_masks():
+    """That of its configuration on the toys; of whole photographs too it is legal."""
+    module, masks = WAYS["masked consistency"]
+    config = toy_classmix.get_config()
+    assert module == "classmix" == WAYS["class mixing"][0] and "camvid" in BENCHMARKS
+    config.update_from_flattened_dict(masks)
+    assert keys.values(config) == keys.values(toy_mic.get_config())
+    for name, (way, changes) in WAYS.items():
+        config = {"classmix": toy_classmix, "uda": toy_uda}[way].get_config()
+        config.update_from_flattened_dict(BUDGET | changes)
+        checks.check(config), name
 
 
 def test_rows_stand_in_the_order_of_the_benchmark_and_keep_what_it_leaves_out(out):
