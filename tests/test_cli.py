@@ -11,7 +11,8 @@ import pytest
 from absl import flags
 
 from snr_jax import cli
-from snr_jax.config import keys
+from snr_jax.config import keys, reading
+from snr_jax.core.errors import UserError
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.state import initial_variables
 from snr_jax.workdir import checkpoints
@@ -365,6 +366,12 @@ def test_another_package_configs(tmp_path):
         )
         assert process.returncode == 2 and words in process.stderr
         assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
+
+
+def test_a_record_is_no_experiment(tmp_path):
+    (tmp_path / "run.json").write_text('{"config": {"sync_batch_norm": false}}')
+    with pytest.raises(UserError, match=r"run\.json is a record .* the run began with"):
+        reading.read(str(tmp_path / "run.json"), {})
 
 
 # ---------------------------------------------------------------- output that nobody reads

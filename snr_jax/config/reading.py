@@ -96,6 +96,9 @@ def _located(path: str) -> str:
     names = sorted(file.stem for file in CONFIGS.glob("*.py") if file.stem != "__init__")
     if path in names:
         return str(CONFIGS / f"{path}.py")
+    if path.endswith(".json") and os.path.isfile(path):  # as run.json
+        raise UserError(f"--config: {path} is a record and no experiment; give the file, or the "
+                        "name, that the run began with, as gta5_dg, and its keys")
     if os.path.isfile(path):
         return path
     near = difflib.get_close_matches(Path(path).stem, names, n=3)
