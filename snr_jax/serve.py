@@ -31,7 +31,10 @@ cli.define_path(
     "follow, to compare.",
     flag_values=FLAGS,
 )
-flags.DEFINE_integer("port", 8000, "Port of the page; 0: any that is free.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "port", 8000, "Port of the page; 0: any that is free.", flag_values=FLAGS,
+    lower_bound=0, upper_bound=65535,
+)
 flags.DEFINE_string(
     "host", "127.0.0.1",
     "Address to listen at. Another one than 127.0.0.1 opens the page to others.",

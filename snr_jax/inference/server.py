@@ -6,10 +6,12 @@ other pages: those are told by their Host (a name that was made to lead here) an
 """
 
 import base64
+import errno
 import io
 import ipaddress
 import json
 import logging
+import os
 import re
 import socket
 import sys
@@ -124,12 +126,13 @@ def listen(host: str, port: int) -> socket.socket:
     except socket.gaierror as error:
         raise UserError(f"--host {host} is no address of this machine ({error.strerror}); expected "
                         "127.0.0.1, or the address of one of its networks") from None
-    except OverflowError:
-        raise UserError(f"--port is {port}; expected 0 to 65535") from None
     except OSError as error:
-        why = error.strerror.lower()
-        raise UserError(f"--host {host} --port {port} cannot be opened: {why}. Choose another "
-                        f"--port, or 0 for any that is free") from None
+        why = os.strerror(error.errno).lower()
+        remedy = ("another --host; 127.0.0.1 is this machine alone"
+                  if error.errno == errno.EADDRNOTAVAIL else
+                  "another --port, or 0 for any that is free")
+        raise UserError(
+            f"--host {host} --port {port} cannot be opened: {why}. Choose {remedy}") from None
 
 
 def is_loopback(listening: socket.socket) -> bool:
