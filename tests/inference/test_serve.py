@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 import numpy as np
@@ -182,6 +183,12 @@ def test_there_is_nothing_else(path, ask):
     assert ask("POST", "/", photo()[0])[0] == 404
 
 
+def test_two_names_are_none(page):
+    with socket.create_connection(page.socket.getsockname(), timeout=60) as sender:
+        sender.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n")
+        assert sender.makefile("rb").readline().split()[1] == b"403"
+
+
 @pytest.mark.parametrize("host, status", [
     ("localhost", 200), ("LOCALHOST:9000", 200), ("127.0.0.1", 200), ("[::1]:8000", 200),
     ("192.168.0.7:8000", 200), ("evil.example", 403), ("evil.example:8000", 403), ("", 403),
@@ -244,8 +251,10 @@ def test_one_at_a_time_and_a_few_wait(ask, page, segmenters, monkeypatch):
     for thread in threads:
         thread.start()
     assert entered.acquire(timeout=60)
-    while page.seats.acquire(blocking=False):  # until all have taken theirs
-        page.seats.release()
+    until = time.monotonic() + 60
+    while page.seats._value:  # until all have taken theirs
+        assert time.monotonic() < until
+        time.sleep(0.01)
     status, _, answer = ask("POST", "/segment", photo()[0])
     assert status == 503 and "8 photographs are waiting already" in answer["error"]
     assert ask("GET", "/")[0] == 200
