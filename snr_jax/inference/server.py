@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -59,6 +60,10 @@ class Refused(Exception):
         self.status = status
 
 
+def _closed() -> Refused:
+    return Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the page has been closed")
+
+
 class PageServer(ThreadingHTTPServer):
     """Serves the page of some networks, by name, until the process ends or `stop` says so.
 
@@ -66,7 +71,7 @@ class PageServer(ThreadingHTTPServer):
     time, by every network.
     """
 
-    daemon_threads = True
+    daemon_threads = True  # at the end of the process a connection is not waited for
 
     def __init__(
         self, listening: socket.socket, host: str, segmenters: Mapping[str, Segmenter],
@@ -80,13 +85,16 @@ class PageServer(ThreadingHTTPServer):
         if not is_loopback(listening):
             self.names.add(socket.gethostname().lower())
         self.page = _render(segmenters, max_bytes)
-        self.segmenting, self.seats = threading.Lock(), threading.BoundedSemaphore(1 + WAITING)
+        # A thread of its own, which is waited for at the end: Python may not end within XLA.
+        self._worker = ThreadPoolExecutor(1)
+        self.seats = threading.BoundedSemaphore(1 + WAITING)
 
     def service_actions(self) -> None:
         """Ends `serve_forever` by Stopped once a signal has asked for it."""
         if self.stop():
-            # What XLA is computing has to end before the process does; the rest waits for ever.
-            self.segmenting.acquire()
+            self._worker.shutdown(cancel_futures=True)  # after the photograph under way
+            for _ in range(1 + WAITING):  # all answers are sent
+                self.seats.acquire()
             unless_asked(self.stop, "the page is closed")
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -98,12 +106,21 @@ class PageServer(ThreadingHTTPServer):
         """The answer to the bytes of an image file: the photograph and a result of each network.
 
         Its pictures are at the same size, that of the photograph up to SHOWN_PIXELS; they and the
-        labels are addresses of data. Raises UserError for what is no image.
+        labels are addresses of data. Raises UserError for what is no image, Refused after `stop`.
         """
-        with self.segmenting:
-            start = time.perf_counter()
-            photo = read_bytes(content)
-            results = [_timed(segmenter, photo) for segmenter in self.segmenters.values()]
+        try:
+            future = self._worker.submit(self._segment, content)
+        except RuntimeError:  # it takes nothing more
+            raise _closed() from None
+        try:
+            return future.result()
+        except CancelledError:
+            raise _closed() from None
+
+    def _segment(self, content: bytes) -> dict[str, Any]:
+        start = time.perf_counter()
+        photo = read_bytes(content)
+        results = [_timed(segmenter, photo) for segmenter in self.segmenters.values()]
         seconds = time.perf_counter() - start
         logger.info("a photograph of %dx%d: %.2f s", photo.width, photo.height, seconds)
         step = int(np.ceil(np.sqrt(photo.width * photo.height / SHOWN_PIXELS)))
@@ -210,17 +227,19 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse_unread(refused)
         try:
             answer = self._segmented(self.rfile.read(length), length)
+            self._send(HTTPStatus.OK, "application/json", json.dumps(answer).encode())
         except Refused as refused:
-            return self.send_error(refused.status, str(refused))
+            self.send_error(refused.status, str(refused))
         finally:
             self.server.seats.release()
-        self._send(HTTPStatus.OK, "application/json", json.dumps(answer).encode())
 
     def _segmented(self, content: bytes, length: int) -> dict[str, Any]:
         if len(content) < length:
             raise Refused(HTTPStatus.BAD_REQUEST, "the photograph arrived in part; send it again")
         try:
             return self.server.segment(content)
+        except Refused:
+            raise
         except UserError as error:
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, f"the photograph {error}") from None
         except Exception as error:  # a fault of the program: the server goes on

@@ -1,6 +1,7 @@
 """The page: what it answers equals the segmenter's, and what it does not answer."""
 
 import base64
+import functools
 import http.client
 import io
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -61,26 +63,28 @@ def page(segmenters):
         thread.join()
 
 
+def ask_at(page, method, path, body=None, **headers):
+    """The status, headers and body of an answer, the body parsed if it is JSON."""
+    connection = http.client.HTTPConnection(*page.socket.getsockname()[:2], timeout=60)
+    try:
+        connection.putrequest(method, path, skip_host="Host" in headers)
+        length = {} if body is None else {"Content-Length": len(body)}
+        for name, value in (length | headers).items():
+            connection.putheader(name.replace("_", "-"), value)
+        connection.endheaders(body)
+        response = connection.getresponse()
+        content = response.read()
+        if response.headers["Content-Type"] == "application/json":
+            content = json.loads(content)
+        return response.status, response.headers, content
+    finally:
+        connection.close()
+
+
 @pytest.fixture
 def ask(page):
-    """ask("POST", "/segment", body, Host=...) → status, headers and the body, parsed if JSON."""
-    def one(method, path, body=None, **headers):
-        connection = http.client.HTTPConnection(*page.socket.getsockname(), timeout=60)
-        try:
-            connection.putrequest(method, path, skip_host="Host" in headers)
-            length = {} if body is None else {"Content-Length": len(body)}
-            for name, value in (length | headers).items():
-                connection.putheader(name.replace("_", "-"), value)
-            connection.endheaders(body)
-            response = connection.getresponse()
-            content = response.read()
-            if response.headers["Content-Type"] == "application/json":
-                content = json.loads(content)
-            return response.status, response.headers, content
-        finally:
-            connection.close()
-
-    return one
+    """ask("POST", "/segment", body, Host=...) → as `ask_at`."""
+    return functools.partial(ask_at, page)
 
 
 def photo(height=40, width=72, kind="png", **options):
@@ -251,10 +255,7 @@ def test_one_at_a_time_and_a_few_wait(ask, page, segmenters, monkeypatch):
     for thread in threads:
         thread.start()
     assert entered.acquire(timeout=60)
-    until = time.monotonic() + 60
-    while page.seats._value:  # until all have taken theirs
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    until(lambda: page.seats._value == 0)
     status, _, answer = ask("POST", "/segment", photo()[0])
     assert status == 503 and "8 photographs are waiting already" in answer["error"]
     assert ask("GET", "/")[0] == 200
@@ -265,14 +266,50 @@ def test_one_at_a_time_and_a_few_wait(ask, page, segmenters, monkeypatch):
     assert ask("POST", "/segment", photo()[0])[0] == 200
 
 
-def test_a_signal_ends_it(segmenters):
-    asked = []
+def until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_signal_ends_it_after_the_photograph_under_way(segmenters):
+    asked, answers, entered, go_on = [], {}, threading.Event(), threading.Event()
+    segmenter = next(iter(segmenters.values()))
+
+    class Slow:
+        view, classes = segmenter.view, segmenter.classes
+
+        def __call__(self, photo):
+            entered.set()
+            assert go_on.wait(60)
+            return segmenter(photo)
+
     with server.listen("::1" if socket.has_ipv6 else "127.0.0.1", 0) as listening:
-        running = server.PageServer(listening, "::1", segmenters, max_bytes=MAX_BYTES,
+        running = server.PageServer(listening, "localhost", {"slow": Slow()}, max_bytes=MAX_BYTES,
                                     stop=lambda: asked[0] if asked else None)
-        threading.Timer(0.1, asked.append, [signal.SIGTERM]).start()
-        with pytest.raises(Stopped, match="SIGTERM: the page is closed"):
-            running.serve_forever(0.02)
+
+        def post(name):
+            answers[name] = ask_at(running, "POST", "/segment", photo()[0])
+
+        with ThreadPoolExecutor(3) as pool:
+            served = pool.submit(running.serve_forever, 0.02)
+            first = pool.submit(post, "first")
+            assert entered.wait(60)
+            second = pool.submit(post, "second")
+            until(lambda: running.seats._value == server.WAITING - 1)
+            asked.append(signal.SIGTERM)
+            second.result(60)
+            assert answers["second"][0] == 503
+            assert answers["second"][2] == {"error": "the page has been closed"}
+            assert not served.done()
+            go_on.set()
+            first.result(60)
+            assert answers["first"][0] == 200
+            with pytest.raises(Stopped, match="SIGTERM: the page is closed"):
+                served.result(60)
+        with pytest.raises(server.Refused, match="closed"):
+            running.segment(photo()[0])
 
 
 def test_where_it_listens():
