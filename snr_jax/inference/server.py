@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from http import HTTPStatus
@@ -100,7 +101,7 @@ class PageServer(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Tells of a fault of the program; that a browser has gone is none."""
         if not isinstance(sys.exception(), OSError):
-            logger.exception("a request was not answered")
+            logger.error("a request was not answered\n%s", traceback.format_exc())
 
     def segment(self, content: bytes) -> dict[str, Any]:
         """The answer to the bytes of an image file: the photograph and a result of each network.
@@ -241,9 +242,9 @@ class _Handler(BaseHTTPRequestHandler):
         except Refused:
             raise
         except UserError as error:
-            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, f"the photograph {error}") from None
+            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
         except Exception as error:  # a fault of the program: the server goes on
-            logger.exception("a photograph could not be segmented")
+            logger.error("a photograph could not be segmented\n%s", traceback.format_exc())
             raise Refused(HTTPStatus.INTERNAL_SERVER_ERROR,
                           f"it could not be segmented ({type(error).__name__}); the terminal of "
                           "the server says more") from None

@@ -155,7 +155,7 @@ def test_of_a_large_photograph_every_third_pixel_is_shown(ask, segmenters, monke
 def test_what_is_no_photograph(content, words, ask):
     status, _, answer = ask("POST", "/segment", content)
     assert status == 422 and words in answer["error"] and "\n" not in answer["error"]
-    assert answer["error"].startswith("the photograph cannot be read as an image: ")
+    assert answer["error"].startswith("cannot be read as an image: ")
 
 
 def test_a_photograph_of_too_many_pixels(ask, monkeypatch):
@@ -172,6 +172,7 @@ def test_a_fault_of_the_program_is_told_and_the_server_goes_on(ask, page, monkey
         patch.setattr(page, "segmenters", {"broken": broken})
         status, _, answer = ask("POST", "/segment", photo()[0])
     assert status == 500 and "(RuntimeError)" in answer["error"] and "secret" not in answer["error"]
+    assert "RuntimeError: secret" in caplog.text
     assert ask("POST", "/segment", photo()[0])[0] == 200
 
 
