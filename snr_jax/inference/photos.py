@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fnmatch
 import glob
+import io
 import itertools
 import os
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import closed_folder, user_path, written_whole
@@ -22,6 +23,7 @@ from snr_jax.core.labels import Classes, train_id_to_label_id
 from snr_jax.report.pictures import colorize, overlay
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's names of these
 _STRIP = 256  # rows of a picture that are drawn at a time
 _READING = threading.Lock()
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
@@ -156,6 +158,22 @@ def read_image(path: str | os.PathLike) -> Image.Image:
             return _to_rgb(image)
     except Exception as error:  # a broken file may raise anything; nothing is tried instead
         raise UserError(f"cannot be read as an image: {_reason(path, error)}") from error
+
+
+def read_bytes(content: bytes) -> Image.Image:
+    """What `read_image` makes of a file, of the bytes of one; nothing is written anywhere.
+
+    Of the formats that SUFFIXES name alone: Pillow has others that start programs. Raises UserError
+    as `read_image`.
+    """
+    try:
+        with _without_warnings(), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            return _to_rgb(image)
+    except UnidentifiedImageError as error:
+        raise UserError("cannot be read as an image: it is damaged, or no file of "
+                        f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}") from error
+    except Exception as error:  # as in `read_image`
+        raise UserError(f"cannot be read as an image: {_reason(Path(), error)}") from error
 
 
 def to_photo(image: Any) -> Image.Image:
