@@ -256,7 +256,7 @@ def test_a_second_process_takes_from_the_cache(module, data_root, tmp_path):
     def hits() -> int:
         """Programs that a process takes from the cache, by JAX's own log."""
         environment = {**os.environ, **{k.upper(): str(v) for k, v in FAST.items()},
-                       "JAX_DEBUG_LOG_MODULES": "jax._src.compiler,jax._src.compilation_cache"}
+                       "JAX_LOGGING_LEVEL": "DEBUG"}
         process = subprocess.run(
             [sys.executable, "-m", f"snr_jax.{module}", *flags], cwd=ROOT, text=True,
             capture_output=True, env=environment | {"PYTHONPATH": str(ROOT)},
@@ -323,7 +323,7 @@ def test_results_in_a_folder_that_is_a_pattern(module, command, data_root, tmp_p
     words, files = {
         "evaluate": ([*network, "--out", out, "--config", DG, "--protocol=network", "--flip=no",
                       *config_flags(TINY | {"data.root": data_root})],
-                     {"evaluation.json", "predictions.png"}),
+                     {"evaluation.json", "predictions.png", "reliability.png"}),
         "predict": ([*network, "--out", out, "--images", data_root / "GTA5/images/00001.png",
                      "--size=33,65"],
                     {f"00001_{kind}.png" for kind in ("color", "overlay", "trainIds", "labelIds")}),
