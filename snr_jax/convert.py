@@ -103,8 +103,8 @@ def _convert(args: flags.FlagValues, source: str, target: str) -> None:
         raise UserError(f"{source} is a weights folder, which --checkpoint and --config.init_from "
                         f"take as it is. For other heads of its network, give {source}/{TENSORS}")
     raw, kind, notes = _torch_files().read_torch_file(source, args.weights)
-    options = _of_folder(Path(source)) | {name: args[name].value for name in OF_CONVERT
-                                          if args[name].value is not None}
+    options = _of_folder(Path(source), args) | {
+        name: args[name].value for name in OF_CONVERT if args[name].value not in (None, [])}
     if args.head_branches:
         options["head_branches"] = int(args.head_branches)
     try:
@@ -128,16 +128,18 @@ def _convert(args: flags.FlagValues, source: str, target: str) -> None:
     print(f"wrote {target}")
 
 
-def _of_folder(file: Path) -> dict:
+def _of_folder(file: Path, args: flags.FlagValues) -> dict:
     """What the config.json beside a weights folder's tensors says and their names do not."""
     if file.name != TENSORS or not is_of_this_project(file.parent):
         return {}
-    model = find(file.parent).meta["model"]
+    meta = find(file.parent).meta
+    model, names = meta["model"], meta.get("class_names", [])
     if odd := [f"{key} {model[key]}" for key in ("stride_in", "exposure")
                if model[key] not in ("conv1", False)]:
         raise UserError(f"{file} is of a network with {', '.join(odd)}, which a file of PyTorch "
                         f"cannot say; --checkpoint and --config.init_from take {file.parent}")
-    return {"head_branches": model["head_branches"]}
+    fitting = {"class_names": names} if args.num_classes in (None, len(names)) else {}
+    return {"head_branches": model["head_branches"], **fitting}
 
 
 def _source(path: str, kind: str, raw: dict[str, np.ndarray], heads: tuple[str, ...]) -> dict:

@@ -29,6 +29,11 @@ def user_path(text: str) -> str:
     return os.path.expanduser(text)
 
 
+def whole_path(path: str | os.PathLike) -> Path:
+    """The path from the root, without "..", for which nothing that Orbax writes can be read."""
+    return Path(os.path.realpath(path)) if ".." in Path(path).parts else Path(path).absolute()
+
+
 def refuse_pattern(path: str | os.PathLike) -> None:
     """Raises UserError for a folder in which a checkpoint would be written and never found again.
 

@@ -85,7 +85,7 @@ def _matching(pattern: str, root: Path) -> list[Path]:
     if not found and (closed := closed_folder(pattern)):
         raise _closed(closed, os.strerror(errno.EACCES))
     if not found:
-        kind = "nothing that matches" if glob.has_magic(pattern) else "no folder"
+        kind = "nothing that matches" if glob.has_magic(pattern) else "no folder or file"
         raise UserError(f"--images: there is {kind} {pattern}")
     return found
 

@@ -3,7 +3,6 @@
 import logging
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 from snr_jax.config import arguments
 from snr_jax.core import labels
 from snr_jax.core.errors import UserError
+from snr_jax.core.files import whole_path
 from snr_jax.core.labels import Classes, class_names
 from snr_jax.core.models.create import create_model
 from snr_jax.core.models.deeplab import ARCHITECTURE, DeepLab, architecture
@@ -128,7 +128,7 @@ def initialize(
                     "weights: scripts/convert_torch_ckpt.py, then --config.init_from")
         return initial
     found = checkpoints.find(init_from)
-    if found.name.startswith("latest/") and found.path != Path(init_from).absolute():
+    if found.name.startswith("latest/") and found.path != whole_path(init_from):
         raise UserError(
             f"init_from: {init_from} is a run that has not finished. Finish it first (its own "
             f"command goes on with it), or name its checkpoint: --config.init_from={found.path}"

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from snr_jax.config.arguments import TEACHER
+from snr_jax.core.errors import UserError
 from snr_jax.core.files import refuse_existing
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.data import domains
@@ -45,6 +46,9 @@ def save(
     run's record says. Of a weights folder both stay as they were, unless given. Raises UserError
     for a source that cannot be read, and for a folder that is there already.
     """
+    if Path(folder).suffix in (".pth", ".pt", ".safetensors"):
+        raise UserError(f"{folder} ends as a file; a weights folder is written. Choose another "
+                        "name, or write the file by snr-jax convert --export")
     refuse_existing(folder)
     is_path = isinstance(source, str | os.PathLike | Checkpoint)
     variables, meta, about = _on_disk(source) if is_path else _in_memory(source)
@@ -72,6 +76,9 @@ def _in_memory(source: Network) -> _Content:
     """What it was read from is told of it only as far as it is still that."""
     variables = jax.tree.map(np.asarray, jax.device_get(dict(source.variables)))
     meta = {**source.meta, "model": architecture(source.model)}
+    view = getattr(source, "view", None)
+    if view and view.size and not view.tile:  # what it computes depends on the size it sees
+        meta["source"] = {**meta.get("source", {}), "input_size": list(view.size)}
     there = meta.get("checksums", {}).get("variables", {})
     if any(there.get(key) != value for key, value in checkpoints.checksums(variables).items()):
         kept = {key: value for key, value in meta.get("source", {}).items() if key == "input_size"}

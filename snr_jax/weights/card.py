@@ -130,9 +130,10 @@ def _use(config: Mapping) -> str:
             "PyTorch code: `model.load_state_dict(safetensors.torch.load_file(...))`. ")
     model = config["model"]
     odd = [f"{key} {model[key]}" for key, published in
-           (("head_branches", 2), ("stride_in", "conv1"), ("exposure", False))
-           if model[key] != published]
-    text += (f"That code computes something else with them, since this network has "
+           (("head_branches", 2), ("stride_in", "conv1"), ("exposure", False), ("width", 64),
+            ("stage_sizes", [3, 4, 23, 3]))
+           if (list(model[key]) if key == "stage_sizes" else model[key]) != published]
+    text += (f"That code computes something else with them, or nothing, since this network has "
              f"{', '.join(odd)}." if odd else "It computes the same there.")
     if any("['restitution" in key for key in config["checksums"]["variables"]):
         text += (" The tensors restitution1 to restitution3, which the restitution loss trains, "

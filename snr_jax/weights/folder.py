@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from snr_jax.core.augment import MEAN_BGR
 from snr_jax.core.errors import UserError
@@ -100,7 +100,7 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) ->
     """Writes a safetensors file of arrays in PyTorch's layout."""
     # The library writes the memory as it lies; others read "pt" as a sign of the layout.
     in_order = {name: np.asarray(value, order="C") for name, value in tensors.items()}
-    save_file(in_order, path, {"format": "pt"})
+    Path(path).write_bytes(save(in_order, {"format": "pt"}))  # save_file is for its owner alone
 
 
 def _tensors(variables: Variables, counters: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -32,7 +32,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.files import closed_folder, refuse_pattern
+from snr_jax.core.files import closed_folder, refuse_pattern, whole_path
 from snr_jax.core.progress import root_log_kept
 from snr_jax.process.several import raise_if_lost, root_of
 from snr_jax.weights import folder as weights_folder
@@ -45,7 +45,7 @@ _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a folder that orbax is st
 
 
 def folder(workdir: str | os.PathLike, name: str) -> Path:
-    return Path(workdir).absolute() / "checkpoints" / name
+    return whole_path(workdir) / "checkpoints" / name
 
 
 def checksums(tree: Any) -> dict[str, int]:
@@ -149,7 +149,7 @@ def find(path: str | os.PathLike) -> Checkpoint:
     Of a run, the final variables, else the newest state. Where a save was cut short between the
     old and the new one, the survivor. Raises UserError if there is none, or its meta is damaged.
     """
-    start = Path(path).absolute()
+    start = whole_path(path)
     try:
         meant = _meant(start)
         if meant is None and start.is_symlink() and not start.exists():
@@ -285,7 +285,7 @@ def save_variables(path: str | os.PathLike, variables: dict, meta: dict) -> None
 
     meta["model"] holds the keyword arguments of `DeepLab`. Raises UserError if the disk is full.
     """
-    path = Path(path).absolute()
+    path = whole_path(path)
     refuse_pattern(path)
     new, old = _beside(path)
 

@@ -499,7 +499,7 @@ def test_a_pattern_that_the_shell_has_expanded(checkpoint, command, refused, tmp
     assert results("ulm/a.png", tmp_path / "ulm/b.png", "bern/a.png", "bern/c.txt") == {
         "ulm/a_color.png", "ulm/b_color.png", "bern/a_color.png"}
     error = refused("predict", "--checkpoint=c", "--images", "ulm/a.png", "ulm/none.png")
-    assert f"there is no folder {tmp_path}/ulm/none.png" in error
+    assert f"there is no folder or file {tmp_path}/ulm/none.png" in error
 
 
 def test_nothing_that_matches_and_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
@@ -575,7 +575,7 @@ def test_folder_without_images(files, refused, tmp_path):
     [
         (("--images=i", "--out=o"), "--checkpoint is missing; for instance --checkpoint runs/"),
         (("--checkpoint=c", "--out=o"), "--images is missing"),
-        (("--checkpoint=c", "--images=i", "--out=o"), "there is no folder i"),
+        (("--checkpoint=c", "--images=i", "--out=o"), "there is no folder or file i"),
         (("--checkpoint=c", "--images=configs"), "configs holds no"),
         (("--confidense",), "confidense"),
         (("photo.jpg",), "unexpected argument 'photo.jpg'"),

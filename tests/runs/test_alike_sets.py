@@ -83,7 +83,7 @@ def test_a_table_and_the_statistics_have_a_row_for_each(sets, trained, command, 
     assert list(rows) == ["source_data", "target_data"]
     assert rows["source_data"]["network"]["iou"] != rows["target_data"]["network"]["iou"]
     assert {path.name for path in tmp_path.glob("*.png")} == {
-        "predictions_source_data.png", "predictions_target_data.png"}
+        "predictions_source_data.png", "predictions_target_data.png", "reliability.png"}
     link = tmp_path / "link"
     link.symlink_to(sets / "source")
     for again in (f"{sets}/source/../source/data.yaml", f"{link}/data.yaml"):

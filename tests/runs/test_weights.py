@@ -337,6 +337,22 @@ def test_a_network_in_memory(checkpoint, written, tmp_path):
     assert "scores" not in read(changed) and read(changed)["source"] == {"input_size": [33, 65]}
     assert "How good it is: no score is recorded." in card_of(changed)[1]
     assert_equal(checkpoints.load_variables(changed)[0], jax.device_get(segmenter.variables))
+    # It goes on to see what it saw, but for tiles, whose size is none of an image.
+    for tile, size in ((None, [48, 96]), ((48, 96), [33, 65])):
+        segmenter.view = SimpleNamespace(size=(48, 96), tile=tile)
+        folder = save(segmenter, tmp_path / f"seen{size[0]}")
+        assert read(folder)["source"]["input_size"] == size
+
+
+def test_the_files_are_for_whom_the_umask_allows(written):
+    modes = {path.name: path.stat().st_mode for path in written.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"] == modes["README.md"]
+
+
+def test_a_name_that_ends_as_a_file_is_no_folder(checkpoint, tmp_path):
+    with pytest.raises(UserError, match=r"x\.pth ends as a file; a weights folder is written"):
+        save(checkpoint, tmp_path / "x.pth")
+    assert not (tmp_path / "x.pth").exists()
 
 
 def test_what_could_not_be_read_back_is_not_written(checkpoint, tmp_path):
@@ -397,7 +413,7 @@ def test_card_of_a_network_of_which_little_is_known(tmp_path):
     assert not {"license", "datasets", "metrics", "model-index"} & front.keys()
     unknown = text[text.index("## Not known"):]
     assert unknown.count("\n- ") == 5 and "The licence: ask whoever made this" in unknown
-    assert "computes something else with them, since this network has head_branches 4" in text
+    assert "with them, or nothing, since this network has head_branches 4, width 4" in text
     assert "restitution1 to restitution3" in text and "converted from | x.pth" in text
     front, _ = card_of(save(tmp_path / "c", tmp_path / "o", licence="ask Ada: by mail"))
     assert (front["license"], front["license_name"]) == ("other", "ask Ada: by mail")

@@ -546,6 +546,18 @@ def test_what_a_weights_folder_says_counts_for_its_tensors(tmp_path, capsys):
         assert code == 2 and words in err and err.count("\n") == 1, err
 
 
+def test_classes_of_a_weights_folder_stay_with_its_tensors(tmp_path, capsys):
+    model = DeepLab(**TINY | {"num_classes": 2})
+    meta = {"model": architecture(model), "class_names": ["water", "land"]}
+    save_variables(tmp_path / "c", initial_variables(model, 0), meta)
+    assert run(capsys, "--export", tmp_path / "c", tmp_path / "w")[0] == 0
+    assert run(capsys, tmp_path / "w/model.safetensors", tmp_path / "new")[0] == 0
+    assert load_variables(tmp_path / "new")[1]["class_names"] == ["water", "land"]
+    code, _, err = run(capsys, tmp_path / "w/model.safetensors", tmp_path / "other",
+                       "--reset_heads", "--num_classes", "3")
+    assert code == 2 and "--class_names is missing" in err
+
+
 def test_missing_tensors_are_named(tmp_path, capsys):
     for name in ("layer3.0.bn2.running_var", "layer6.conv2d_list.1.bias", "IN2.bias",
                  "conv1.weight"):

@@ -109,6 +109,17 @@ def test_state_comes_back_bit_for_bit(state, tmp_path):
     assert {path.name for path in latest.iterdir()} == {"2", "3"}
 
 
+def test_a_way_through_another_folder_is_a_path(tmp_path):
+    """Of a path with ".." Orbax writes what it cannot read."""
+    (tmp_path / "real/deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/deep")
+    way = tmp_path / "link/.."  # real, not tmp_path
+    checkpoints.save_variables(way / "c", initial_variables(MODEL, 0), meta_of())
+    assert (tmp_path / "real/c").is_dir()
+    assert checkpoints.find(way / "c").path == tmp_path / "real/c"
+    assert checkpoints.folder(way / "run", "final") == tmp_path / "real/run/checkpoints/final"
+
+
 def test_no_checkpoint_no_state(state, tmp_path):
     assert restore(tmp_path, state) == (None, [])
 
