@@ -14,6 +14,7 @@ from snr_jax.core.files import refuse_existing
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.data import domains
 from snr_jax.runs.network import classes_of
+from snr_jax.toy.writer import MARKER
 from snr_jax.weights import folder as weights_folder
 from snr_jax.workdir import checkpoints, metas, record
 from snr_jax.workdir.checkpoints import Checkpoint
@@ -93,16 +94,24 @@ def _data(found: Checkpoint | None, meta: Mapping) -> dict:
     """What a network was trained on, as far as its run or its meta says: a sentence and names."""
     if found and found.run and (found.run / record.RUN_FILE).is_file():
         there = record.read(found.run)
-        data, begun = there["data"], there["config"].get("init_from")
-        told = {role: data[role] for role in ("source", "target") if role in data}
-        words = [f"{domains.name_of(of['domain'])} ({of['split']}, {of['images']} images)"
-                 for of in told.values()]
+        begun, words, names = there["config"].get("init_from"), [], []
+        for role in (role for role in ("source", "target") if role in there["data"]):
+            of, drawn = there["data"][role], _is_drawn(there["config"], role)
+            name = domains.name_of(of["domain"])
+            words.append(f"{'drawings laid out as ' if drawn else ''}{name} ({of['split']}, "
+                         f"{of['images']} images)")
+            names += [] if drawn or name in names else [name]
         start = f"the weights {Path(begun).name}" if begun else "random values"
         return {"trained_on": f"{' and, without labels, '.join(words)}, from {start}",
-                "datasets": list(dict.fromkeys(domains.name_of(of["domain"])
-                                               for of in told.values()))}
+                "datasets": names}
     name = domains.name_of(meta.get("labels", {}).get("domain", ""))
     return {"trained_on": name, "datasets": [name] if name else []}
+
+
+def _is_drawn(config: Mapping, role: str) -> bool:
+    """Whether toys lie where a run found the data of a side, named as what they imitate."""
+    root, side = config.get("data", {}).get("root", ""), config.get(role, {}).get("dir", "")
+    return (Path(root) / side / MARKER).is_file()
 
 
 def _travelling(meta: Mapping) -> dict:

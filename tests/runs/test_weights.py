@@ -20,6 +20,7 @@ from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.state import initial_variables
 from snr_jax.runs import network
 from snr_jax.runs.weights import save
+from snr_jax.toy.writer import MARKER
 from snr_jax.weights import folder as weights_folder
 from snr_jax.workdir import checkpoints, record
 from tests.commands import said
@@ -403,6 +404,20 @@ def test_card_of_a_run(tmp_path):
     assert "Not known" not in text
     for name in ("README.md", "config.json"):
         assert "secret" not in (folder / name).read_text()
+
+
+def test_card_of_a_network_that_saw_drawings(tmp_path):
+    path = write_run(tmp_path / "run", "final", {})
+    (tmp_path / "sets/town").mkdir(parents=True)
+    (tmp_path / "sets/town" / MARKER).touch()
+    there = json.loads((tmp_path / "run/run.json").read_text())
+    there["config"] |= {"data": {"root": str(tmp_path / "sets")}, "target": {"dir": "Cityscapes"}}
+    there["config"]["source"]["dir"] = "town"
+    (tmp_path / "run/run.json").write_text(json.dumps(there))
+    front, text = card_of(save(path, tmp_path / "w"))
+    assert ("| trained on | drawings laid out as town (train, 90 images) and, without labels, "
+            "cityscapes (train,") in text
+    assert front["datasets"] == ["cityscapes"]
 
 
 def test_card_of_a_network_of_which_little_is_known(tmp_path):
