@@ -22,6 +22,7 @@ MODULES = {  # command → what its help must speak of
     "snr_jax.compare": ["RUN", "--out", "--title", "--pictures", "--[no]features"],
     "snr_jax.toys": ["--out", "--layouts", "--style"],
     "snr_jax.prepare": ["--domain", "--out", "--beam_runner"],
+    "snr_jax.serve": ["--checkpoint", "--port", "--host", "--max_megabytes"],
     "snr_jax.convert": ["--num_classes", "--variant", "--[no]export"],
 }
 FORMER = {  # script → the door that it was, for clones and the commands that people know
