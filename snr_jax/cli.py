@@ -35,8 +35,7 @@ _OF_THE_SYSTEM = (
 _EXTRAS = (
     ("reading data sets and training", "pip install 'snr_jax[train]'",
      ("tensorflow", "tensorflow_datasets", "clu", "tensorboard", "sklearn", "threadpoolctl")),
-    ("this export", "pip install 'snr_jax[export]'", ("onnx", "onnxruntime")),
-    ("reading PyTorch files", "pip install torch safetensors", ("torch", "safetensors")),
+    ("reading and writing PyTorch files", "pip install torch", ("torch",)),
 )
 
 

@@ -17,7 +17,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from absl import flags
@@ -25,7 +24,7 @@ from absl import flags
 from snr_jax import cli
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import checksum, refuse_existing, refuse_pattern, written_whole
-from snr_jax.runs.weights import save
+from snr_jax.runs.weights import FILES, save
 from snr_jax.weights import conversion
 from snr_jax.weights.folder import CARD, CONFIG, TENSORS, is_of_this_project, write_tensors
 from snr_jax.weights.torch_names import NETWORKS, strip_prefixes
@@ -84,17 +83,6 @@ flags.DEFINE_string(
 OF_FILE, OF_FOLDER = ("prefix", "allow_four_branches"), ("licence", "trained_on")
 OF_CONVERT = ("num_classes", "class_names", "variant", "head_branches", "reset_heads",
               "torchvision", "seed")
-FILES = (".pth", ".pt", ".safetensors")  # what an export that is no folder ends with
-
-
-def _torch_files() -> ModuleType:
-    """What reads and writes with PyTorch, which neither --help nor a weights folder needs."""
-    try:
-        from snr_jax.weights import torch_files
-    except ImportError as missing:
-        raise UserError(f"reading and writing PyTorch files needs {missing.name}: pip install "
-                        "torch") from None
-    return torch_files
 
 
 def _convert(args: flags.FlagValues, source: str, target: str) -> None:
@@ -102,7 +90,9 @@ def _convert(args: flags.FlagValues, source: str, target: str) -> None:
     if is_of_this_project(Path(source)):
         raise UserError(f"{source} is a weights folder, which --checkpoint and --config.init_from "
                         f"take as it is. For other heads of its network, give {source}/{TENSORS}")
-    raw, kind, notes = _torch_files().read_torch_file(source, args.weights)
+    from snr_jax.weights import torch_files
+
+    raw, kind, notes = torch_files.read_torch_file(source, args.weights)
     options = _of_folder(Path(source), args) | {
         name: args[name].value for name in OF_CONVERT if args[name].value not in (None, [])}
     if args.head_branches:
@@ -169,8 +159,12 @@ def _export_file(args: flags.FlagValues, source: str, target: str) -> None:
         raise UserError(f"{source}: {error}") from error
     tensors = {args.prefix + name: value for name, value in state_dict.items()}
     with written_whole(target) as unfinished:
-        write = write_tensors if target.endswith(FILES[-1]) else _torch_files().write_torch_file
-        write(unfinished, tensors)
+        if target.endswith(FILES[-1]):
+            write_tensors(unfinished, tensors)
+        else:
+            from snr_jax.weights import torch_files
+
+            torch_files.write_torch_file(unfinished, tensors)
     print(f"wrote {target}: {len(tensors)} tensors, {meta['model']['num_classes']} classes, "
           f"norm_restitution {meta['model']['norm_restitution']}")
     for note in notes:

@@ -21,12 +21,10 @@ for each condition, and one of all their pixels, which alone counts in the mean.
 
 import itertools
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 from absl import flags
@@ -36,7 +34,7 @@ from snr_jax import cli
 from snr_jax.config import arguments, checks
 from snr_jax.config.keys import SIDES
 from snr_jax.core.errors import UserError
-from snr_jax.core.files import user_path, write_text
+from snr_jax.core.files import user_path, without_nan, write_text
 from snr_jax.core.labels import Classes
 from snr_jax.core.models.deeplab import LEAST, DeepLab, architecture
 from snr_jax.core.parallel import create_parallel
@@ -158,7 +156,7 @@ def command(args: flags.FlagValues) -> None:
         scores = results[rows.in_mean[0]]
         print(class_table(scores))
         record |= {"results": scores}
-    write_text(out / "evaluation.json", json.dumps(_finite(record), indent=1))
+    write_text(out / "evaluation.json", json.dumps(without_nan(record), indent=1))
     write_png(reliability_picture(_diagrams(results)), out / "reliability.png")
     for name, split in rows.read.items() if args.pictures else ():
         file = _picture_name(name, rows.read) if args.domains else "predictions.png"
@@ -306,15 +304,6 @@ def _refuse_unwritable(out: Path) -> None:
 def _on_13(scores: dict) -> str:
     """A network of 16 classes is also scored on the 13 of them that all papers have."""
     return f", of 13 classes {percent(scores['miou_13'])}" if "miou_13" in scores else ""
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN, the score of a class without pixels: null."""
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

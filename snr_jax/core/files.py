@@ -2,12 +2,14 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from snr_jax.core.errors import UserError
 
@@ -51,6 +53,18 @@ def refuse_pattern(path: str | os.PathLike) -> None:
             "library that writes it takes that for a pattern of names. Choose a path without "
             f"{' '.join(_PATTERN)}"
         )
+
+
+def without_nan(value: Any) -> Any:
+    """The value with None for what is no finite number, as the score of a class without pixels.
+
+    JSON knows no other. Tables and lists are gone through.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_nan(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def refuse_existing(path: str | os.PathLike) -> None:

@@ -8,11 +8,10 @@ import math
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from snr_jax.core.augment import MEAN_BGR
-from snr_jax.core.models.layers import interpolation
+from snr_jax.core.models.layers import interpolated, interpolation
 
 BLOCK = (256, 512)  # height, width in pixels
 _BEYOND = tuple(round(value) for value in MEAN_BGR[::-1])  # where a tile is larger than the image
@@ -84,11 +83,6 @@ def axes(
 @jax.jit
 def add_share(total: jax.Array, logits: jax.Array, rows: Axis, columns: Axis) -> jax.Array:
     """total float [b,B,C] plus a map's share of the probabilities. logits [h,w,C]."""
-
-    def upsampled(x: jax.Array, axis: Axis, dimension: int) -> jax.Array:
-        weight = jnp.expand_dims(axis.weight, [d for d in range(3) if d != dimension])
-        low, high = (jnp.take(x, index, dimension) for index in (axis.low, axis.high))
-        return low * (1 - weight) + high * weight
-
-    p = jax.nn.softmax(upsampled(upsampled(logits, rows, 0), columns, 1))
+    x = interpolated(logits, 0, rows.low, rows.high, rows.weight)
+    p = jax.nn.softmax(interpolated(x, 1, columns.low, columns.high, columns.weight))
     return total + p * (rows.share[:, None] * columns.share)[..., None]

@@ -19,6 +19,8 @@ from snr_jax.weights import folder as weights_folder
 from snr_jax.workdir import checkpoints, metas, record
 from snr_jax.workdir.checkpoints import Checkpoint
 
+FILES = (".pth", ".pt", ".safetensors")  # what an export that is no folder ends with
+
 
 class Network(Protocol):
     """What has a network in memory, as a `Segmenter`."""
@@ -47,7 +49,7 @@ def save(
     run's record says. Of a weights folder both stay as they were, unless given. Raises UserError
     for a source that cannot be read, and for a folder that is there already.
     """
-    if Path(folder).suffix in (".pth", ".pt", ".safetensors"):
+    if Path(folder).suffix in FILES:
         raise UserError(f"{folder} ends as a file; a weights folder is written. Choose another "
                         "name, or write the file by snr-jax convert --export")
     refuse_existing(folder)
@@ -78,7 +80,8 @@ def _in_memory(source: Network) -> _Content:
     variables = jax.tree.map(np.asarray, jax.device_get(dict(source.variables)))
     meta = {**source.meta, "model": architecture(source.model)}
     view = getattr(source, "view", None)
-    if view and view.size and not view.tile:  # what it computes depends on the size it sees
+    # What it computes depends on the size that was chosen; one that nobody chose is not invented.
+    if view and view.size and not view.tile and not view.why:
         meta["source"] = {**meta.get("source", {}), "input_size": list(view.size)}
     there = meta.get("checksums", {}).get("variables", {})
     if any(there.get(key) != value for key, value in checkpoints.checksums(variables).items()):

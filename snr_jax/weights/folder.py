@@ -22,7 +22,7 @@ from safetensors.numpy import save
 
 from snr_jax.core.augment import MEAN_BGR
 from snr_jax.core.errors import UserError
-from snr_jax.core.files import written_whole
+from snr_jax.core.files import without_nan, written_whole
 from snr_jax.core.models.deeplab import ARCHITECTURE, DeepLab
 from snr_jax.core.state import variable_shapes
 from snr_jax.weights.card import card
@@ -90,7 +90,7 @@ def write(path: str | os.PathLike, variables: Variables, meta: Mapping, about: M
     with written_whole(path) as unfinished:
         unfinished.mkdir()
         write_tensors(unfinished / TENSORS, tensors)
-        text = json.dumps(_without_nan(config), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(without_nan(config), indent=1, ensure_ascii=False, allow_nan=False)
         (unfinished / CONFIG).write_text(text + "\n", encoding="utf-8")
         text = card(Path(path).absolute().name, config, numbers)
         (unfinished / CARD).write_text(text, encoding="utf-8")
@@ -123,13 +123,6 @@ def _require_fitting(have: Mapping[str, np.ndarray], want: Mapping[str, tuple[in
         if value.dtype not in (np.float32, np.float64) and not name.endswith(_COUNTER):
             raise UserError(f"{name} is {value.dtype}; expected float32, in which parameters and "
                             "statistics are kept whatever the network computes in")
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON knows no NaN, the score of a class without pixels: null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(v) for key, v in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _with_nan(value: Any) -> Any:

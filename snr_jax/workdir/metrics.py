@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.files import write_text
+from snr_jax.core.files import without_nan, write_text
 
 if TYPE_CHECKING:  # it starts TensorFlow
     from clu.metric_writers import MetricWriter
@@ -73,8 +73,7 @@ class Writer:
         step = int(step)
         values = {name: np.asarray(value).item() for name, value in scalars.items()}
         self._events.write_scalars(step, values)
-        finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
-        line = {"step": step, "time": round(time.time(), 3), **finite}
+        line = {"step": step, "time": round(time.time(), 3), **without_nan(values)}
         if settings is not None:
             line[SETTINGS] = settings
         try:

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from snr_jax.core import metrics
+from snr_jax.core.files import without_nan
 from snr_jax.core.labels import class_names
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.state import initial_variables
 from snr_jax.data.decode import resize_image
 from snr_jax.data.domains import create_domain
 from snr_jax.data.samples import list_samples
-from snr_jax.evaluate import _finite
 from snr_jax.runs import network
 from snr_jax.workdir import checkpoints
 from tests.data.tiny_sets import TRAIN_IDS, write_gta5
@@ -165,7 +165,7 @@ def test_the_file_is_json_of_every_reader(evaluated):
 
     text = (evaluated["out"] / "evaluation.json").read_text()
     assert json.loads(text, parse_constant=refuse) == evaluated["record"]
-    assert _finite({"iou": {"train": float("nan"), "road": 0.5}}) == {
+    assert without_nan({"iou": {"train": float("nan"), "road": 0.5}}) == {
         "iou": {"train": None, "road": 0.5}
     }  # fmt: skip
 

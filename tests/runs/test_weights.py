@@ -18,6 +18,7 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.labels import class_names
 from snr_jax.core.models.deeplab import DeepLab, architecture
 from snr_jax.core.state import initial_variables
+from snr_jax.inference.views import create_view
 from snr_jax.runs import network
 from snr_jax.runs.weights import save
 from snr_jax.toy.writer import MARKER
@@ -340,9 +341,15 @@ def test_a_network_in_memory(checkpoint, written, tmp_path):
     assert_equal(checkpoints.load_variables(changed)[0], jax.device_get(segmenter.variables))
     # It goes on to see what it saw, but for tiles, whose size is none of an image.
     for tile, size in ((None, [48, 96]), ((48, 96), [33, 65])):
-        segmenter.view = SimpleNamespace(size=(48, 96), tile=tile)
+        segmenter.view = SimpleNamespace(size=(48, 96), tile=tile, why="")
         folder = save(segmenter, tmp_path / f"seen{size[0]}")
         assert read(folder)["source"]["input_size"] == size
+    # That nobody chose a size is told, and not that it is 512 x 1024.
+    segmenter.meta = {key: value for key, value in meta.items() if key != "source"}
+    segmenter.view = create_view(segmenter.meta)
+    folder = save(segmenter, tmp_path / "unknown")
+    assert "input_size" not in read(folder)["source"]
+    assert "At what size it saw images in its training." in card_of(folder)[1]
 
 
 def test_the_files_are_for_whom_the_umask_allows(written):
