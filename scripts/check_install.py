@@ -33,7 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"import snr_jax, s": 1.0, "predict again, s": 10.0}
 # A network like the demo's and one street, as `snr-jax toys` draws them.
 CHECKPOINT = """
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import initial_variables
 from snr_jax.workdir.checkpoints import save_variables
 model = DeepLab(num_classes=19, stage_sizes=(1, 2, 2, 1), width=16, head_branches=2)

@@ -36,7 +36,9 @@ from snr_jax.config.keys import SIDES
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import user_path, without_nan, write_text
 from snr_jax.core.labels import Classes
-from snr_jax.core.models.deeplab import LEAST, DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.create import Network
+from snr_jax.core.models.deeplab import LEAST
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.tiles import Averaging
 from snr_jax.data.decode import import_tensorflow
@@ -172,7 +174,7 @@ def _picture_name(name: str, names: Collection[str]) -> str:
 
 
 def _score(
-    args: flags.FlagValues, config: ConfigDict, model: DeepLab, variables: dict, rows: Rows,
+    args: flags.FlagValues, config: ConfigDict, model: Network, variables: dict, rows: Rows,
     averaging: Averaging | None, step: int | None,
 ) -> dict[str, dict[str, dict]]:
     """Scores with their settings, by row and column; each column is printed when it is there."""

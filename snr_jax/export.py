@@ -26,7 +26,7 @@ from absl import flags
 from snr_jax import cli
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import written_whole
-from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.core.models.create import Network
 from snr_jax.inference.views import create_view, pixels
 from snr_jax.portable import program, verification
 from snr_jax.runs import network
@@ -107,7 +107,7 @@ def _files(out: Path) -> list[Path]:
 
 
 def _write(
-    files: list[Path], suffix: str, model: DeepLab, variables: dict, about: dict,
+    files: list[Path], suffix: str, model: Network, variables: dict, about: dict,
     *, size: program.Size | None, uint8: bool, logits: bool,
 ) -> str:
     """Writes the program, and with StableHLO what it is; what it was written as."""
@@ -127,7 +127,7 @@ def _write(
 
 
 def _verify(
-    path: Path, suffix: str, model: DeepLab, variables: dict, seen: program.Size,
+    path: Path, suffix: str, model: Network, variables: dict, seen: program.Size,
     args: flags.FlagValues,
 ) -> verification.Verdict:
     """Raises UserError where the file computes something else than the network."""

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from snr_jax.config import arguments, keys
 from snr_jax.core.errors import UserError
+from snr_jax.core.models.create import create_model
 
 
 def check(config: ConfigDict) -> None:
@@ -18,6 +19,7 @@ def check(config: ConfigDict) -> None:
             f"--config.optimizer.schedule_steps to at least that (now "
             f"{config.optimizer.schedule_steps})"
         )
+    _check_backbone(config)
     _check_optimizer(config)
     custom = config.data.jitter == "custom"
     for key in ("data.jitter_strengths", "data.jitter_probability"):
@@ -27,14 +29,69 @@ def check(config: ConfigDict) -> None:
         _check_mix(config)
 
 
+def _is_changed(config: ConfigDict, key: str) -> bool:
+    value, default = keys.values(config)[key], keys.KEYS[key].default
+    return tuple(value) != default if isinstance(default, tuple) else value != default
+
+
 def _refuse_unread(config: ConfigDict, key: str, is_read: bool, by: str, remedy: Any) -> None:
     """Raises UserError for a key that is set and not read, since the key `by` is not `remedy`."""
     values = keys.values(config)
-    value, default = values[key], keys.KEYS[key].default
-    changed = tuple(value) != default if isinstance(default, tuple) else value != default
-    if changed and not is_read:
-        raise UserError(f"{key} is {value!r}, and {by} is {values[by]!r}, which does not read it. "
-                        f"Set --config.{by}={remedy}")
+    if _is_changed(config, key) and not is_read:
+        raise UserError(f"{key} is {values[key]!r}, and {by} is {values[by]!r}, which does not "
+                        f"read it. Set --config.{by}={remedy}")
+
+
+# Keys that a kind of network does not read, and why.
+_NO_TRANSFORMER = "is no transformer"
+_UNREAD = {
+    "resnet": dict.fromkeys(
+        ("model.vit_size", "model.registers", "model.snr_after"), _NO_TRANSFORMER),
+    "dinov2": {
+        **dict.fromkeys(("model.stage_sizes", "model.width", "model.stride_in", "model.exposure",
+                         "model.atrous"), "is no ResNet"),
+        "model.head_branches": "has no dilated convolutions",
+        **dict.fromkeys(("freeze_bn", "mix.teacher_mode", "mix.statistics"),
+                        "has no batch norm, whose statistics it chooses"),
+        "loss.lambda_seg": "has no auxiliary head",
+    },
+}
+
+
+def _check_backbone(config: ConfigDict) -> None:
+    """Raises UserError for what a network of this kind does not have."""
+    name, kind = config.model.backbone, arguments.kind_of(config)
+    for key, why in _UNREAD[kind].items():
+        if _is_changed(config, key):
+            raise UserError(
+                f"{key} is {keys.values(config)[key]!r}, and model.backbone {name} {why}. Set "
+                f"'--config.{key}={keys.KEYS[key].default}', or choose another backbone")
+    if kind == "dinov2":
+        _check_transformer(config)
+    if kind == "resnet" and config.mix.mask == "tokens":
+        raise UserError(f"mix.mask is 'tokens', and model.backbone {name} {_NO_TRANSFORMER}. Set "
+                        "--config.mix.mask=blocks")
+    try:  # sizes that do not fit together
+        create_model(**arguments.model_arguments(config, None))
+    except UserError as error:
+        raise UserError(f"{error}; set the keys model.* that say so") from None
+
+
+def _check_transformer(config: ConfigDict) -> None:
+    """Raises UserError for what a transformer leaves unread."""
+    model = config.model
+    if config.optimizer.repeated_updates:
+        raise UserError(
+            "optimizer.repeated_updates is True, which is how the release trains a ResNet, and "
+            f"model.backbone is {model.backbone}. Set --config.optimizer.repeated_updates=False")
+    after = tuple(model.snr_after)
+    if after and model.norm_restitution == "none":
+        raise UserError(f"model.snr_after is {after}, and model.norm_restitution is 'none'. Set "
+                        "--config.model.norm_restitution=snr, or '--config.model.snr_after=()'")
+    if not after and model.norm_restitution == "in":
+        raise UserError("model.norm_restitution is 'in', and model.snr_after names no block that "
+                        "it follows. Set '--config.model.snr_after=(2,5)', as far as there are "
+                        "such blocks")
 
 
 def _check_optimizer(config: ConfigDict) -> None:
@@ -92,10 +149,12 @@ def _check_mix(config: ConfigDict) -> None:
 
 def _check_mask(config: ConfigDict, height: int, width: int) -> None:
     """Raises UserError for a mask that nothing reads, or of blocks beyond the images."""
-    for key in ("mix.mask_block", "mix.mask_ratio"):
+    for key in ("mix.mask", "mix.mask_block", "mix.mask_ratio"):
         _refuse_unread(config, key, config.mix.masked_weight > 0, "mix.masked_weight", 1)
+    in_blocks = config.mix.mask == "blocks"
+    _refuse_unread(config, "mix.mask_block", in_blocks, "mix.mask", "blocks")
     shorter = min(height, width)
-    if config.mix.masked_weight and config.mix.mask_block > shorter:
+    if config.mix.masked_weight and in_blocks and config.mix.mask_block > shorter:
         raise UserError(f"mix.mask_block is {config.mix.mask_block}; expected at most {shorter}, "
                         f"the shorter side of the images of {height}x{width}. Set "
                         f"--config.mix.mask_block={max(shorter // 16, 1)}")

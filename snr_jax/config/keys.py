@@ -10,11 +10,22 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from snr_jax.config.legal import DOMAIN, SWITCH, Legal, number, one_of, several, text, whole
+from snr_jax.config.legal import (
+    DOMAIN,
+    SWITCH,
+    Legal,
+    any_number_of,
+    number,
+    one_of,
+    several,
+    text,
+    whole,
+)
 from snr_jax.core.colors import JITTERS
 from snr_jax.core.errors import UserError
 from snr_jax.core.losses import TARGET_LOSSES
-from snr_jax.core.models.create import ATROUS, DTYPES
+from snr_jax.core.mixing import MASKS
+from snr_jax.core.models.create import ATROUS, BACKBONES, DTYPES
 from snr_jax.core.models.deeplab import NORM_RESTITUTIONS
 from snr_jax.core.optim import KINDS
 from snr_jax.core.self_training import STATISTICS, TEACHER_MODES, WEIGHTS
@@ -50,15 +61,30 @@ SECTIONS = {
             "random values."),
     },
     "The network": {
+        "model.backbone": Key(
+            "resnet101", one_of(*BACKBONES),
+            "What makes features of an image: a ResNet with the heads of DeepLab-v2, or a DINOv2 "
+            "transformer with a light head, ViT-S/14, B/14 or L/14 (docs/backbones.md)."),
         "model.norm_restitution": Key(
             "snr", one_of(*NORM_RESTITUTIONS),
-            "What follows each of the first three layers: SNR, its instance norm alone (in), or "
-            "nothing."),
+            "What follows each of a ResNet's first three layers, or the blocks of model.snr_after: "
+            "SNR, its instance norm alone (in), or nothing."),
         "model.stage_sizes": Key(
             (3, 4, 23, 3), several(4, whole(1, 100)),
-            "Bottleneck blocks of the four layers; the default is ResNet-101."),
+            "Bottleneck blocks of a ResNet's four layers; the default is ResNet-101."),
         "model.width": Key(
-            64, whole(4, 1024), "Channels of the stem, which the other widths are multiples of."),
+            64, whole(4, 1024),
+            "Channels of a ResNet's stem, which the other widths are multiples of."),
+        "model.vit_size": Key(
+            (0, 0, 0), several(3, whole(1, 4096), also=(0, 0, 0)),
+            "Channels, blocks and heads of a transformer of one's own size, in place of what "
+            "model.backbone names."),
+        "model.registers": Key(
+            0, whole(0, 64), "Tokens of a transformer without a place; 4 in the published models "
+            "with registers."),
+        "model.snr_after": Key(
+            (), any_number_of(whole(0, 999)),
+            "Blocks of a transformer, from 0, after which model.norm_restitution follows."),
         "model.head_branches": Key(
             2, one_of(2, 4),
             "Dilated convolutions that a head sums: 2 as published, 4 as in DeepLab-v2."),
@@ -180,7 +206,9 @@ SECTIONS = {
             "Share of each parameter that is added to its gradient; for adamw, 0.01 as published, "
             "to its change."),
         "optimizer.backbone_rate": Key(
-            1.0, WEIGHT, "Learning rate of the backbone, times base_rate."),
+            1.0, WEIGHT,
+            "Learning rate of the backbone, times base_rate; 0: it is not trained, the heads and "
+            "SNR alone are."),
         "optimizer.head_rate": Key(
             10.0, WEIGHT, "Learning rate of the heads, times base_rate."),
         "optimizer.snr_rate": Key(
@@ -251,10 +279,13 @@ SECTIONS = {
             0.0, WEIGHT,
             "Weight of masked consistency: pseudo labels for target images of which blocks are "
             "hidden; 1 in MIC, 0: none."),
+        "mix.mask": Key(
+            "blocks", one_of(*MASKS),
+            "What is hidden: blocks of pixels, or tokens of a transformer."),
         "mix.mask_block": Key(
             32, whole(1, 8192),
             "Sides of a hidden block in pixels; 32 in MIC at crops of 512, 64 at 1024."),
-        "mix.mask_ratio": Key(0.7, SHARE, "Share of the blocks that are hidden."),
+        "mix.mask_ratio": Key(0.7, SHARE, "Share of the blocks or tokens that are hidden."),
     },
     "The run": {
         "num_steps": Key(80_000, STEPS, "Steps, after which the run ends."),

@@ -68,6 +68,16 @@ def several(count: int, of: Legal, *, rising: bool = False, also: tuple | None =
     return Legal(words, accepts, f"({','.join([least] * count)})")
 
 
+def any_number_of(of: Legal) -> Legal:
+    """Values of `of`, as many as there are, all different."""
+
+    def accepts(value: Any) -> bool:
+        return (isinstance(value, tuple | list) and all(map(of.accepts, value))
+                and len(set(value)) == len(value))
+
+    return Legal(f"none or more, all different, each {of.words}", accepts, "(2,5)")
+
+
 def one_of(*values: Any) -> Legal:
     """One of the values, of its very type."""
 

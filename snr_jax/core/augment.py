@@ -1,9 +1,10 @@
-"""What happens to an image on the device: blur, colours, RGB → BGR minus mean.
+"""What happens to an image on the device: blur, colours, and what a network takes for RGB.
 
 The mirror comes before the resizing of the labels, so the input pipeline does it.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,19 @@ import numpy as np
 from snr_jax.core.colors import Jitter, recolor
 
 MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
+
+
+class Preprocessing(NamedTuple):
+    """What RGB of 0..255 becomes before the first layer: (x / unit - mean) / deviation."""
+
+    channels: str  # "RGB" or "BGR", the order from here on
+    unit: float
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+BGR_MINUS_MEAN = Preprocessing("BGR", 1.0, MEAN_BGR)  # of the ResNets of the published lineage
+RGB_NORMALIZED = Preprocessing("RGB", 255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _RADII = 4096  # steps of the blur radius in [0, 1)
 _COLORS = 2  # the draws after those of the blur, which keep their numbers
 
@@ -61,9 +75,14 @@ def blur(image: jax.Array, weights: jax.Array) -> jax.Array:
     return x.astype(jnp.uint8)
 
 
-def to_network_input(image: jax.Array) -> jax.Array:
-    """uint8 [N,H,W,3] RGB → float32 [N,H,W,3] BGR minus mean."""
-    return image[..., ::-1].astype(jnp.float32) - jnp.array(MEAN_BGR, jnp.float32)
+def to_network_input(
+    image: jax.Array, preprocessing: Preprocessing = BGR_MINUS_MEAN
+) -> jax.Array:
+    """RGB of 0..255, uint8 or float [N,H,W,3] → float32 [N,H,W,3] as a network takes it."""
+    mean, deviation = (jnp.array(x, jnp.float32)
+                       for x in (preprocessing.mean, preprocessing.deviation))
+    image = image[..., ::-1] if preprocessing.channels == "BGR" else image
+    return (image.astype(jnp.float32) / preprocessing.unit - mean) / deviation
 
 
 def expose(image: jax.Array) -> jax.Array:
@@ -85,9 +104,10 @@ def augment(
     with_blur: bool = True,
     jitter: Jitter | None = None,
     strong_blur: bool = False,
+    preprocessing: Preprocessing = BGR_MINUS_MEAN,
     first_sample: int | jax.Array = 0,
 ) -> jax.Array:
-    """Blur (p 0.5, radius uniform in [0, 1)); `colors.recolor`, if asked for; BGR minus mean.
+    """Blur (p 0.5, radius uniform in [0, 1)); `colors.recolor`, if asked for; `preprocessing`.
 
     image uint8 [N,H,W,3] RGB → float32 [N,H,W,3]. A sample's draw depends on the key and its place
     in the whole batch, `first_sample` + n, alone.
@@ -106,4 +126,4 @@ def augment(
     if jitter or strong_blur:
         keys = per_sample(key, count, first_sample, lambda k: jax.random.fold_in(k, _COLORS))
         image = recolor(keys, image, setting=jitter, with_blur=strong_blur)
-    return to_network_input(image)
+    return to_network_input(image, preprocessing)

@@ -5,18 +5,20 @@ All of it runs inside the compiled step.
 Every draw of a sample depends on the key and its place in the whole batch, `first_sample` + n.
 """
 
+from collections.abc import Callable
 from functools import reduce
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from snr_jax.core.augment import MEAN_BGR, per_sample, to_network_input
+from snr_jax.core.augment import BGR_MINUS_MEAN, Preprocessing, per_sample, to_network_input
 from snr_jax.core.colors import BLUR_PROBABILITY, BLUR_SIGMA, gaussian_blur, jitter
 from snr_jax.core.labels import IGNORE
 from snr_jax.core.models.layers import at_least_float32
 
 JITTER_PROBABILITY = 0.8
+MASKS = ("blocks", "tokens")
 
 
 # ---------------------------------------------------------------- which pixels are pasted
@@ -66,9 +68,10 @@ def strong_augment(
     with_jitter: bool = True,
     with_blur: bool = True,
     strength: float = 0.25,
+    preprocessing: Preprocessing = BGR_MINUS_MEAN,
     first_sample: int | jax.Array = 0,
 ) -> jax.Array:
-    """Colour jitter (p 0.8), Gaussian blur (p 0.5), each drawn per image; then BGR minus mean.
+    """Colour jitter (p 0.8), Gaussian blur (p 0.5), each drawn per image; then `preprocessing`.
 
     image uint8 [N,H,W,3] RGB → float32 [N,H,W,3]. Sides of at least 6. strength: how far jitter
     goes, of brightness, contrast, saturation as a factor 1 ± strength, of hue in turns.
@@ -86,12 +89,12 @@ def strong_augment(
             low, high = BLUR_SIGMA
             sigma = jax.random.uniform(width, (), minval=low, maxval=high)
             x = jnp.where(jax.random.bernoulli(blur, BLUR_PROBABILITY), gaussian_blur(x, sigma), x)
-        return 255 * x[..., ::-1] - jnp.array(MEAN_BGR, jnp.float32)
+        return 255 * x
 
-    if not (with_jitter or with_blur):
-        return to_network_input(image)
-    keys = per_sample(key, image.shape[0], first_sample, lambda k: k)
-    return jax.vmap(one)(keys, image)
+    if with_jitter or with_blur:
+        keys = per_sample(key, image.shape[0], first_sample, lambda k: k)
+        image = jax.vmap(one)(keys, image)
+    return to_network_input(image, preprocessing)
 
 
 def mask_blocks(
@@ -101,17 +104,34 @@ def mask_blocks(
     block: int = 32,
     ratio: float = 0.7,
     first_sample: int | jax.Array = 0,
-) -> jax.Array:
-    """Network input [N,H,W,3], 0 in blocks of about `block` pixels, each hidden with p `ratio`.
+) -> dict[str, jax.Array]:
+    """"image" [N,H,W,3], 0 in blocks of about `block` pixels, each hidden with p `ratio`.
 
-    The grid has round(H / block) x round(W / block) cells, at least one of each; an image has its
-    own draws.
+    image: network input. The grid has round(H / block) x round(W / block) cells, at least one of
+    each; an image has its own draws.
     """
     cells = [max(round(side / block), 1) for side in image.shape[1:3]]
     draws = per_sample(key, image.shape[0], first_sample, lambda k: jax.random.uniform(k, cells))
     rows, columns = (np.arange(side) * n // side for side, n in zip(image.shape[1:3], cells))
     visible = (draws > ratio)[:, rows][:, :, columns]
-    return jnp.where(visible[..., None], image, 0)
+    return {"image": jnp.where(visible[..., None], image, 0)}
+
+
+def mask_tokens(
+    key: jax.Array,
+    image: jax.Array,
+    *,
+    grid: Callable[[tuple[int, int]], tuple[int, int]],
+    ratio: float = 0.7,
+    first_sample: int | jax.Array = 0,
+) -> dict[str, jax.Array]:
+    """"image" as it is, and "mask" bool [N,h,w] of its tokens, each hidden with p `ratio`.
+
+    grid: height and width of an image → those of its tokens.
+    """
+    shape = grid(image.shape[1:3])
+    draws = per_sample(key, image.shape[0], first_sample, lambda k: jax.random.uniform(k, shape))
+    return {"image": image, "mask": draws < ratio}
 
 
 # ---------------------------------------------------------------- what the teacher says

@@ -63,16 +63,21 @@ def param_groups(
 
     repeated_updates: the release lists a backbone tensor once per enclosing module, so that SGD
     steps the stem once, the shortcuts four times and the rest three times in an iteration.
-    multi_level: the loss reaches the auxiliary head. What no loss reaches is left alone.
+    multi_level: the loss reaches the auxiliary head. What no loss reaches is left alone, and so is
+    a backbone of rate 0.
     """
     shortcut, block = (4, 3) if repeated_updates else (1, 1)
+
+    def backbone(repeats: int) -> Group:
+        return Group(backbone_rate, repeats) if backbone_rate else LEFT_ALONE
+
     head = Group(head_rate, 1)
     used = f"conv2d_list_[0-{head_branches - 1}]/(kernel|bias)"
     return (
         (r"bn1/(scale|bias)", LEFT_ALONE),
-        (r"conv1/kernel", Group(backbone_rate, 1)),
-        (r"layer[1-4]_\d+/downsample_(conv|bn)/\w+", Group(backbone_rate, shortcut)),
-        (r"layer[1-4]_\d+/(conv|bn)\d/\w+", Group(backbone_rate, block)),
+        (r"conv1/kernel", backbone(1)),
+        (r"layer[1-4]_\d+/downsample_(conv|bn)/\w+", backbone(shortcut)),
+        (r"layer[1-4]_\d+/(conv|bn)\d/\w+", backbone(block)),
         (r"snr\d/\w+/\w+", Group(snr_rate, 1) if train_snr else LEFT_ALONE),
         (r"restitution\d/\w+", Group(snr_rate, 1)),
         (rf"layer6/{used}", head),
@@ -82,20 +87,21 @@ def param_groups(
 
 
 def vit_groups(
-    *, masked_tokens: bool, encoder_rate: float = 0.1, snr_rate: float = 1.0,
-    freeze_encoder: bool = False,
+    *, masked_tokens: bool, train_snr: bool = True, backbone_rate: float = 0.1,
+    head_rate: float = 1.0, snr_rate: float = 1.0,
 ) -> Groups:
     """(pattern of the whole path, Group) of `ViTSegmenter`; the first match counts.
 
-    encoder_rate: of the head's. masked_tokens: the loss reaches the token that stands for masked
-    patches, which is left alone else. freeze_encoder: the head is trained alone, and SNR.
+    masked_tokens: the loss reaches the token that stands for masked patches, which is left alone
+    else. A backbone of rate 0 is left alone as well.
     """
-    encoder = LEFT_ALONE if freeze_encoder else Group(encoder_rate, 1)
+    backbone = Group(backbone_rate, 1) if backbone_rate else LEFT_ALONE
     return (
-        (r"encoder/snr_\d+/.+|restitution_\d+/.+", Group(snr_rate, 1)),
-        (r"encoder/mask_token", encoder if masked_tokens else LEFT_ALONE),
-        (r"encoder/.+", encoder),
-        (r"head/.+", Group(1.0, 1)),
+        (r"encoder/snr_\d+/.+", Group(snr_rate, 1) if train_snr else LEFT_ALONE),
+        (r"restitution_\d+/.+", Group(snr_rate, 1)),
+        (r"encoder/mask_token", backbone if masked_tokens else LEFT_ALONE),
+        (r"encoder/.+", backbone),
+        (r"head/.+", Group(head_rate, 1)),
     )
 
 

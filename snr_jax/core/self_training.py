@@ -20,8 +20,8 @@ import optax
 from jax import lax
 
 from snr_jax.core import losses, mixing
-from snr_jax.core.augment import augment
 from snr_jax.core.labels import IGNORE
+from snr_jax.core.models.create import backbone_of
 from snr_jax.core.models.deeplab import Output
 from snr_jax.core.state import TrainState
 from snr_jax.core.steps import (
@@ -33,6 +33,7 @@ from snr_jax.core.steps import (
     Term,
     Terms,
     View,
+    augment_for,
     inside,
     make_update,
     prepared,
@@ -104,7 +105,7 @@ def label_target(
         output, moved = model.apply({**teacher, "batch_stats": stats}, image[:, :, mirror],
                                     train=train, mutable=["batch_stats"])
         maps.append(output.main[:, :, mirror])
-        stats = moved["batch_stats"]
+        stats = moved.get("batch_stats", {})
     label, sure = mixing.pseudo_label(*maps, threshold=threshold)
     is_image = within(extent, label.shape[1:])
     label = label if is_image is None else jnp.where(is_image, label, IGNORE)
@@ -163,10 +164,10 @@ def make_classmix_step(
     teacher_flip: bool = False, threshold: float = 0.968, weight: str = "share",
     class_share: float = 0.5, rows_left_out: tuple[int, int] = (0, 0), statistics: str = "own",
     masked_weight: float = 0.0, seed: int = 0, restitution_weight: float = 0.0,
-    freeze_bn: bool = False, accumulate_steps: int = 1, prepare_source: Prepare = augment,
-    prepare_target: Prepare = augment, strengthen: Prepare = mixing.strong_augment,
+    freeze_bn: bool = False, accumulate_steps: int = 1, prepare_source: Prepare | None = None,
+    prepare_target: Prepare | None = None, strengthen: Prepare | None = None,
     choose_classes: Callable[..., jax.Array] = mixing.choose_classes,
-    mask: Prepare = mixing.mask_blocks, axis_name: str | None = None,
+    mask: Callable[..., Batch] = mixing.mask_blocks, axis_name: str | None = None,
 ) -> Step:
     """As `make_adaptation_step`, by class mixing; the state has a teacher, the images one size.
 
@@ -177,12 +178,17 @@ def make_classmix_step(
     running statistics the student is left with. "own", as published, are those of source and mix;
     the teacher's in mode "train" are of target images alone. prepare_source, prepare_target: (key,
     image, first_sample=) → what student and teacher see. strengthen: the same of the mixed image,
-    which is made of images as they are in the batch, and of the target image before it is masked.
-    mask: what strengthen gives → the same with parts hidden; unread where masked_weight is 0.
+    which is made of images as they are in the batch, and of the target image before it is masked;
+    None: `mixing.strong_augment`. mask: what strengthen gives → a view's "image" and "mask" with
+    parts hidden, as `mixing.mask_tokens`; unread where masked_weight is 0.
     """
     _refuse_unknown(teacher_mode=(teacher_mode, TEACHER_MODES), weight=(weight, WEIGHTS),
                     statistics=(statistics, STATISTICS))
     draw = partial(prepared, seed=seed, axis_name=axis_name)
+    prepare_source = prepare_source or augment_for(model)
+    prepare_target = prepare_target or augment_for(model)
+    strengthen = strengthen or partial(
+        mixing.strong_augment, preprocessing=backbone_of(model).preprocessing)
     label = partial(label_target, model, threshold=threshold, weight=weight, axis_name=axis_name,
                     rows_left_out=rows_left_out, flip=teacher_flip,
                     train=teacher_mode == "train" and not freeze_bn)
@@ -207,7 +213,7 @@ def make_classmix_step(
         if masked_weight:
             seen = draw(strengthen, Stream.TARGET_COLORS, state.step, batch["target_image"])
             hidden = draw(mask, Stream.MASK, state.step, seen)
-            views.append(View({**pseudo, "image": hidden}, of_masked))
+            views.append(View(pseudo | hidden, of_masked))
         after, metrics = update(state, views)
         after = follow(state, after, teacher_stats, momentum=teacher_momentum, count=teacher_count,
                        blend_stats=teacher_mode == "eval" and not freeze_bn)

@@ -37,7 +37,8 @@ from snr_jax.core import losses
 from snr_jax.core.augment import augment, to_network_input
 from snr_jax.core.labels import IGNORE
 from snr_jax.core.metrics import count_confusion
-from snr_jax.core.models.deeplab import Output, map_size
+from snr_jax.core.models.create import backbone_of
+from snr_jax.core.models.deeplab import Output
 from snr_jax.core.models.layers import interpolated
 from snr_jax.core.state import TrainState
 
@@ -73,7 +74,8 @@ Terms = dict[str, Term]  # by the names of the metrics
 class View(NamedTuple):
     """What the network is trained on in one pass: arrays [B,...], and the terms of its output.
 
-    batch: "image" is what the network sees, the rest is for `terms` alone.
+    batch: "image" is what the network sees, and "mask", where it is there, the tokens that are
+    hidden from it; the rest is for `terms` alone.
     """
 
     batch: Batch
@@ -108,6 +110,11 @@ def prepared(
     return prepare(key, image, first_sample=first)
 
 
+def augment_for(model: nn.Module) -> Prepare:
+    """`augment`, to what this network takes."""
+    return partial(augment, preprocessing=backbone_of(model).preprocessing)
+
+
 def view_gradients(
     model: nn.Module, params: dict, batch_stats: dict, view: View, *, train: bool = True,
     accumulate_steps: int = 1, axis_name: str | None = None,
@@ -115,11 +122,12 @@ def view_gradients(
     """Gradients of the weighted terms of a view, the statistics that it moved, and its losses."""
 
     def forward(params: dict, batch_stats: dict, part: Batch) -> tuple[Terms, dict]:
+        mask = {"mask": part["mask"]} if "mask" in part else {}
         output, updated = model.apply(
             {"params": params, "batch_stats": batch_stats}, part["image"], train=train,
-            mutable=["batch_stats"],
+            mutable=["batch_stats"], **mask,
         )
-        return view.terms(output, part), updated["batch_stats"]
+        return view.terms(output, part), updated.get("batch_stats", {})
 
     def whole(terms: Terms, others: dict[str, losses.Sums] | None = None) -> dict[str, losses.Sums]:
         """The sums of all replicas and, with those of the `others`, of all parts of the batch."""
@@ -208,7 +216,7 @@ def make_source_step(
     restitution_weight: float = 0.0,
     freeze_bn: bool = False,
     accumulate_steps: int = 1,
-    prepare_source: Prepare = augment,
+    prepare_source: Prepare | None = None,
     axis_name: str | None = None,
 ) -> Step:
     """Source only (domain generalisation): step(state, batch) -> (state, metrics), to be compiled.
@@ -218,9 +226,9 @@ def make_source_step(
     lambda_seg: weight of the auxiliary head's cross-entropy ("multi"), 0 leaves it out.
     restitution_weight: per SNR block; the model then needs `restitution_heads`.
     accumulate_steps: parts of the batch that run one after another; B a multiple of it.
-    prepare_source: (key, image, first_sample=) → the image as the network sees it.
+    prepare_source: (key, image, first_sample=) → the image as the network sees it; None: `augment`.
     """
-    see = partial(prepared, prepare_source, seed=seed, axis_name=axis_name)
+    see = partial(prepared, prepare_source or augment_for(model), seed=seed, axis_name=axis_name)
     of_source = partial(
         source_terms, lambda_seg=lambda_seg, restitution_weight=restitution_weight)
     update = make_update(model=model, tx=tx, freeze_bn=freeze_bn,
@@ -246,8 +254,8 @@ def make_adaptation_step(
     restitution_weight: float = 0.0,
     freeze_bn: bool = False,
     accumulate_steps: int = 1,
-    prepare_source: Prepare = augment,
-    prepare_target: Prepare = augment,
+    prepare_source: Prepare | None = None,
+    prepare_target: Prepare | None = None,
     axis_name: str | None = None,
 ) -> Step:
     """Labelled source and unlabelled target: step(state, batch) -> (state, metrics).
@@ -259,6 +267,8 @@ def make_adaptation_step(
     cross-entropy on the source and its multi-level guidance on the target.
     """
     see = partial(prepared, seed=seed, axis_name=axis_name)
+    prepare_source = prepare_source or augment_for(model)
+    prepare_target = prepare_target or augment_for(model)
     of_source = partial(
         source_terms, lambda_seg=lambda_seg, restitution_weight=restitution_weight)
     update = make_update(model=model, tx=tx, freeze_bn=freeze_bn,
@@ -291,12 +301,14 @@ def make_predict_step(
 ) -> Callable[[dict, jax.Array, tuple[int, int]], jax.Array]:
     """predict(variables, image uint8 [B,H,W,3], size) → class probabilities [B,*size,C].
 
-    The logits go from stride 8 straight to `size`. flip: averaged with the mirrored image's.
+    The logits go from the network's map straight to `size`. flip: averaged with the mirrored
+    image's.
     """
+    preprocessing = backbone_of(model).preprocessing
 
     def predict(variables: dict, image: jax.Array, size: tuple[int, int]) -> jax.Array:
         def probabilities(image: jax.Array) -> jax.Array:
-            image = to_network_input(image)
+            image = to_network_input(image, preprocessing)
             output = model.apply(variables, image, train=False, output_size=size)
             return jax.nn.softmax(output.main)
 
@@ -323,16 +335,18 @@ class Window(NamedTuple):
 
 
 def make_logits_step(*, model: nn.Module, flip: bool = False) -> Callable[..., list[jax.Array]]:
-    """step(variables, batch) → the logits [B,h,w,C] of "image", of stride 8.
+    """step(variables, batch) → the logits [B,h,w,C] of "image", of its network's map size.
 
     flip: and those of the mirrored image.
     """
+    known = backbone_of(model)
 
     def step(variables: dict, batch: Batch) -> list[jax.Array]:
         image = batch["image"]
-        size = map_size(image.shape[1:3])
+        size = known.map_size(image.shape[1:3])
         return [
-            model.apply(variables, to_network_input(x), train=False, output_size=size).main
+            model.apply(variables, to_network_input(x, known.preprocessing), train=False,
+                        output_size=size).main
             for x in ([image, image[:, :, ::-1]] if flip else [image])
         ]
 

@@ -15,7 +15,8 @@ from PIL import Image
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import user_path
 from snr_jax.core.labels import Classes
-from snr_jax.core.models.deeplab import ARCHITECTURE
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.create import backbone_of
 from snr_jax.inference.photos import draw_color, draw_overlay, to_photo
 from snr_jax.inference.tiles import Program, create_network, segment_all
 from snr_jax.inference.views import Size, create_view
@@ -69,7 +70,8 @@ class Segmenter:
         """
         self.model = model
         self.variables = jax.tree.map(np.array, dict(variables))  # training takes its arrays over
-        known = {key: getattr(model, key) for key in ARCHITECTURE if hasattr(model, key)}
+        known = (architecture(model) if hasattr(model, "backbone")
+                 else {"num_classes": model.num_classes})
         self.meta = {"model": known, **(meta or {})}
         self.classes = network.classes_of(self.meta)
         if len(self.classes) != model.num_classes:
@@ -121,7 +123,8 @@ class Segmenter:
     def _segment(self, photos: list[Image.Image], batch_size: int) -> list[Result]:
         size, tile, overlap, flip, _ = self.view
         found = segment_all(self._compiled, photos, size=size, tile=tile, overlap=overlap,
-                            flip=flip, batch_size=batch_size)
+                            flip=flip, batch_size=batch_size,
+                            map_size=backbone_of(self.model).map_size)
         return [Result(np.asarray(photo), labels, confidence, self.classes)
                 for photo, (labels, confidence) in zip(photos, found, strict=True)]
 

@@ -21,7 +21,9 @@ from PIL import Image
 
 from snr_jax.core.augment import to_network_input
 from snr_jax.core.errors import UserError
-from snr_jax.core.models.deeplab import map_size
+from snr_jax.core.models.backbone import Size
+from snr_jax.core.models.create import backbone_of
+from snr_jax.core.models.deeplab import RESNET
 from snr_jax.core.tiles import BLOCK, Axis, add_share, axes, cut, starts
 
 logger = logging.getLogger(__name__)
@@ -39,10 +41,11 @@ def create_network(model: nn.Module, variables: dict) -> Network:
     It says so where a size needs more than half of the free memory, and raises UserError where it
     needs more than all.
     """
-    variables = jax.device_put(variables)
+    variables, known = jax.device_put(variables), backbone_of(model)
 
     def logits(variables: dict, images: jax.Array) -> tuple[jax.Array, ...]:
-        x, size = to_network_input(images), map_size(images.shape[1:3])
+        x = to_network_input(images, known.preprocessing)
+        size = known.map_size(images.shape[1:3])
         return tuple(model.apply(variables, x, train=False, output_size=size).main)
 
     @functools.cache
@@ -102,16 +105,18 @@ def segment_all(
     overlap: int = 0,
     flip: bool = False,
     batch_size: int = 1,
+    map_size: Callable[[Size], Size] = RESNET.map_size,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """trainIds uint8 [H,W] and the probability of the predicted class float32 [H,W], of each image.
 
     size: what the network sees of an image or of each tile; None: its own. tile: height and width
     in pixels; the whole image if None. An image smaller than a tile is padded with the mean colour.
     flip: averaged with the mirrored image. batch_size: images or tiles of one size that the network
-    sees at a time; fewer go one by one, so that no further program is compiled.
+    sees at a time; fewer go one by one, so that no further program is compiled. map_size: that of
+    the network's `Backbone`.
     """
     tiles = [tile or (image.height, image.width) for image in images]
-    cuts = [_cuts((image.height, image.width), of_image, size or of_image, overlap, flip)
+    cuts = [_cuts((image.height, image.width), of_image, map_size(size or of_image), overlap, flip)
             for image, of_image in zip(images, tiles, strict=True)]
     seen = itertools.chain.from_iterable(
         _seen(np.asarray(image), its, of_image, size or of_image)
@@ -136,10 +141,10 @@ class Cut(NamedTuple):
 
 
 def _cuts(
-    lengths: tuple[int, int], tile: tuple[int, int], size: tuple[int, int], overlap: int, flip: bool
+    lengths: tuple[int, int], tile: tuple[int, int], of_map: Size, overlap: int, flip: bool
 ) -> list[Cut]:
     begins = [starts(*pair, overlap) for pair in zip(lengths, tile, strict=True)]
-    rows, columns = zip(lengths, tile, begins, map_size(size), BLOCK, strict=True)
+    rows, columns = zip(lengths, tile, begins, of_map, BLOCK, strict=True)
     return [
         Cut(top, left, mirrored, row, column)
         for mirrored in ((False, True) if flip else (False,))

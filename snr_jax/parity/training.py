@@ -15,8 +15,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from snr_jax.config import arguments
 from snr_jax.core import losses
-from snr_jax.core.models.deeplab import architecture
+from snr_jax.core.models.backbone import architecture
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.state import create_state
 from snr_jax.parity.compare import Networks, Row, error
@@ -51,10 +52,8 @@ def parse_run(name: str) -> Run | None:
 def configure(base: ConfigDict, run: Run, network: Network) -> ConfigDict:
     """`base` with the switches of a run and the architecture of its network."""
     config = base.copy_and_resolve_references()
-    model = {key if key == "num_classes" else f"model.{key}": value
-             for key, value in architecture(network.model).items()}
     config.update_from_flattened_dict({
-        **model,
+        **arguments.model_keys(architecture(network.model)),
         "model.atrous": network.model.atrous,
         "optimizer.repeated_updates": run.repeated_updates,
         "loss.target": run.target_loss,

@@ -5,16 +5,17 @@ their classes, confidence float32 [N,H,W], their softmax probabilities, and, whe
 float32 [N,H,W,C].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from snr_jax.core.augment import MEAN_BGR, to_network_input
+from snr_jax.core.augment import to_network_input
 from snr_jax.core.labels import Classes, class_names
-from snr_jax.core.models.deeplab import LEAST, DeepLab
+from snr_jax.core.models.create import NETWORKS, Network, changed
+from snr_jax.core.models.deeplab import LEAST
 
 PLATFORMS = ("cpu", "cuda")
 
@@ -22,19 +23,20 @@ Size = tuple[int, int]  # height, width
 Program = Callable[[jax.Array], dict[str, jax.Array]]  # image → outputs by name
 
 
-def plain(model: DeepLab) -> DeepLab:
+def plain(model: Network) -> Network:
     """The network in float32 and in the forms that every platform computes, at symbolic sizes."""
     # A strided product and a strided 3x3 convolution beside it are not known to be equally large.
-    pointwise = "product" if model.stride_in == "conv1" else "convolution"
-    return model.clone(dtype=jnp.float32, atrous="native", pointwise=pointwise, affine_snr=False,
-                       bn_sums="xla")
+    strided = getattr(model, "stride_in", "conv1") != "conv1"
+    return changed(model, dtype=jnp.float32, atrous="native", affine_snr=False, bn_sums="xla",
+                   pointwise="convolution" if strided else "product", attention="xla")
 
 
-def make_program(model: DeepLab, variables: dict, *, logits: bool) -> Program:
+def make_program(model: Network, variables: dict, *, logits: bool) -> Program:
     """The network with all that comes before and after it."""
 
     def program(image: jax.Array) -> dict[str, jax.Array]:
-        scores = model.apply(variables, to_network_input(image), train=False).main
+        seen = to_network_input(image, model.backbone.preprocessing)
+        scores = model.apply(variables, seen, train=False).main
         found = {"labels": scores.argmax(-1).astype(jnp.uint8),
                  "confidence": jax.nn.softmax(scores).max(-1)}
         return {**found, "logits": scores} if logits else found
@@ -74,8 +76,17 @@ def about(
         "any_size": size is None,
         "classes": class_names(known),
         "colors": [c.color for c in known],
-        "preprocessing": "inside the program: BGR minus mean "
-                         + ", ".join(f"{value:.3f}" for value in MEAN_BGR)
-                         + (", at one mean brightness" if meta["model"]["exposure"] else ""),
+        "preprocessing": f"inside the program: {_told(meta['model'])}",
         "network": meta["model"],
     }
+
+
+def _told(model: Mapping) -> str:
+    """The preprocessing of a network, in words."""
+    known = NETWORKS[model["backbone"]].backbone.preprocessing
+    unit = "" if known.unit == 1 else f" / {known.unit:g}"
+    mean, deviation = (", ".join(f"{value:.3f}" for value in values)
+                       for values in (known.mean, known.deviation))
+    over = f", over {deviation}" if set(known.deviation) != {1} else ""
+    exposure = ", at one mean brightness" if model.get("exposure") else ""
+    return f"{known.channels}{unit} minus mean {mean}{over}{exposure}"

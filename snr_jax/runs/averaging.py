@@ -12,7 +12,8 @@ from PIL import Image
 
 from snr_jax.core.labels import IGNORE
 from snr_jax.core.metrics import Counts
-from snr_jax.core.models.deeplab import DeepLab, map_size
+from snr_jax.core.models.backbone import Size
+from snr_jax.core.models.create import Network, backbone_of
 from snr_jax.core.parallel import Parallel
 from snr_jax.core.steps import Tally, make_logits_step
 from snr_jax.core.tiles import BLOCK, Averaging, Axis, add_share, axes, cut, starts
@@ -35,13 +36,14 @@ class Glimpse(NamedTuple):
 
 
 def glimpses_of(
-    images: np.ndarray, scored: tuple[int, int], size: tuple[int, int], averaging: Averaging
+    images: np.ndarray, scored: Size, size: Size, averaging: Averaging,
+    map_size: Callable[[Size], Size],
 ) -> Iterator[Glimpse]:
     """What the network sees of images uint8 RGB [B,H,W,3], in the order of scales and places.
 
     Of each scale it covers labels of the size `scored`.
     size: what the network sees of the whole, without tiles, at scale 1. Tiles are those of the
-    images at the size that is scored.
+    images at the size that is scored. map_size: that of the network's `Backbone`.
     """
     tile = averaging.tile or scored
     images = _resized(images, scored) if averaging.tile else images
@@ -67,7 +69,7 @@ def _resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def in_glimpses(
-    model: DeepLab, flip: bool, parallel: Parallel, tally: Tally, averaging: Averaging,
+    model: Network, flip: bool, parallel: Parallel, tally: Tally, averaging: Averaging,
     size: tuple[int, int],
 ) -> Protocol:
     """Counts of batches whose images have their own size.
@@ -76,6 +78,7 @@ def in_glimpses(
     programs grows with them: one program of the network and one of a block for each scale.
     """
     number = len(averaging.scales) * (1 + flip)
+    map_size = backbone_of(model).map_size
     see = parallel.compile(make_logits_step(model=model, flip=flip))
     begin = parallel.compile(_nothing_of(model.num_classes))
     add = parallel.compile(jax.vmap(add_share, (0, 0, None, None)), donate=0)
@@ -85,7 +88,7 @@ def in_glimpses(
         scored = batch["label"].shape[1:]
         seen = [
             glimpse._replace(image=parallel.shard({"image": glimpse.image}))
-            for glimpse in glimpses_of(batch["image"], scored, size, averaging)
+            for glimpse in glimpses_of(batch["image"], scored, size, averaging, map_size)
         ]
         return seen, [(place, parallel.shard({"label": part}))
                       for place, part in _blocks(batch["label"])]

@@ -19,7 +19,8 @@ from snr_jax.core import metrics
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE, Classes
 from snr_jax.core.metrics import Counts
-from snr_jax.core.models.deeplab import DeepLab, map_size
+from snr_jax.core.models.backbone import Size
+from snr_jax.core.models.create import Network, backbone_of
 from snr_jax.core.models.layers import interpolation
 from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.progress import progress_text
@@ -47,7 +48,7 @@ PROTOCOLS = ("network", "full")
 
 
 def evaluate(
-    model: DeepLab,
+    model: Network,
     variables: dict,
     split: Split,
     *,
@@ -66,7 +67,7 @@ def evaluate(
 
 
 def count(
-    model: DeepLab,
+    model: Network,
     variables: dict,
     split: Split,
     *,
@@ -169,7 +170,7 @@ def _tally(calibrated: bool, parts: tuple[int, ...]) -> Tally:
 
 
 @lru_cache(maxsize=8)
-def _at_network_size(model: DeepLab, flip: bool, parallel: Parallel, tally: Tally) -> Protocol:
+def _at_network_size(model: Network, flip: bool, parallel: Parallel, tally: Tally) -> Protocol:
     step = parallel.compile(
         make_eval_step(model=model, flip=flip, tally=tally, axis_name=parallel.axis_name))
 
@@ -183,16 +184,18 @@ def _at_network_size(model: DeepLab, flip: bool, parallel: Parallel, tally: Tall
 
 
 @lru_cache(maxsize=8)
-def _at_label_size(model: DeepLab, flip: bool, parallel: Parallel, tally: Tally) -> Protocol:
+def _at_label_size(model: Network, flip: bool, parallel: Parallel, tally: Tally) -> Protocol:
     """In windows of the network's size: two programs, in place of one per label size."""
     see = parallel.compile(make_logits_step(model=model, flip=flip))
     add = parallel.compile(make_window_step(tally=tally, axis_name=parallel.axis_name))
     dtype = np.promote_types(model.dtype, np.float32)
+    map_size = backbone_of(model).map_size
 
     def put(batch: dict) -> tuple[dict, list[tuple[dict, Window]]]:
+        size = batch["image"].shape[1:3]
         windows = [
             (parallel.shard({"label": label}), parallel.replicate(window))
-            for label, window in windowed(batch["label"], batch["image"].shape[1:3], dtype)
+            for label, window in windowed(batch["label"], size, map_size(size), dtype)
         ]
         return parallel.shard({"image": batch["image"]}), windows
 
@@ -208,11 +211,11 @@ _COUNTED_AT = {"network": _at_network_size, "full": _at_label_size}
 
 
 def windowed(
-    label: np.ndarray, size: tuple[int, int], dtype: np.dtype
+    label: np.ndarray, size: Size, map_size: Size, dtype: np.dtype
 ) -> Iterator[tuple[np.ndarray, Window]]:
     """Labels [B,H,W], padded, as parts [B,*size] that cover them, each with its window.
 
-    size: what the network sees of their images. dtype: of the logits.
+    size: what the network sees of their images. map_size, dtype: of its logits.
     """
 
     def places(length: int, side: int, map_length: int) -> list[list[Places]]:
@@ -222,7 +225,7 @@ def windowed(
         return [[Places(*(table[i] for table in tables)) for i in (part, length - 1 - part)]
                 for part in index]
 
-    sides = zip(label.shape[1:], size, map_size(size))
+    sides = zip(label.shape[1:], size, map_size)
     rows, columns = (places(*side) for side in sides)
     lack = [(0, 0), *((0, -length % side) for length, side in zip(label.shape[1:], size))]
     label = np.pad(label, lack, constant_values=IGNORE)
@@ -235,13 +238,13 @@ def windowed(
 
 
 @lru_cache(maxsize=8)
-def _compiled_prediction(model: DeepLab, size: tuple[int, int]) -> Callable:
+def _compiled_prediction(model: Network, size: tuple[int, int]) -> Callable:
     probabilities = make_predict_step(model=model)
     return jax.jit(lambda v, x: probabilities(v, x, size).argmax(-1).astype(jnp.uint8))
 
 
 def pictures(
-    model: DeepLab,
+    model: Network,
     variables: dict,
     split: Split,
     known: Classes | None = None,

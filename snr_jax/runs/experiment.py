@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from snr_jax.config import arguments
 from snr_jax.core import optim
+from snr_jax.core.models.create import Network
 from snr_jax.core.models.create import create_model as create_network
-from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.parallel import Parallel
 from snr_jax.core.progress import make_progress
 from snr_jax.core.self_training import make_classmix_step
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 class Tools(NamedTuple):
     """What the loop of a run works with."""
 
-    model: DeepLab
+    model: Network
     parallel: Parallel
     schedule: optax.Schedule
     manager: states.Manager
@@ -94,14 +94,15 @@ def look(splits: Mapping[str, Split]) -> None:
         logger.warning(warning)
 
 
-def create_model(config: ConfigDict, parallel: Parallel) -> DeepLab:
+def create_model(config: ConfigDict, parallel: Parallel) -> Network:
     return create_network(**arguments.model_arguments(config, parallel.axis_name))
 
 
 def create_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser and its base rate by step."""
     schedule = optim.poly_schedule(**arguments.schedule_arguments(config))
-    groups = optim.param_groups(**arguments.groups_arguments(config))
+    groups_of = {"resnet": optim.param_groups, "dinov2": optim.vit_groups}
+    groups = groups_of[arguments.kind_of(config)](**arguments.groups_arguments(config))
     make = optim.adamw if config.optimizer.kind == "adamw" else optim.sgd
     return make(schedule, groups, **arguments.optimizer_arguments(config)), schedule
 
@@ -113,7 +114,7 @@ def step_factory(config: ConfigDict) -> Callable:
 
 
 def create_step(
-    config: ConfigDict, model: DeepLab, tx: optax.GradientTransformation, parallel: Parallel,
+    config: ConfigDict, model: Network, tx: optax.GradientTransformation, parallel: Parallel,
     **options: Any,
 ) -> Callable:
     """The compiled training step; it consumes the state it is given.

@@ -5,17 +5,18 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from snr_jax.config import arguments
+from snr_jax.config.keys import KEYS
 from snr_jax.core import labels
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import whole_path
 from snr_jax.core.labels import Classes, class_names
-from snr_jax.core.models.create import create_model
-from snr_jax.core.models.deeplab import ARCHITECTURE, DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.create import Network, backbone_of, create_model, create_recorded
 from snr_jax.core.state import initial_variables
 from snr_jax.weights.torch_names import merge
 from snr_jax.workdir import checkpoints
@@ -23,25 +24,23 @@ from snr_jax.workdir.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)
 
-HEADS = ("layer5", "layer6", "restitution")  # begin the names of what has an output for each class
 
-
-def load(checkpoint: Checkpoint | str, **options: Any) -> tuple[DeepLab, dict, dict]:
+def load(checkpoint: Checkpoint | str, **options: Any) -> tuple[Network, dict, dict]:
     """Model, variables (numpy) and meta of a checkpoint; options as of `create_model`."""
     variables, meta = checkpoints.load_variables(checkpoint)
-    model = create_model(**{key: meta["model"][key] for key in ARCHITECTURE}, **options)
+    model = create_recorded(meta["model"], **options)
     params = {k: v for k, v in variables["params"].items() if not k.startswith("restitution")}
     return model, {**variables, "params": params}, meta
 
 
-def load_for(config: ConfigDict, checkpoint: Checkpoint) -> tuple[DeepLab, dict, dict]:
+def load_for(config: ConfigDict, checkpoint: Checkpoint) -> tuple[Network, dict, dict]:
     """What `load` gives, computed as configured; UserError if the configuration has another."""
-    want = arguments.model_arguments(config, None)
+    want = architecture(create_model(**arguments.model_arguments(config, None)))
+    refuse_mismatch(str(checkpoint.path), checkpoint.meta["model"], want)
     model, variables, meta = load(checkpoint, **computation(config))
-    refuse_mismatch(str(checkpoint.path), meta["model"], want)
     source = arguments.create_domains(config)["source"]
     classes = arguments.create_classes(config.num_classes, source)
-    return model, in_order(variables, meta, classes, str(checkpoint.path)), meta
+    return model, in_order(model, variables, meta, classes, str(checkpoint.path)), meta
 
 
 def computation(config: ConfigDict) -> dict[str, str]:
@@ -66,7 +65,9 @@ def classes_of(meta: dict) -> Classes:
         ) from None
 
 
-def in_order(variables: dict, meta: dict, classes: Classes, path: str) -> dict:
+def in_order(
+    model: Network, variables: dict, meta: dict, classes: Classes, path: str
+) -> dict:
     """The variables of a checkpoint with the outputs of its heads in the order of `classes`.
 
     A line says so where theirs is another. Raises UserError, by name, where classes differ.
@@ -87,11 +88,11 @@ def in_order(variables: dict, meta: dict, classes: Classes, path: str) -> dict:
                 "reordered by name", path, _list(there), _list(here))
     order = [there.index(name) for name in here]
     params = {
-        name: jax.tree.map(lambda leaf: np.take(leaf, order, axis=-1), tree)
-        if name.startswith(HEADS) else tree
-        for name, tree in variables["params"].items()
+        name: np.take(leaf, order, axis=-1)
+        if name.startswith(backbone_of(model).class_outputs) else leaf
+        for name, leaf in flatten_dict(variables["params"], sep="/").items()
     }
-    return {**variables, "params": params}
+    return {**variables, "params": unflatten_dict(params, sep="/")}
 
 
 def _list(names: Sequence[str]) -> str:
@@ -101,21 +102,23 @@ def _list(names: Sequence[str]) -> str:
 
 def refuse_mismatch(path: str, have: dict, want: dict, allowed: tuple[str, ...] = ()) -> None:
     """UserError where a checkpoint's arguments `have` are not the configuration's `want`."""
-    differing = [k for k in ARCHITECTURE if have[k] != want[k] and k not in allowed]
+    names = want if have["backbone"] == want["backbone"] else ("backbone",)
+    differing = [k for k in names if have[k] != want[k] and k not in allowed]
     if differing:
         pairs = "; ".join(f"{k} {have[k]} there, {want[k]} here" for k in differing)
-        keys = " ".join(  # quoted, since a shell chokes on the parentheses of stage_sizes
-            shlex.quote(f"--config.{'' if k == 'num_classes' else 'model.'}{k}={have[k]}")
-            for k in differing
-        )
+        there, here = arguments.model_keys(have), arguments.model_keys(want)
+        remedies = " ".join(  # quoted, since a shell chokes on the parentheses of stage_sizes
+            shlex.quote(f"--config.{key}={value}") for key, value in there.items()
+            if here.get(key, KEYS[key].default) != value and key.split(".")[-1] not in allowed
+        ).replace(", ", ",")
         raise UserError(
             f"the checkpoint {path} is of another network than the configuration: {pairs}. "
-            f"Set {keys.replace(', ', ',')}, or choose another checkpoint"
+            + (f"Set {remedies}, or choose" if remedies else "Choose") + " another checkpoint"
         )
 
 
 def initialize(
-    model: DeepLab, seed: int, init_from: str, *, classes: Classes | None = None
+    model: Network, seed: int, init_from: str, *, classes: Classes | None = None
 ) -> dict:
     """Initial variables (numpy): random, or those of a checkpoint with an account of every tensor.
 
@@ -134,22 +137,22 @@ def initialize(
             f"command goes on with it), or name its checkpoint: --config.init_from={found.path}"
         )
     loaded, meta = checkpoints.load_variables(found)
-    want = architecture(model)
+    there, here = meta["model"], architecture(model)
     # Branches and SNR change which parameters exist or are used, not what the others mean.
     allowed = ("head_branches",)
-    if not meta["model"]["exposure"]:  # as every file of PyTorch
+    if not there.get("exposure"):  # as every file of PyTorch
         allowed += ("exposure",)
-    if meta["model"]["norm_restitution"] == "none":
-        allowed += ("norm_restitution",)
-    refuse_mismatch(init_from, meta["model"], want, allowed)
+    if there["norm_restitution"] == "none":
+        allowed += ("norm_restitution", "snr_after")
+    refuse_mismatch(init_from, there, here, allowed)
     trained = meta.get("source", {}).get("heads") != []  # else they are initial, of no class yet
     if classes is not None and trained:
-        loaded = in_order(loaded, meta, classes, init_from)
+        loaded = in_order(model, loaded, meta, classes, init_from)
     variables, account = merge(initial, loaded)
     logger.info("initial values from %s\n%s", found.path, account)
     if account.missing:
         logger.info("new, at their initial values: %s", ", ".join(account.missing))
-    there, here = meta["model"]["head_branches"], model.head_branches
+    there, here = (of.get("head_branches") for of in (there, here))
     if there != here and trained:
         logger.warning("the heads of %s were trained as sums of %d branches and are used here as "
                        "sums of %d. Set --config.model.head_branches=%d to keep what they compute",

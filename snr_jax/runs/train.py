@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 from snr_jax.config import arguments, checks
 from snr_jax.core.errors import Stopped, UserError
 from snr_jax.core.files import refuse_pattern
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.create import Network
 from snr_jax.core.parallel import Parallel, create_parallel
 from snr_jax.core.progress import format_duration, progress_text
 from snr_jax.core.state import TrainState, create_state, variable_shapes
@@ -101,7 +102,7 @@ def _train(run: Run, profile_dir: str, lengthen: bool) -> dict[str, dict]:
 
 
 def _initial_state(
-    run: Run, model: DeepLab, tx: optax.GradientTransformation, manager: states.Manager
+    run: Run, model: Network, tx: optax.GradientTransformation, manager: states.Manager
 ) -> tuple[TrainState, bool]:
     """The state to begin with (numpy), and whether a run goes on with it."""
     create = partial(create_state, tx=tx, with_teacher=arguments.has_teacher(run.config))
@@ -115,7 +116,7 @@ def _initial_state(
     return jax.device_get(create(variables)), False
 
 
-def _announce(run: Run, model: DeepLab, state: TrainState, parallel: Parallel) -> None:
+def _announce(run: Run, model: Network, state: TrainState, parallel: Parallel) -> None:
     config = run.config
     params = sum(np.size(leaf) for leaf in jax.tree.leaves(state.params))
     device = jax.devices()[0]

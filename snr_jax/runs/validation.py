@@ -12,7 +12,8 @@ import numpy as np
 
 from snr_jax.config import arguments
 from snr_jax.config.arguments import TEACHER
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.create import Network, changed
 from snr_jax.core.parallel import Parallel
 from snr_jax.core.progress import format_duration
 from snr_jax.core.state import TrainState
@@ -73,7 +74,7 @@ def networks(state: TrainState) -> dict[str, dict]:
     return {"": state.variables} | ({TEACHER: state.teacher} if state.teacher else {})
 
 
-def describe(run: Run, model: DeepLab, step: int, results: dict[str, dict]) -> dict:
+def describe(run: Run, model: Network, step: int, results: dict[str, dict]) -> dict:
     """What a checkpoint of this run says of itself."""
     source = {
         "kind": "run",
@@ -105,7 +106,7 @@ def _keep_last(run: Run, state: TrainState, meta: dict) -> None:
 
 
 def score(
-    model: DeepLab,
+    model: Network,
     variables: dict,
     splits: Mapping[str, Split],
     *,
@@ -121,7 +122,7 @@ def score(
     raise.
     """
     # A module without restitution classifiers and axis: evaluation needs neither.
-    model = model.clone(restitution_heads=False, bn_axis_name=None)
+    model = changed(model, restitution_heads=False, bn_axis_name=None)
     results = {}
     for split in (splits[role] for role in BEST if role in splits):
         settings = record.evaluation_settings(
@@ -141,13 +142,13 @@ def teacher_name(split: str) -> str:
 
 
 def draw(
-    model: DeepLab, variables: dict, splits: Mapping[str, Split], count: int
+    model: Network, variables: dict, splits: Mapping[str, Split], count: int
 ) -> dict[str, np.ndarray]:
     """The first `count` images of every split that is scored: a panel uint8 [H,W,3] by name.
 
     variables: numpy, of one replica.
     """
-    model = model.clone(restitution_heads=False, bn_axis_name=None)
+    model = changed(model, restitution_heads=False, bn_axis_name=None)
     return {
         f"eval/{split.name}": panel(
             pictures(model, variables, split.first(count))

@@ -11,7 +11,8 @@ import numpy as np
 from snr_jax.config.arguments import TEACHER
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import refuse_existing
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.create import Network as Model
 from snr_jax.data import domains
 from snr_jax.runs.network import classes_of
 from snr_jax.toy.writer import MARKER
@@ -25,7 +26,7 @@ FILES = (".pth", ".pt", ".safetensors")  # what an export that is no folder ends
 class Network(Protocol):
     """What has a network in memory, as a `Segmenter`."""
 
-    model: DeepLab
+    model: Model
     variables: dict
     meta: dict
 

@@ -152,6 +152,10 @@ def _scored_role(there: Mapping) -> str:
 
 def _network(config: ConfigDict) -> str:
     model = config.model
+    if arguments.kind_of(config) == "dinov2":
+        if any(model.vit_size):
+            return "DINOv2 ViT, {} channels, {} blocks, {} heads".format(*model.vit_size)
+        return f"DINOv2 ViT-{model.backbone[-1].upper()}"
     if (*model.stage_sizes, model.width) == (3, 4, 23, 3, 64):
         return NETWORK
     return f"DeepLab-v2, blocks {'-'.join(map(str, model.stage_sizes))}, {model.width} channels"

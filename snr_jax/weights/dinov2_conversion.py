@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.models.light_head import ViTSegmenter, check_architecture
+from snr_jax.core.models.light_head import DINOV2, ViTSegmenter
 from snr_jax.core.state import initial_variables
 from snr_jax.weights import dinov2_names
 from snr_jax.weights.conversion import (
@@ -44,7 +44,7 @@ def convert(
     model = arguments | {"num_classes": classes, "snr_after": tuple(sorted(snr_after)),
                          "norm_restitution": "snr" if snr_after else "none"}
     try:
-        check_architecture(model)
+        DINOV2.check(model)
     except ValueError as error:
         raise UserError(str(error)) from None
     head = [name for name in found.tensors if name.startswith(("upscale.", "out."))]

@@ -20,10 +20,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from snr_jax.core.augment import MEAN_BGR
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import without_nan, written_whole
-from snr_jax.core.models.deeplab import ARCHITECTURE, DeepLab
+from snr_jax.core.models.create import NETWORKS, Network, create_recorded
 from snr_jax.core.state import variable_shapes
 from snr_jax.weights.card import card
 from snr_jax.weights.torch_names import Variables, from_torch, to_torch
@@ -55,13 +54,16 @@ def is_of_this_project(path: Path) -> bool:
 def preprocessing(meta: Mapping) -> dict:
     """What becomes of a photograph, uint8 RGB, before the first layer, as JSON gives it back.
 
-    The channels in the order of `channels`, minus `mean` (0 to 255). exposure: whether each image
-    is scaled to one mean brightness first. size: [height, width] that the network saw in training;
-    None where that is not recorded.
+    As `Preprocessing` says, which has 255 and 1 for what images of 0 to 255 are divided by first.
+    exposure: whether each image is scaled to one mean brightness first. size: [height, width] that
+    the network saw in training; None where that is not recorded.
     """
-    size = meta.get("source", {}).get("input_size")
-    return {"channels": "BGR", "mean": list(MEAN_BGR), "exposure": meta["model"]["exposure"],
-            "size": size and list(size)}
+    size, model = meta.get("source", {}).get("input_size"), meta["model"]
+    known = NETWORKS[model["backbone"]].backbone.preprocessing
+    scaled = {} if known.channels == "BGR" else {
+        "unit": known.unit, "deviation": list(known.deviation)}
+    return {"channels": known.channels, "mean": list(known.mean), **scaled,
+            "exposure": model.get("exposure", False), "size": size and list(size)}
 
 
 # ---------------------------------------------------------------- writing
@@ -211,16 +213,16 @@ def read_variables(path: Path, meta: Mapping) -> Variables:
     return unflatten_dict(flatten_dict(variables) | extra)
 
 
-def _network(meta: Mapping) -> DeepLab:
+def _network(meta: Mapping) -> Network:
     """The network of a meta, with the classifiers of its training where it holds them."""
     with_extra = any(f"['{_EXTRA}" in key for key in meta["checksums"]["variables"])
-    model = {key: value for key, value in meta["model"].items() if key in ARCHITECTURE}
-    model["stage_sizes"] = tuple(model["stage_sizes"])
-    return DeepLab(**model, restitution_heads=with_extra)
+    model = {key: tuple(value) if isinstance(value, list) else value
+             for key, value in meta["model"].items()}
+    return create_recorded(model, restitution_heads=with_extra)
 
 
 @lru_cache(maxsize=4)
-def _shapes(network: DeepLab) -> dict[str, tuple[int, ...]]:
+def _shapes(network: Network) -> dict[str, tuple[int, ...]]:
     """The shape of each of its tensors, by its name in the file."""
     flat = {path: np.zeros(leaf.shape, np.int8)
             for path, leaf in flatten_dict(variable_shapes(network)).items()}

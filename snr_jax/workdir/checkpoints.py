@@ -265,7 +265,7 @@ def _read_variables(found: Checkpoint) -> dict:
     restored = _restore(found.path, variables=ocp.args.StandardRestore())
     variables = jax.tree.map(np.asarray, restored["variables"])
     verify(found.path, {"variables": variables}, found.meta)
-    return variables
+    return {"batch_stats": {}} | variables  # orbax leaves out what is empty
 
 
 def _is_another_now(found: Checkpoint) -> bool:
@@ -283,7 +283,7 @@ def _is_another_now(found: Checkpoint) -> bool:
 def save_variables(path: str | os.PathLike, variables: dict, meta: dict) -> None:
     """Writes {"params", "batch_stats"} (numpy) and meta; an earlier one survives until it is whole.
 
-    meta["model"] holds the keyword arguments of `DeepLab`. Raises UserError if the disk is full.
+    meta["model"] is the network's `architecture`. Raises UserError if the disk is full.
     """
     path = whole_path(path)
     refuse_pattern(path)

@@ -8,7 +8,8 @@ from typing import Any
 
 from snr_jax.config.legal import SWITCH, Legal, one_of, several, text, whole
 from snr_jax.core.errors import UserError
-from snr_jax.core.models.deeplab import ARCHITECTURE, NORM_RESTITUTIONS
+from snr_jax.core.models.create import NETWORKS
+from snr_jax.core.models.deeplab import NORM_RESTITUTIONS
 
 OWN = "checksum"  # the key of the meta's own; older checkpoints have none
 ADVICE = ". Use another checkpoint"
@@ -31,19 +32,22 @@ def _list_of(of: Legal) -> Legal:
 
 TABLE, SCORE = Legal("a table", _is_table), Legal("a number", _is_score)
 KINDS = {
-    "model": TABLE, "model.num_classes": whole(1), "model.stage_sizes": several(4, whole(1)),
+    "model": TABLE, "model.backbone": one_of(*NETWORKS), "model.num_classes": whole(1),
+    "model.stage_sizes": several(4, whole(1)),
     "model.width": whole(1), "model.norm_restitution": one_of(*NORM_RESTITUTIONS),
     "model.head_branches": one_of(2, 4), "model.stride_in": one_of("conv1", "conv2"),
-    "model.exposure": SWITCH,
+    "model.exposure": SWITCH, "model.depth": whole(1), "model.heads": whole(1),
+    "model.patch": whole(1), "model.grid": whole(1), "model.registers": whole(0),
+    "model.snr_after": _list_of(whole(0)),
     "checksums": TABLE, "checksums.variables": TABLE,
     "source": TABLE, "source.step": whole(0), "source.input_size": several(2, whole(1)),
     "source.heads": _list_of(text(empty=False)), "source.num_batches_tracked": TABLE,
     "scores": TABLE, "class_names": _list_of(text(empty=False)),
     "class_colors": _list_of(several(3, whole(0, 255))),
 }  # fmt: skip
-LATER = {"exposure": False}  # arguments of a network that came later, as they were before
-REQUIRED = ("model", *(f"model.{key}" for key in ARCHITECTURE if key not in LATER), "checksums",
-            "checksums.variables")
+FIRST = "resnet"  # the kind of every network whose meta does not say it
+LATER = {FIRST: {"exposure": False}}  # arguments of a kind that came later, as they were before
+REQUIRED = ("model", "checksums", "checksums.variables")
 
 
 def checksum(meta: Mapping) -> int:
@@ -60,7 +64,12 @@ def checked(path: Path, meta: Any, *, called: str = "its meta", advice: str = AD
     """
     if reason := fault(meta):
         raise UserError(f"{path} cannot be read: {reason.replace('its meta', called)}{advice}")
-    return {**meta, "model": LATER | meta["model"]}
+    kind = _kind(meta["model"])
+    return {**meta, "model": {"backbone": kind} | LATER.get(kind, {}) | meta["model"]}
+
+
+def _kind(model: Mapping) -> str:
+    return model.get("backbone", FIRST)
 
 
 def signed(meta: Mapping, checksums: Mapping[str, Mapping[str, int]]) -> dict:
@@ -82,6 +91,8 @@ def fault(meta: Any) -> str:
             return f"its meta lacks {key!r}"
         if there and not legal.accepts(value):
             return f"its meta has {key} {_short(value)}; expected {legal.words}"
+    if lacking := _lacking(meta["model"]):
+        return f"its meta lacks 'model.{lacking}'"
     # The name of the checksum is as open to damage as the rest: no other value is a number.
     if any(isinstance(value, int) for name, value in meta.items() if name != OWN) or not all(
         map(_is_table, meta["checksums"].values())
@@ -90,6 +101,14 @@ def fault(meta: Any) -> str:
     if meta.get(OWN, checksum(meta)) != checksum(meta):
         return "its meta is damaged: it differs from its checksum"
     return _odd_scores(meta.get("scores", {})) or _odd_classes(meta)
+
+
+def _lacking(model: Mapping) -> str:
+    """An argument of its kind of network that a meta does not hold."""
+    kind = _kind(model)
+    optional = LATER.get(kind, {})
+    return next((key for key in NETWORKS[kind].backbone.architecture
+                 if key not in model and key not in optional), "")
 
 
 def _odd_scores(scores: Mapping) -> str:

@@ -11,7 +11,11 @@ from snr_jax.config import arguments, keys, listing
 from snr_jax.config.keys import KEYS
 from snr_jax.configs import default, gta2city_uda
 from snr_jax.core import augment, labels, losses, mixing
+from snr_jax.core.augment import BGR_MINUS_MEAN, RGB_NORMALIZED
 from snr_jax.core.colors import JITTERS, Jitter
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.create import create_model
+from snr_jax.core.models.light_head import mask_size
 from snr_jax.core.parallel import create_parallel
 from snr_jax.data import splits
 from snr_jax.runs import experiment
@@ -51,11 +55,27 @@ OTHER = {
     "mix.blur": False, "mix.masked_weight": 0.5, "mix.mask_block": 9, "mix.mask_ratio": 0.25,
     "eval.batch_size": 3, "eval.flip": True, "eval.max_images": 7,
 }  # fmt: skip
+OF_VIT = {
+    "model.backbone": "dinov2_b", "model.vit_size": (16, 2, 4), "model.registers": 4,
+    "model.snr_after": (1, 0), "mix.mask": "tokens",
+}
+OTHER |= OF_VIT
+OF_RESNET = {key: value for key, value in OTHER.items() if key not in OF_VIT}
 # Key → PART.ARGUMENT of every argument of `arguments.PART_arguments` that it changes.
 ARRIVES = {
     "seed": "initial.seed step.seed source_stream.seed target_stream.seed",
     "num_classes": "model.num_classes",
     "init_from": "initial.init_from",
+    "model.backbone":
+        "model.backbone model.registers model.snr_after model.norm_restitution "
+        "model.restitution_heads model.stage_sizes model.width model.head_branches model.stride_in "
+        "model.exposure model.atrous model.bn_axis_name groups.repeated_updates "
+        "groups.multi_level groups.head_branches groups.masked_tokens step.restitution_weight "
+        "step.prepare_source step.prepare_target",
+    "model.vit_size": "model.width model.depth model.heads",
+    "model.registers": "model.registers",
+    "model.snr_after":
+        "model.snr_after model.norm_restitution model.restitution_heads step.restitution_weight",
     "model.norm_restitution":
         "model.norm_restitution model.restitution_heads "
         "step.restitution_weight",
@@ -130,6 +150,7 @@ ARRIVES = {
     "mix.jitter_strength": "step.strengthen",
     "mix.blur": "step.strengthen",
     "mix.masked_weight": "step.masked_weight",
+    "mix.mask": "step.mask groups.masked_tokens",
     "mix.mask_block": "step.mask",
     "mix.mask_ratio": "step.mask",
     "eval.batch_size": "evaluation.batch_size",
@@ -199,6 +220,8 @@ def test_arrives(key):
     # The threshold is an argument of "hard" as well as of the guidance.
     base = {"loss.target": "hard"} if key == "loss.threshold" else {}
     base = {"loss.target": "classmix"} if key.startswith("mix.") else base
+    if key in OF_VIT and key != "model.backbone":
+        base |= {"model.backbone": "dinov2_s", "mix.masked_weight": 1.0}
     base = {"data.jitter": "custom"} if key.startswith("data.jitter_") else base
     base = {"optimizer.kind": "adamw"} if key == "optimizer.betas" else base
     base = {"batch_size": 4} if key == "optimizer.rate_by_batch" else base
@@ -228,15 +251,17 @@ def recorder(monkeypatch, module, name: str, result=None) -> dict:
 
 def changed_config(**more):
     config = gta2city_uda.get_config()
-    config.update_from_flattened_dict({**BASE, **OTHER, **more})
+    config.update_from_flattened_dict({**BASE, **OF_RESNET, **more})
     return config
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_create_optimizer_passes_its_arguments_on(kind, monkeypatch):
-    config = changed_config(**{"optimizer.kind": kind})
+@pytest.mark.parametrize(("kind", "values", "groups"), [
+    ("sgd", {}, "param_groups"), ("adamw", {}, "param_groups"), ("adamw", OF_VIT, "vit_groups"),
+])
+def test_create_optimizer_passes_its_arguments_on(kind, values, groups, monkeypatch):
+    config = changed_config(**{"optimizer.kind": kind} | values)
     for name in ("schedule", "groups", "optimizer"):
-        function = {"schedule": "poly_schedule", "groups": "param_groups"}.get(name, kind)
+        function = {"schedule": "poly_schedule", "groups": groups}.get(name, kind)
         with monkeypatch.context() as patch:
             kept = recorder(patch, experiment.optim, function, ())
             if name != "optimizer":
@@ -341,7 +366,7 @@ def test_open_splits_passes_its_arguments_on(monkeypatch):
 
 def test_arrives_unchanged():
     """What is passed on without a change is passed on as it is, not as another key."""
-    values = {**keys.values(gta2city_uda.get_config()), **BASE, **OTHER}
+    values = {**keys.values(gta2city_uda.get_config()), **BASE, **OF_RESNET}
     values |= {"loss.target": "iw_maxsquare", "loss.restitution_weight": 0.25,
                "model.norm_restitution": "snr", "source.domain": "gta5",
                "optimizer.rate_by_batch": False}
@@ -349,8 +374,8 @@ def test_arrives_unchanged():
     derived = {"seed", "init_from", "data.root", "source.dir", "target.dir", "sync_batch_norm",
                "loss.target", "loss.iw_ratio", "data.blur", "data.strong_blur"}
     derived |= {"optimizer.kind", "optimizer.momentum", "optimizer.rate_by_batch"}
-    derived |= {key for key in OTHER if key.startswith(("mix.", "data.jitter"))}
-    for key in OTHER.keys() - derived:
+    derived |= {key for key in OF_RESNET if key.startswith(("mix.", "data.jitter"))}
+    for key in OF_RESNET.keys() - derived:
         target = ARRIVES[key][-1] if key != "loss.threshold" else "step.guidance_threshold"
         if key in ("model.norm_restitution", "loss.lambda_seg"):
             target = ARRIVES[key][0]
@@ -366,25 +391,60 @@ def test_arrives_unchanged():
 
 
 def test_arrives_unchanged_at_class_mixing():
-    found = arrived(OTHER | {"loss.target": "classmix"})
+    found = arrived(OF_RESNET | {"loss.target": "classmix"})
     elsewhere = {"mix.jitter", "mix.jitter_strength", "mix.blur", "mix.mask_block",
                  "mix.mask_ratio", "mix.rim_left_out"}
-    given = {key: value for key, value in OTHER.items() if key.startswith("mix.")}
+    given = {key: value for key, value in OF_RESNET.items() if key.startswith("mix.")}
     for key, value in given.items():
         assert key in elsewhere or found[f"step.{key[4:]}"] == value
     assert found["step.mask"] == (mixing.mask_blocks, {"block": 9, "ratio": 0.25})
     assert found["target_stream.rim"] == OTHER["mix.rim_left_out"]
     assert found["source_stream.rim"] is None and found["target_stream.crop_class_share"] == 1
     assert found["step.lambda_target"] == OTHER["loss.lambda_target"]
-    assert found["step.prepare_target"][1] == {"with_blur": False}
+    seen = {"preprocessing": BGR_MINUS_MEAN}
+    assert found["step.prepare_target"][1] == {"with_blur": False} | seen
     assert found["step.prepare_source"][1] == {
-        "with_blur": False, "jitter": JITTERS["daformer"], "strong_blur": True}
+        "with_blur": False, "jitter": JITTERS["daformer"], "strong_blur": True} | seen
     for key, expected in (("mix.jitter", (False, True)), ("mix.blur", (True, False))):
         strengthen = arrived({"loss.target": "classmix", key: False})["step.strengthen"]
         assert strengthen[0] is mixing.strong_augment
         switches = dict(zip(("with_jitter", "with_blur"), expected))
-        assert strengthen[1] == switches | {"strength": 0.25}
+        assert strengthen[1] == switches | {"strength": 0.25} | seen
     assert found["step.strengthen"][1]["strength"] == 0.125
+
+
+@pytest.mark.parametrize("target", ["", "hard", "classmix"])
+def test_what_a_transformer_sees_and_is(target):
+    """In every way of training, and in what the student and the teacher see of a mix."""
+    found = arrived(OF_VIT | {
+        "loss.target": target, "optimizer.backbone_rate": 0.5, "mix.masked_weight": 1.0,
+        "mix.mask_ratio": 0.25})
+    prepares = [value for name, value in found.items()
+                if name in ("step.prepare_source", "step.prepare_target", "step.strengthen")]
+    assert len(prepares) == {"": 1, "hard": 2, "classmix": 3}[target]
+    assert {options["preprocessing"] for _, options in prepares} == {RGB_NORMALIZED}
+    model = {name[6:]: value for name, value in found.items() if name.startswith("model.")}
+    assert model == {
+        "backbone": "dinov2_b", "width": 16, "depth": 2, "heads": 4, "registers": 4,
+        "snr_after": (0, 1), "norm_restitution": "snr", "restitution_heads": True,
+        "num_classes": 19, "dtype": "auto", "remat": False}
+    groups = {name[7:]: value for name, value in found.items() if name.startswith("groups.")}
+    assert groups == {"masked_tokens": target == "classmix", "train_snr": True,
+                      "backbone_rate": 0.5, "head_rate": 10.0, "snr_rate": 1.0}
+    if target == "classmix":
+        assert found["step.mask"] == (mixing.mask_tokens, {"grid": mask_size, "ratio": 0.25})
+
+
+def test_keys_of_a_checkpoint_are_those_of_its_network():
+    """`model_keys` of what is recorded gives the same network again, of either kind."""
+    for values in ({}, OF_RESNET, {"model.backbone": "dinov2_l"}, OF_VIT):
+        config = gta2city_uda.get_config()
+        config.update_from_flattened_dict({**BASE, **values})
+        there = architecture(create_model(**arguments.model_arguments(config, None)))
+        again = gta2city_uda.get_config()
+        again.update_from_flattened_dict(arguments.model_keys(there))
+        assert architecture(create_model(**arguments.model_arguments(again, None))) == there
+        assert again.model.vit_size == values.get("model.vit_size", (0, 0, 0))
 
 
 @pytest.mark.parametrize("target", ["", "hard", "classmix"])

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from snr_jax.core.augment import RGB_NORMALIZED, to_network_input
 from snr_jax.core.models import dinov2
-from snr_jax.core.models.light_head import ViTSegmenter, architecture, check_architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.light_head import DINOV2, ViTSegmenter
 from snr_jax.core.models.snr import SNR
 from snr_jax.core.state import initial_variables, variable_shapes
 from tests.core.tiny import quick_jit
@@ -45,10 +47,11 @@ def test_published_sizes(size, count):
     assert shapes["batch_stats"] == {}
 
 
-def test_normalize_rgb():
+def test_preprocessing():
     image = np.array([[[[255, 0, 51]]]], np.uint8)
     red, green, blue = (1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225
-    np.testing.assert_allclose(dinov2.normalize_rgb(image)[0, 0, 0], [red, green, blue], rtol=1e-5)
+    seen = to_network_input(image, RGB_NORMALIZED)[0, 0, 0]
+    np.testing.assert_allclose(seen, [red, green, blue], rtol=1e-5)
 
 
 def test_snr_restitutes_the_patches_alone():
@@ -143,13 +146,13 @@ def test_initial_values():
 
 def test_what_does_not_fit_is_refused():
     good = architecture(ViTSegmenter(**TINY, snr_after=(0,)))
-    check_architecture(good)
+    DINOV2.check(good)
     for change, words in (({"width": 18}, "width is 18; expected a multiple of 4 and of the 2"),
                           ({"heads": 3}, "of the 3 heads"),
                           ({"snr_after": (0, 1)}, "snr_after has 1; expected numbers of blocks"),
                           ({"norm_restitution": "x"}, "expected one of none, in, snr")):
         with pytest.raises(ValueError, match=words):
-            check_architecture(good | change)
+            DINOV2.check(good | change)
     model, params = encoder()
     with pytest.raises(ValueError, match="image of 28x43: expected multiples of 14"):
         model.apply({"params": params}, np.zeros((1, 28, 43, 3), np.float32))

@@ -100,7 +100,7 @@ def test_jitter_draws_from_the_whole_range(strength):
 def test_masks_hide_whole_cells_of_a_grid(size, block, cells):
     """40 / 16 rounds to 2 and 56 / 16 to 4, the even ones; a small image is one cell."""
     image = np.random.default_rng(1).normal(50, 1, (40, *size, 3)).astype(np.float32)
-    found = np.asarray(mixing.mask_blocks(KEY, image, block=block, ratio=0.5))
+    found = np.asarray(mixing.mask_blocks(KEY, image, block=block, ratio=0.5)["image"])
     visible = (found != 0).all(-1)
     assert ((found == image) | (found == 0)).all() and (visible == (found != 0).any(-1)).all()
     for axis, count, side in ((1, cells[0], size[0]), (2, cells[1], size[1])):
@@ -116,7 +116,7 @@ def test_the_share_that_is_hidden():
     image = np.ones((50, 64, 64, 3), np.float32)
 
     def hidden(ratio):
-        return (np.asarray(mixing.mask_blocks(KEY, image, block=8, ratio=ratio)) == 0).mean()
+        return (np.asarray(mixing.mask_blocks(KEY, image, block=8, ratio=ratio)["image"]) == 0).mean()
 
     assert hidden(0.7) == pytest.approx(0.7, abs=0.03)  # of 3,200 cells: 4 deviations of 0.008
     assert hidden(0.0) == 0 and hidden(1.0) == 1
@@ -124,11 +124,11 @@ def test_the_share_that_is_hidden():
 
 def test_a_mask_depends_on_the_key_and_the_place_in_the_batch():
     image = np.ones((6, 32, 48, 3), np.float32)
-    whole = np.asarray(mixing.mask_blocks(KEY, image, block=8))
-    part = np.asarray(mixing.mask_blocks(KEY, image[:2], block=8, first_sample=4))
+    whole = np.asarray(mixing.mask_blocks(KEY, image, block=8)["image"])
+    part = np.asarray(mixing.mask_blocks(KEY, image[:2], block=8, first_sample=4)["image"])
     np.testing.assert_array_equal(part, whole[4:])
     assert all((whole[0] != other).any() for other in whole[1:])
-    assert (whole != np.asarray(mixing.mask_blocks(jax.random.key(4), image, block=8))).any()
+    assert (whole != np.asarray(mixing.mask_blocks(jax.random.key(4), image, block=8)["image"])).any()
 
 
 # --- what the teacher says

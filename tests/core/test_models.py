@@ -9,7 +9,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from snr_jax.core.augment import MEAN_BGR
-from snr_jax.core.models.deeplab import DeepLab, architecture, check_architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.deeplab import RESNET, DeepLab
 from snr_jax.core.models.snr import SNR
 from snr_jax.core.state import variable_shapes
 from tests.core.tiny import assert_trees_close, network, quick_jit, variables
@@ -212,4 +213,4 @@ def test_architecture_is_checked():
     for wrong in ({"head_branches": 3}, {"norm_restitution": "bn"}, {"stride_in": "conv3"},
                   {"exposure": "yes"}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*expected one of"):
-            check_architecture({**architecture(network()), **wrong})
+            RESNET.check({**architecture(network()), **wrong})

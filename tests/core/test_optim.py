@@ -199,8 +199,8 @@ TINY_VIT = {"width": 16, "depth": 1, "heads": 2, "grid": 3, "snr_after": (0,),
 
 @pytest.mark.parametrize(("options", "rates"), [
     ({"masked_tokens": True}, (0.1, 0.1, 1, 1)),
-    ({"masked_tokens": False, "encoder_rate": 0.5}, (0, 0.5, 1, 1)),
-    ({"masked_tokens": True, "freeze_encoder": True, "snr_rate": 2.0}, (0, 0, 2, 1)),
+    ({"masked_tokens": False, "backbone_rate": 0.5}, (0, 0.5, 1, 1)),
+    ({"masked_tokens": True, "backbone_rate": 0.0, "snr_rate": 2.0}, (0, 0, 2, 1)),
 ])
 def test_groups_cover_a_vit(options, rates):
     params = variable_shapes(ViTSegmenter(**TINY_VIT))["params"]

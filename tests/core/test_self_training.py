@@ -37,7 +37,7 @@ def darker(key, image, *, first_sample=0):
 
 def hide(key, image, *, first_sample=0):
     """The left of the first image, the top of the second."""
-    return jnp.asarray(HIDDEN)[..., None] * image
+    return {"image": jnp.asarray(HIDDEN)[..., None] * image}
 
 
 def given(key, label, num_classes, *, share, first_sample):
@@ -319,7 +319,8 @@ def test_masks_and_their_colors_have_draws_of_their_own():
             jax.debug.callback(
                 lambda data: keys.setdefault(name, []).append(data.tobytes()),
                 jax.random.key_data(key))
-            return image.astype(float)
+            seen = image.astype(float)
+            return {"image": seen} if name == "mask" else seen
         return note
 
     made = make_classmix_step(

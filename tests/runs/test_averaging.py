@@ -12,6 +12,7 @@ from PIL import Image
 from snr_jax import evaluate
 from snr_jax.core import metrics
 from snr_jax.core.labels import classes
+from snr_jax.core.models.deeplab import map_size
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.tiles import Averaging, cut
 from snr_jax.data import pipeline
@@ -147,7 +148,8 @@ def test_scales_are_averaged(split):
 def test_glimpses_cover_a_label_once():
     """Every pixel has shares that sum to 1 for each scale, and sees its own place."""
     images = np.random.default_rng(0).integers(0, 256, (1, 70, 100, 3), np.uint8)
-    found = list(averaging.glimpses_of(images, (70, 100), SEEN, Averaging((40, 48), 9, (1.0, 1.5))))
+    asked = Averaging((40, 48), 9, (1.0, 1.5))
+    found = list(averaging.glimpses_of(images, (70, 100), SEEN, asked, map_size))
     assert {seen.image.shape for seen in found} == {(1, 40, 48, 3), (1, 60, 72, 3)}
     shares = sum(np.outer(seen.rows.share, seen.columns.share) for seen in found)
     np.testing.assert_allclose(shares[:70, :100], 2, atol=1e-5)

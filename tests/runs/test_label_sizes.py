@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from snr_jax.core.labels import IGNORE, classes
+from snr_jax.core.models.deeplab import map_size
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.steps import make_eval_step
 from snr_jax.data.domains import create_domain
@@ -66,7 +67,8 @@ def test_counts_are_those_of_a_program_for_each_size(split, flip, compiled):
 
 def test_windows_cover_a_label_once():
     label = np.arange(2 * 70 * 100, dtype=np.int32).reshape(2, 70, 100)
-    parts = [part for part, _ in evaluation.windowed(label, SEEN, np.dtype(np.float32))]
+    windows = evaluation.windowed(label, SEEN, map_size(SEEN), np.dtype(np.float32))
+    parts = [part for part, _ in windows]
     assert {part.shape for part in parts} == {(2, *SEEN)} and len(parts) == 9
     seen = np.concatenate([part.ravel() for part in parts])
     assert sorted(seen[seen != IGNORE]) == [i for i in range(label.size) if i != IGNORE]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from scripts import toy_probe
-from snr_jax.core.models.deeplab import architecture
+from snr_jax.core.models.backbone import architecture
 from snr_jax.core.state import initial_variables
 from snr_jax.toy import writer
 from snr_jax.workdir import checkpoints

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from snr_jax.core.augment import expose
+from snr_jax.core.augment import BGR_MINUS_MEAN, expose
+from snr_jax.core.models.backbone import Backbone
 from snr_jax.core.models.batch_norm import BatchNorm
 from snr_jax.core.models.layers import (
     Conv,
@@ -95,6 +96,30 @@ def map_size(size: tuple[int, int]) -> tuple[int, int]:
     return halved_three_times(size[0]), halved_three_times(size[1])
 
 
+def _check(arguments: dict) -> None:
+    """Raises ValueError for an option value that does not exist, with those that do."""
+    for name, legal in (
+        ("norm_restitution", NORM_RESTITUTIONS),
+        ("head_branches", (2, 4)),
+        ("stride_in", ("conv1", "conv2")),
+        ("exposure", (False, True)),
+    ):
+        if arguments[name] not in legal:
+            expected = ", ".join(map(str, legal))
+            raise ValueError(f"{name} is {arguments[name]!r}; expected one of {expected}")
+
+
+RESNET = Backbone(
+    kind="resnet",
+    preprocessing=BGR_MINUS_MEAN,
+    map_size=map_size,
+    architecture=("num_classes", "stage_sizes", "width", "norm_restitution", "head_branches",
+                  "stride_in", "exposure"),
+    class_outputs=("layer5/", "layer6/", "restitution"),
+    check=_check,
+)
+
+
 class DeepLab(nn.Module):
     """image float [N,H,W,3], BGR minus mean (augment.py) → Output.
 
@@ -108,6 +133,7 @@ class DeepLab(nn.Module):
     pass to save memory. Parameters and statistics stay float32 whatever the dtype.
     """
 
+    backbone = RESNET
     num_classes: int = 19
     stage_sizes: tuple[int, ...] = (3, 4, 23, 3)
     width: int = 64
@@ -171,27 +197,3 @@ class DeepLab(nn.Module):
         size = output_size or image.shape[1:3]
         main, aux = resize_align_corners(main, size), resize_align_corners(aux, size)
         return Output(main, aux, tuple(snr), tuple(restitution))
-
-
-ARCHITECTURE = (
-    "num_classes", "stage_sizes", "width", "norm_restitution", "head_branches", "stride_in",
-    "exposure",
-)
-
-
-def architecture(model: DeepLab) -> dict:
-    """The arguments that give the variables their shapes and meaning; checkpoints record them."""
-    return {name: getattr(model, name) for name in ARCHITECTURE}
-
-
-def check_architecture(arguments: dict) -> None:
-    """Raises ValueError for an option value that does not exist, with those that do."""
-    for name, legal in (
-        ("norm_restitution", NORM_RESTITUTIONS),
-        ("head_branches", (2, 4)),
-        ("stride_in", ("conv1", "conv2")),
-        ("exposure", (False, True)),
-    ):
-        if arguments[name] not in legal:
-            expected = ", ".join(map(str, legal))
-            raise ValueError(f"{name} is {arguments[name]!r}; expected one of {expected}")

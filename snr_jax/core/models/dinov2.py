@@ -21,8 +21,6 @@ SIZES = {
     "b": {"width": 768, "depth": 12, "heads": 12},
     "l": {"width": 1024, "depth": 24, "heads": 16},
 }
-MEAN_RGB = (0.485, 0.456, 0.406)  # of images in [0, 1]
-DEVIATION_RGB = (0.229, 0.224, 0.225)
 
 
 class Tokens(NamedTuple):
@@ -32,12 +30,6 @@ class Tokens(NamedTuple):
     cls: jax.Array  # [N,C]
     # What each SNR block saw, [N,h,w,C], and made of it.
     snr: tuple[tuple[jax.Array, SNRFeatures], ...]
-
-
-def normalize_rgb(image: jax.Array) -> jax.Array:
-    """uint8 [N,H,W,3] RGB → float32 [N,H,W,3], of deviation 1 around 0 as the network takes it."""
-    mean, deviation = (jnp.array(x, jnp.float32) for x in (MEAN_RGB, DEVIATION_RGB))
-    return (image.astype(jnp.float32) / 255 - mean) / deviation
 
 
 def cubic_matrix(size_in: int, size_out: int, *, offset: float, antialias: bool) -> np.ndarray:
@@ -172,7 +164,7 @@ class PatchEmbed(nn.Module):
 
 
 class DINOv2(nn.Module):
-    """image float [N,H,W,3] of `normalize_rgb`, sides multiples of `patch` → Tokens.
+    """image float [N,H,W,3] of RGB_NORMALIZED, sides multiples of `patch` → Tokens.
 
     grid: side of the square of positions that the parameters hold; another one is resized.
     registers: tokens after the class token that have no position. The published models with such

@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from snr_jax.core.augment import RGB_NORMALIZED
+from snr_jax.core.models.backbone import Backbone
 from snr_jax.core.models.deeplab import NORM_RESTITUTIONS, Output
 from snr_jax.core.models.dinov2 import DINOv2, layer_norm
 from snr_jax.core.models.layers import Conv, precise_product, resize_half_pixel
@@ -77,14 +79,39 @@ class LightHead(nn.Module):
         return _Classify(self.num_classes, self.pointwise, self.dtype, name="out")(x)
 
 
+def _check(arguments: dict) -> None:
+    """Raises ValueError for values that do not fit together, with those that would."""
+    width, heads, depth = (arguments[name] for name in ("width", "heads", "depth"))
+    if width % 4 or width % heads:
+        raise ValueError(f"width is {width}; expected a multiple of 4 and of the {heads} heads")
+    if arguments["norm_restitution"] not in NORM_RESTITUTIONS:
+        raise ValueError(f"norm_restitution is {arguments['norm_restitution']!r}; expected one of "
+                         f"{', '.join(NORM_RESTITUTIONS)}")
+    if strange := sorted(set(arguments["snr_after"]) - set(range(depth))):
+        raise ValueError(
+            f"snr_after has {strange[0]}; expected numbers of blocks, 0 to {depth - 1}")
+
+
+DINOV2 = Backbone(
+    kind="dinov2",
+    preprocessing=RGB_NORMALIZED,
+    map_size=lambda size: size,  # its logits are the image's: what follows scales these
+    architecture=("num_classes", "width", "depth", "heads", "patch", "grid", "registers",
+                  "snr_after", "norm_restitution"),
+    class_outputs=("head/out/", "restitution_"),
+    check=_check,
+)
+
+
 class ViTSegmenter(nn.Module):
-    """image float [N,H,W,3] of `normalize_rgb`, of any size from 13 pixels on → Output without aux.
+    """image float [N,H,W,3] of RGB_NORMALIZED, of any size from 13 pixels on → Output without aux.
 
     width, depth, heads, patch, grid, registers, snr_after, attention, remat: of `DINOv2`; by
     default ViT-B/14. norm_restitution, restitution_heads, pointwise, affine_snr: as `DeepLab`'s,
     the first for the blocks of snr_after. Parameters stay float32 whatever the dtype.
     """
 
+    backbone = DINOV2
     num_classes: int = 19
     width: int = 768
     depth: int = 12
@@ -128,27 +155,3 @@ class ViTSegmenter(nn.Module):
                 restitution.append(classify(features, made))
         main = resize_half_pixel(logits, output_size or size)
         return Output(main, None, tuple(made for _, made in tokens.snr), tuple(restitution))
-
-
-ARCHITECTURE = (
-    "num_classes", "width", "depth", "heads", "patch", "grid", "registers", "snr_after",
-    "norm_restitution",
-)
-
-
-def architecture(model: ViTSegmenter) -> dict:
-    """The arguments that give the variables their shapes and meaning; checkpoints record them."""
-    return {name: getattr(model, name) for name in ARCHITECTURE}
-
-
-def check_architecture(arguments: dict) -> None:
-    """Raises ValueError for values that do not fit together, with those that would."""
-    width, heads, depth = (arguments[name] for name in ("width", "heads", "depth"))
-    if width % 4 or width % heads:
-        raise ValueError(f"width is {width}; expected a multiple of 4 and of the {heads} heads")
-    if arguments["norm_restitution"] not in NORM_RESTITUTIONS:
-        raise ValueError(f"norm_restitution is {arguments['norm_restitution']!r}; expected one of "
-                         f"{', '.join(NORM_RESTITUTIONS)}")
-    if strange := sorted(set(arguments["snr_after"]) - set(range(depth))):
-        raise ValueError(
-            f"snr_after has {strange[0]}; expected numbers of blocks, 0 to {depth - 1}")
