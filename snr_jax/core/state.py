@@ -68,7 +68,8 @@ def initial_variables(model: nn.Module, seed: int) -> dict:
             return random.uniform(-bound, bound, shape).astype(np.float32)
         return np.full(shape, leaf in ("scale", "var", "gamma"), np.float32)
 
-    return unflatten_dict({path: draw(path, leaf.shape) for path, leaf in flat.items()}, sep="/")
+    drawn = {path: draw(path, leaf.shape) for path, leaf in flat.items()}
+    return {"batch_stats": {}} | unflatten_dict(drawn, sep="/")  # which drops what is empty
 
 
 def create_state(

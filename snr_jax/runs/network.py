@@ -127,7 +127,7 @@ def initialize(
     """
     initial = initial_variables(model, seed)
     if not init_from:
-        logger.info("initial values    random. The published numbers start from ImageNet+COCO "
+        logger.info("initial values    random. The published numbers start from published "
                     "weights: scripts/convert_torch_ckpt.py, then --config.init_from")
         return initial
     found = checkpoints.find(init_from)
