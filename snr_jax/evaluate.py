@@ -132,7 +132,7 @@ def command(args: flags.FlagValues) -> None:
     sides = arguments.create_domains(config)
     classes = arguments.create_classes(config.num_classes, sides["source"])
     model, variables, meta = network.load(checkpoint, **network.computation(config))
-    variables = network.in_order(variables, meta, classes, str(checkpoint.path))
+    variables = network.in_order(model, variables, meta, classes, str(checkpoint.path))
     rows = _open_rows(args, config, sides, classes)
     if averaging:
         _check_scales(averaging, rows)
