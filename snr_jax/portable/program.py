@@ -13,28 +13,45 @@ import numpy as np
 from jax import export
 
 from snr_jax.core.augment import MEAN_BGR, to_network_input
+from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes, class_names
 from snr_jax.core.models.deeplab import LEAST, DeepLab
+from snr_jax.core.models.dinov2 import DEVIATION_RGB, MEAN_RGB, normalize_rgb
+from snr_jax.core.models.light_head import ViTSegmenter
 
 PLATFORMS = ("cpu", "cuda")
 
 Size = tuple[int, int]  # height, width
+Network = DeepLab | ViTSegmenter
 Program = Callable[[jax.Array], dict[str, jax.Array]]  # image → outputs by name
 
 
-def plain(model: DeepLab) -> DeepLab:
+def plain(model: Network) -> Network:
     """The network in float32 and in the forms that every platform computes, at symbolic sizes."""
     # A strided product and a strided 3x3 convolution beside it are not known to be equally large.
-    pointwise = "product" if model.stride_in == "conv1" else "convolution"
-    return model.clone(dtype=jnp.float32, atrous="native", pointwise=pointwise, affine_snr=False,
-                       bn_sums="xla")
+    strided = getattr(model, "stride_in", "conv1") != "conv1"
+    forms = {"dtype": jnp.float32, "atrous": "native", "affine_snr": False, "bn_sums": "xla",
+             "pointwise": "convolution" if strided else "product", "attention": "xla"}
+    return model.clone(**{name: form for name, form in forms.items() if hasattr(model, name)})
 
 
-def make_program(model: DeepLab, variables: dict, *, logits: bool) -> Program:
+def check_size(model: Network, size: Size | None) -> None:
+    """Raises UserError where a program for images of any size cannot be written (size: None)."""
+    if size is None and isinstance(model, ViTSegmenter):
+        raise UserError("--dynamic: a vision transformer's positions and patches are written for "
+                        "one size of the image; leave --dynamic out, or give --size HEIGHT,WIDTH")
+
+
+def _to_input(model: Network, image: jax.Array) -> jax.Array:
+    """RGB uint8 or float32 [N,H,W,3] of 0..255 → float32 [N,H,W,3] as the network takes it."""
+    return (normalize_rgb if isinstance(model, ViTSegmenter) else to_network_input)(image)
+
+
+def make_program(model: Network, variables: dict, *, logits: bool) -> Program:
     """The network with all that comes before and after it."""
 
     def program(image: jax.Array) -> dict[str, jax.Array]:
-        scores = model.apply(variables, to_network_input(image), train=False).main
+        scores = model.apply(variables, _to_input(model, image), train=False).main
         found = {"labels": scores.argmax(-1).astype(jnp.uint8),
                  "confidence": jax.nn.softmax(scores).max(-1)}
         return {**found, "logits": scores} if logits else found
@@ -74,8 +91,17 @@ def about(
         "any_size": size is None,
         "classes": class_names(known),
         "colors": [c.color for c in known],
-        "preprocessing": "inside the program: BGR minus mean "
-                         + ", ".join(f"{value:.3f}" for value in MEAN_BGR)
-                         + (", at one mean brightness" if meta["model"]["exposure"] else ""),
+        "preprocessing": "inside the program: " + _preprocessing(meta["model"]),
         "network": meta["model"],
     }
+
+
+def _preprocessing(network: dict) -> str:
+    """What is done to an image, by the arguments of its network."""
+    def listed(values: tuple[float, ...]) -> str:
+        return ", ".join(f"{value:.3f}" for value in values)
+
+    if "patch" in network:  # a transformer
+        return f"RGB / 255 minus mean {listed(MEAN_RGB)}, over deviation {listed(DEVIATION_RGB)}"
+    at_one = ", at one mean brightness" if network["exposure"] else ""
+    return f"BGR minus mean {listed(MEAN_BGR)}{at_one}"
