@@ -28,12 +28,6 @@ NETWORKS = {  # together they have every form of a layer
 SIZE = (34, 49)  # that the checkpoint was trained at: an even side and an odd one
 
 
-@pytest.fixture
-def onnx_runtime():
-    pytest.importorskip("onnx", reason="requirements-export.txt is not installed")
-    return pytest.importorskip("onnxruntime", reason="requirements-export.txt is not installed")
-
-
 def create(name):
     """A network whose every variable matters: none of them is 0, 1, or alike in all channels."""
     rng = np.random.default_rng(1)
