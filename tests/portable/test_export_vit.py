@@ -23,7 +23,7 @@ TINY = {"width": 64, "depth": 2, "heads": 2, "grid": 5}
 CASES = {  # network, and an image's height and width; beside it what the encoder sees
     "plain": ({}, (65, 97)),  # 70x98
     "registers": ({"registers": 4, "snr_after": (0,)}, (65, 97)),
-    "norm": ({"snr_after": (0,), "norm_restitution": "in"}, (38, 150)),  # 28x154
+    "norm": ({"snr_after": (0,), "norm_restitution": "in"}, (38, 97)),  # 28x98
     "none": ({"snr_after": (1,), "norm_restitution": "none"}, (66, 66)),  # 70x70: the grid's own
 }
 
