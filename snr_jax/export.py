@@ -70,6 +70,7 @@ def command(args: flags.FlagValues) -> None:
     model = program.plain(model)
     seen = size or create_view(meta).size
     options = {"size": None if args.dynamic else seen, "uint8": args.uint8, "logits": args.logits}
+    program.check_size(model, options["size"])
     known = network.classes_of(meta)
     about = program.about(meta, known, seen=seen, **options)
     accepted = f"any size, made for {seen[0]}x{seen[1]}" if args.dynamic else "{}x{}".format(*seen)

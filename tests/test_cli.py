@@ -13,7 +13,8 @@ from absl import flags
 from snr_jax import cli
 from snr_jax.config import keys, reading
 from snr_jax.core.errors import UserError
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import initial_variables
 from snr_jax.workdir import checkpoints
 from tests.commands import FAST, PATTERN, ROOT, TINY, bound_by_permissions, config_flags

@@ -13,9 +13,11 @@ import numpy as np
 from jax import export
 
 from snr_jax.core.augment import to_network_input
+from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes, class_names
 from snr_jax.core.models.create import NETWORKS, Network, changed
 from snr_jax.core.models.deeplab import LEAST
+from snr_jax.core.models.light_head import ViTSegmenter
 
 PLATFORMS = ("cpu", "cuda")
 
@@ -29,6 +31,13 @@ def plain(model: Network) -> Network:
     strided = getattr(model, "stride_in", "conv1") != "conv1"
     return changed(model, dtype=jnp.float32, atrous="native", affine_snr=False, bn_sums="xla",
                    pointwise="convolution" if strided else "product", attention="xla")
+
+
+def check_size(model: Network, size: Size | None) -> None:
+    """Raises UserError where a program for images of any size cannot be written (size: None)."""
+    if size is None and isinstance(model, ViTSegmenter):
+        raise UserError("--dynamic: a vision transformer's positions and patches are written for "
+                        "one size of the image; leave --dynamic out, or give --size HEIGHT,WIDTH")
 
 
 def make_program(model: Network, variables: dict, *, logits: bool) -> Program:
@@ -87,6 +96,6 @@ def _told(model: Mapping) -> str:
     unit = "" if known.unit == 1 else f" / {known.unit:g}"
     mean, deviation = (", ".join(f"{value:.3f}" for value in values)
                        for values in (known.mean, known.deviation))
-    over = f", over {deviation}" if set(known.deviation) != {1} else ""
+    over = f", over deviation {deviation}" if set(known.deviation) != {1} else ""
     exposure = ", at one mean brightness" if model.get("exposure") else ""
     return f"{known.channels}{unit} minus mean {mean}{over}{exposure}"

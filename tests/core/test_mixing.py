@@ -7,6 +7,7 @@ import pytest
 
 from snr_jax.core import mixing
 from snr_jax.core.augment import to_network_input
+from snr_jax.core.models.light_head import mask_size
 
 KEY = jax.random.key(3)
 
@@ -116,7 +117,8 @@ def test_the_share_that_is_hidden():
     image = np.ones((50, 64, 64, 3), np.float32)
 
     def hidden(ratio):
-        return (np.asarray(mixing.mask_blocks(KEY, image, block=8, ratio=ratio)["image"]) == 0).mean()
+        seen = mixing.mask_blocks(KEY, image, block=8, ratio=ratio)["image"]
+        return (np.asarray(seen) == 0).mean()
 
     assert hidden(0.7) == pytest.approx(0.7, abs=0.03)  # of 3,200 cells: 4 deviations of 0.008
     assert hidden(0.0) == 0 and hidden(1.0) == 1
@@ -128,7 +130,8 @@ def test_a_mask_depends_on_the_key_and_the_place_in_the_batch():
     part = np.asarray(mixing.mask_blocks(KEY, image[:2], block=8, first_sample=4)["image"])
     np.testing.assert_array_equal(part, whole[4:])
     assert all((whole[0] != other).any() for other in whole[1:])
-    assert (whole != np.asarray(mixing.mask_blocks(jax.random.key(4), image, block=8)["image"])).any()
+    other = mixing.mask_blocks(jax.random.key(4), image, block=8)["image"]
+    assert (whole != np.asarray(other)).any()
 
 
 # --- what the teacher says
@@ -145,3 +148,19 @@ def test_pseudo_label_of_two_maps_is_by_the_mean_of_their_probabilities():
     label, sure = mixing.pseudo_label(*maps, threshold=0.61)
     assert label.tolist() == [[[0]]] and sure.tolist() == [[[False]]]
     assert mixing.pseudo_label(*maps, threshold=0.59)[1].tolist() == [[[True]]]
+
+
+def test_hidden_tokens_have_their_share_and_draws_of_their_own():
+    """Of each image, by its place in the whole batch; the image is as it was."""
+    def hidden(images, **options):
+        found = mixing.mask_tokens(KEY, images, grid=mask_size, **options)
+        np.testing.assert_array_equal(found["image"], images)
+        return np.asarray(found["mask"])
+
+    image = np.ones((6, 280, 420, 3), np.float32)
+    whole = hidden(image)
+    assert whole.shape == (6, 22, 33) and whole.dtype == bool
+    assert abs(whole.mean() - 0.7) < 0.02 and abs(hidden(image, ratio=0.25).mean() - 0.25) < 0.02
+    assert not hidden(image, ratio=0.0).any() and hidden(image, ratio=1.0).all()
+    np.testing.assert_array_equal(hidden(image[:2], first_sample=4), whole[4:])
+    assert all((whole[0] != other).any() for other in whole[1:])

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import snr_jax
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import initial_variables
 from snr_jax.workdir import checkpoints
 from tests.commands import ROOT

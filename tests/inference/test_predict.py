@@ -13,7 +13,8 @@ from PIL import Image
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import palette, train_id_to_label_id
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import initial_variables
 from snr_jax.core.steps import make_predict_step
 from snr_jax.inference import photos, tiles

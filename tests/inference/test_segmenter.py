@@ -11,7 +11,8 @@ from PIL import Image
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import class_names
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import initial_variables
 from snr_jax.inference import photos, tiles
 from snr_jax.inference.segmenter import Segmenter, load

@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 
 from snr_jax.core.errors import Stopped, UserError
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import initial_variables
 from snr_jax.inference import server
 from snr_jax.inference.segmenter import load

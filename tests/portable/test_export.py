@@ -13,7 +13,8 @@ from PIL import Image
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import class_names, palette
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import initial_variables
 from snr_jax.portable import program, verification
 from snr_jax.toy.styles import draw_pair
@@ -26,12 +27,6 @@ NETWORKS = {  # together they have every form of a layer
     "norm": {"norm_restitution": "in", "head_branches": 4, "stage_sizes": (1, 2, 1, 1)},
 }
 SIZE = (34, 49)  # that the checkpoint was trained at: an even side and an odd one
-
-
-@pytest.fixture
-def onnx_runtime():
-    pytest.importorskip("onnx", reason="requirements-export.txt is not installed")
-    return pytest.importorskip("onnxruntime", reason="requirements-export.txt is not installed")
 
 
 def create(name):

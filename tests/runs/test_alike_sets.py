@@ -11,7 +11,8 @@ from snr_jax.config import arguments
 from snr_jax.configs import gta5_dg
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import class_names, own_classes
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import initial_variables
 from snr_jax.runs import network
 from snr_jax.runs.validation import incomparable

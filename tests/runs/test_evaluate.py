@@ -16,7 +16,8 @@ from PIL import Image
 from snr_jax.core import metrics
 from snr_jax.core.files import without_nan
 from snr_jax.core.labels import class_names
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import initial_variables
 from snr_jax.data.decode import resize_image
 from snr_jax.data.domains import create_domain

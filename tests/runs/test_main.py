@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import initial_variables
 from snr_jax.workdir import checkpoints
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import initial_variables
 from snr_jax.data.splits import Split
 from snr_jax.runs import validation

@@ -125,7 +125,7 @@ def test_scored_shown_and_exported(command, adapted, data_root, tmp_path):
     assert result.code == 0 and "labels are equal" in result.out, result
     about = json.loads((tmp_path / "m.json").read_text())
     assert about["preprocessing"] == ("inside the program: RGB / 255 minus mean 0.485, 0.456, "
-                                      "0.406, over 0.229, 0.224, 0.225")
+                                      "0.406, over deviation 0.229, 0.224, 0.225")
 
 
 def test_another_network_is_told_with_the_keys_that_take_it(

@@ -11,8 +11,9 @@ from snr_jax.configs import gta2city_uda
 from snr_jax.core import losses
 from snr_jax.core.augment import to_network_input
 from snr_jax.core.errors import UserError
+from snr_jax.core.models.backbone import architecture
 from snr_jax.core.models.create import create_model
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import initial_variables
 from snr_jax.runs import experiment
 from snr_jax.studies.gradients import gradient_norms

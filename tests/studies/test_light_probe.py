@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from scripts import light_probe
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.state import initial_variables
 from snr_jax.data.domains import create_domain

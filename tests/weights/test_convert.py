@@ -18,7 +18,8 @@ import twin as torch_twin
 from snr_jax import convert as convert_torch_ckpt
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import class_names
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import initial_variables
 from snr_jax.runs import network
 from snr_jax.weights.conversion import fold_torchvision_input

@@ -18,7 +18,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from snr_jax.core.errors import Stopped, UserError
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.optim import param_groups, poly_schedule, sgd
 from snr_jax.core.state import create_state, initial_variables
 from snr_jax.process import several

@@ -11,7 +11,8 @@ import pytest
 from snr_jax.config import arguments
 from snr_jax.configs import gta5_dg
 from snr_jax.core.errors import UserError
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import initial_variables
 from snr_jax.runs import experiment
 from snr_jax.workdir import checkpoints, record
