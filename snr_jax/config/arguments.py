@@ -6,17 +6,16 @@ tests/config/test_keys.py says where each key arrives.
 import json
 import math
 import os
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from ml_collections import ConfigDict
 
+from snr_jax.config.backbones import READINGS, kind_of
 from snr_jax.core import augment, labels, losses, mixing
 from snr_jax.core.colors import JITTERS, Jitter
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import Classes
-from snr_jax.core.models.create import BACKBONES, NETWORKS
+from snr_jax.core.models.create import NETWORKS
 from snr_jax.core.models.light_head import mask_size
 from snr_jax.data import domains
 from snr_jax.data.samples import Domain
@@ -106,43 +105,17 @@ def rare_arguments(config: ConfigDict) -> dict:
     }
 
 
-_VIT_SIZE = ("width", "depth", "heads")  # what model.vit_size holds
-
-
-def kind_of(config: ConfigDict) -> str:
-    """The kind of network, a key of NETWORKS."""
-    return BACKBONES[config.model.backbone][0]
-
-
 def model_arguments(config: ConfigDict, axis_name: str | None) -> dict:
     """Arguments of `create_model`. axis_name: of the devices, None for one."""
-    model = config.model
-    shared = {key: model[key] for key in ("backbone", "norm_restitution", "dtype", "remat")} | {
-        "num_classes": config.num_classes, "restitution_heads": restitution_weight(config) > 0}
-    if kind_of(config) == "dinov2":
-        own = dict(zip(_VIT_SIZE, model.vit_size)) if any(model.vit_size) else {}
-        after = tuple(sorted(model.snr_after))
-        return shared | own | {"registers": model.registers, "snr_after": after,
-                               "norm_restitution": model.norm_restitution if after else "none"}
-    keys = ("stage_sizes", "width", "head_branches", "stride_in", "exposure", "atrous")
-    return shared | {key: model[key] for key in keys} | {
-        "bn_axis_name": axis_name if config.sync_batch_norm else None}
-
-
-def model_keys(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a network's configuration, from what a checkpoint records of it."""
-    found = {f"model.{key}": value for key, value in architecture.items()}
-    keys = {"num_classes": found.pop("model.num_classes")}
-    kind = found.pop("model.backbone")
-    names = {name: size for name, (of_kind, size) in BACKBONES.items() if of_kind == kind}
-    if kind == "dinov2":
-        size = {key: found.pop(f"model.{key}") for key in _VIT_SIZE}
-        name = next((name for name in names if names[name] == size), None)
-        found["model.vit_size"] = (0, 0, 0) if name else tuple(size.values())
-        del found["model.patch"], found["model.grid"]  # of which one is published
-    else:
-        (name,) = names
-    return keys | {"model.backbone": name or next(iter(names))} | found
+    kind = kind_of(config)
+    synchronised = {"bn_axis_name": axis_name if config.sync_batch_norm else None}
+    return {
+        **{key: config.model[key] for key in ("backbone", "dtype", "remat")},
+        **READINGS[kind].arguments(config),
+        **(synchronised if hasattr(NETWORKS[kind], "bn_axis_name") else {}),
+        "num_classes": config.num_classes,
+        "restitution_heads": restitution_weight(config) > 0,
+    }
 
 
 def initial_arguments(config: ConfigDict) -> dict:
@@ -163,16 +136,10 @@ def schedule_arguments(config: ConfigDict) -> dict:
 
 
 def groups_arguments(config: ConfigDict) -> dict:
-    """Arguments of `optim.param_groups`, or of `optim.vit_groups`."""
+    """Arguments of the network's function in `optim.GROUPS`."""
     keys = ("train_snr", "backbone_rate", "head_rate", "snr_rate")
-    shared = {key: config.optimizer[key] for key in keys}
-    if kind_of(config) == "dinov2":
-        return shared | {"masked_tokens": masks_tokens(config)}
-    return shared | {
-        "repeated_updates": config.optimizer.repeated_updates,
-        "multi_level": config.loss.lambda_seg > 0,
-        "head_branches": config.model.head_branches,
-    }
+    rates = {key: config.optimizer[key] for key in keys}
+    return rates | READINGS[kind_of(config)].groups(config)
 
 
 def optimizer_arguments(config: ConfigDict) -> dict:
@@ -241,14 +208,8 @@ def evaluation_arguments(config: ConfigDict) -> dict:
 
 def restitution_weight(config: ConfigDict) -> float:
     """The weight, 0 where there is no restitution whose parts the loss could compare."""
-    somewhere = kind_of(config) == "resnet" or len(config.model.snr_after)
-    restituted = somewhere and config.model.norm_restitution == "snr"
-    return config.loss.restitution_weight if restituted else 0.0
-
-
-def masks_tokens(config: ConfigDict) -> bool:
-    """Whether a loss sees images of which a transformer's tokens are hidden."""
-    return has_teacher(config) and config.mix.masked_weight > 0 and config.mix.mask == "tokens"
+    found = READINGS[kind_of(config)].arguments(config)["norm_restitution"]
+    return config.loss.restitution_weight if found == "snr" else 0.0
 
 
 def has_teacher(config: ConfigDict) -> bool:

@@ -6,6 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from snr_jax.config import arguments, keys
+from snr_jax.config.backbones import READINGS, kind_of
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.create import create_model
 
@@ -42,26 +43,10 @@ def _refuse_unread(config: ConfigDict, key: str, is_read: bool, by: str, remedy:
                         f"read it. Set --config.{by}={remedy}")
 
 
-# Keys that a kind of network does not read, and why.
-_NO_TRANSFORMER = "is no transformer"
-_UNREAD = {
-    "resnet": dict.fromkeys(
-        ("model.vit_size", "model.registers", "model.snr_after"), _NO_TRANSFORMER),
-    "dinov2": {
-        **dict.fromkeys(("model.stage_sizes", "model.width", "model.stride_in", "model.exposure",
-                         "model.atrous"), "is no ResNet"),
-        "model.head_branches": "has no dilated convolutions",
-        **dict.fromkeys(("freeze_bn", "mix.teacher_mode", "mix.statistics"),
-                        "has no batch norm, whose statistics it chooses"),
-        "loss.lambda_seg": "has no auxiliary head",
-    },
-}
-
-
 def _check_backbone(config: ConfigDict) -> None:
     """Raises UserError for what a network of this kind does not have."""
-    name, kind = config.model.backbone, arguments.kind_of(config)
-    for key, why in _UNREAD[kind].items():
+    name, kind = config.model.backbone, kind_of(config)
+    for key, why in READINGS[kind].unread.items():
         if _is_changed(config, key):
             raise UserError(
                 f"{key} is {keys.values(config)[key]!r}, and model.backbone {name} {why}. Set "
@@ -69,7 +54,7 @@ def _check_backbone(config: ConfigDict) -> None:
     if kind == "dinov2":
         _check_transformer(config)
     if kind == "resnet" and config.mix.mask == "tokens":
-        raise UserError(f"mix.mask is 'tokens', and model.backbone {name} {_NO_TRANSFORMER}. Set "
+        raise UserError(f"mix.mask is 'tokens', and model.backbone {name} is no transformer. Set "
                         "--config.mix.mask=blocks")
     try:  # sizes that do not fit together
         create_model(**arguments.model_arguments(config, None))

@@ -105,6 +105,9 @@ def vit_groups(
     )
 
 
+GROUPS = {"resnet": param_groups, "dinov2": vit_groups}  # by the kind of network
+
+
 def assign_groups(params: dict, groups: Groups) -> dict[str, Group]:
     """Path → Group. A parameter that no pattern covers is a ValueError."""
     assigned, uncovered = {}, []

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from snr_jax.config import arguments
+from snr_jax.config.backbones import model_keys
 from snr_jax.core import losses
 from snr_jax.core.models.backbone import architecture
 from snr_jax.core.parallel import create_parallel
@@ -53,7 +53,7 @@ def configure(base: ConfigDict, run: Run, network: Network) -> ConfigDict:
     """`base` with the switches of a run and the architecture of its network."""
     config = base.copy_and_resolve_references()
     config.update_from_flattened_dict({
-        **arguments.model_keys(architecture(network.model)),
+        **model_keys(architecture(network.model)),
         "model.atrous": network.model.atrous,
         "optimizer.repeated_updates": run.repeated_updates,
         "loss.target": run.target_loss,

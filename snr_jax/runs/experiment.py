@@ -9,6 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from snr_jax.config import arguments
+from snr_jax.config.backbones import kind_of
 from snr_jax.core import optim
 from snr_jax.core.models.create import Network
 from snr_jax.core.models.create import create_model as create_network
@@ -101,8 +102,7 @@ def create_model(config: ConfigDict, parallel: Parallel) -> Network:
 def create_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser and its base rate by step."""
     schedule = optim.poly_schedule(**arguments.schedule_arguments(config))
-    groups_of = {"resnet": optim.param_groups, "dinov2": optim.vit_groups}
-    groups = groups_of[arguments.kind_of(config)](**arguments.groups_arguments(config))
+    groups = optim.GROUPS[kind_of(config)](**arguments.groups_arguments(config))
     make = optim.adamw if config.optimizer.kind == "adamw" else optim.sgd
     return make(schedule, groups, **arguments.optimizer_arguments(config)), schedule
 

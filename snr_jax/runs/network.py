@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from snr_jax.config import arguments
+from snr_jax.config.backbones import model_keys
 from snr_jax.config.keys import KEYS
 from snr_jax.core import labels
 from snr_jax.core.errors import UserError
@@ -106,7 +107,7 @@ def refuse_mismatch(path: str, have: dict, want: dict, allowed: tuple[str, ...] 
     differing = [k for k in names if have[k] != want[k] and k not in allowed]
     if differing:
         pairs = "; ".join(f"{k} {have[k]} there, {want[k]} here" for k in differing)
-        there, here = arguments.model_keys(have), arguments.model_keys(want)
+        there, here = model_keys(have), model_keys(want)
         remedies = " ".join(  # quoted, since a shell chokes on the parentheses of stage_sizes
             shlex.quote(f"--config.{key}={value}") for key, value in there.items()
             if here.get(key, KEYS[key].default) != value and key.split(".")[-1] not in allowed

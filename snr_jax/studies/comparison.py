@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from snr_jax.config import arguments
+from snr_jax.config.backbones import kind_of
 from snr_jax.core.errors import UserError
 from snr_jax.data.identity import exchanged
 from snr_jax.data.splits import Split
@@ -152,7 +153,7 @@ def _scored_role(there: Mapping) -> str:
 
 def _network(config: ConfigDict) -> str:
     model = config.model
-    if arguments.kind_of(config) == "dinov2":
+    if kind_of(config) == "dinov2":
         if any(model.vit_size):
             return "DINOv2 ViT, {} channels, {} blocks, {} heads".format(*model.vit_size)
         return f"DINOv2 ViT-{model.backbone[-1].upper()}"

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from snr_jax.config import arguments, keys, listing
+from snr_jax.config import arguments, backbones, keys, listing
 from snr_jax.config.keys import KEYS
 from snr_jax.configs import default, gta2city_uda
-from snr_jax.core import augment, labels, losses, mixing
+from snr_jax.core import augment, labels, losses, mixing, optim
 from snr_jax.core.augment import BGR_MINUS_MEAN, RGB_NORMALIZED
 from snr_jax.core.colors import JITTERS, Jitter
 from snr_jax.core.models.backbone import architecture
@@ -256,18 +256,16 @@ def changed_config(**more):
 
 
 @pytest.mark.parametrize(("kind", "values", "groups"), [
-    ("sgd", {}, "param_groups"), ("adamw", {}, "param_groups"), ("adamw", OF_VIT, "vit_groups"),
+    ("sgd", {}, "resnet"), ("adamw", {}, "resnet"), ("adamw", OF_VIT, "dinov2"),
 ])
 def test_create_optimizer_passes_its_arguments_on(kind, values, groups, monkeypatch):
     config = changed_config(**{"optimizer.kind": kind} | values)
-    for name in ("schedule", "groups", "optimizer"):
-        function = {"schedule": "poly_schedule", "groups": groups}.get(name, kind)
-        with monkeypatch.context() as patch:
-            kept = recorder(patch, experiment.optim, function, ())
-            if name != "optimizer":
-                recorder(patch, experiment.optim, kind)
-            experiment.create_optimizer(config)
-        assert kept == PARTS[name](config)
+    kept = {name: recorder(monkeypatch, experiment.optim, function, ())
+            for name, function in (("schedule", "poly_schedule"), ("optimizer", kind))}
+    kept["groups"] = {}
+    monkeypatch.setitem(optim.GROUPS, groups, lambda **named: kept["groups"].update(named))
+    experiment.create_optimizer(config)
+    assert kept == {name: PARTS[name](config) for name in kept}
 
 
 def test_the_rate_grows_by_the_root_of_the_batch():
@@ -442,7 +440,7 @@ def test_keys_of_a_checkpoint_are_those_of_its_network():
         config.update_from_flattened_dict({**BASE, **values})
         there = architecture(create_model(**arguments.model_arguments(config, None)))
         again = gta2city_uda.get_config()
-        again.update_from_flattened_dict(arguments.model_keys(there))
+        again.update_from_flattened_dict(backbones.model_keys(there))
         assert architecture(create_model(**arguments.model_arguments(again, None))) == there
         assert again.model.vit_size == values.get("model.vit_size", (0, 0, 0))
 
