@@ -179,6 +179,15 @@ def _name_of(path: tuple[str, ...]) -> str | None:
     return ".".join([*modules, "weight" if leaf in ("kernel", "scale") else leaf])
 
 
+def _path_of(name: str, axes: int) -> tuple[str, ...]:
+    """The inverse of `_name_of`. axes: of the tensor, by which weights have two names here."""
+    module, _, leaf = name.rpartition(".")
+    modules = re.sub(r"\b(blocks|upscale)\.(\d+)", r"\1_\2", module).split(".")
+    if leaf == "weight":
+        leaf = "scale" if axes == 1 else "kernel"
+    return (*(() if modules[0] == "encoder" else ("head",)), *modules, leaf)
+
+
 def _to_ours(name: str, value: np.ndarray) -> np.ndarray:
     """A tensor in our layout."""
     if not name.endswith(".weight") or np.ndim(value) not in (2, 4):
@@ -254,6 +263,13 @@ def to_segmenter(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
                             "SNR blocks and would compute something else: a network with "
                             "snr_after=() alone can be written for it")
     return state_dict
+
+
+def from_segmenter(state_dict: StateDict) -> Variables:
+    """The inverse of `to_segmenter`, for the tensors of one network under these names alone."""
+    flat = {_path_of(name, np.ndim(value)): _to_ours(name, value)
+            for name, value in state_dict.items()}
+    return {"params": unflatten_dict(flat), "batch_stats": {}}
 
 
 def to_vfm_uda(

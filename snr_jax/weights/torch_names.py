@@ -273,7 +273,8 @@ def merge(initial: Variables, loaded: Variables, unused: Sequence[str] = ()
         missing=tuple(label[path] for path in in_order if path not in have),
         unused=(*(label[path] for path in in_order if path not in want), *unused),
     )
-    return _variables({path: have.get(path, value) for path, value in want.items()}), account
+    merged = unflatten_dict({path: have.get(path, value) for path, value in want.items()})
+    return {name: {} for name in initial} | merged, account
 
 
 def _torch_shape(path: tuple[str, ...], value: np.ndarray) -> tuple[int, ...]:

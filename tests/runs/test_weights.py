@@ -16,7 +16,8 @@ from PIL import Image
 import twin as torch_twin
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import class_names
-from snr_jax.core.models.deeplab import DeepLab, architecture
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import initial_variables
 from snr_jax.inference.views import create_view
 from snr_jax.runs import network
