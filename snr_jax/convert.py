@@ -184,8 +184,8 @@ def _foreign(flag: str, kind: str) -> bool:
 def _refuse_foreign(args: flags.FlagValues, kind: str, source: str) -> None:
     """Raises UserError for flags of another kind of network."""
     if odd := [f"--{name}" for name in args if args[name].present and _foreign(name, kind)]:
-        raise UserError(f"{source} is read as that of a {kinds.KINDS[kind].called}, which "
-                        f"{', '.join(odd)} is not for: leave it out")
+        raise UserError(f"{', '.join(odd)}: not for a {kinds.KINDS[kind].called}, as which "
+                        f"{source} is read: leave it out")
 
 
 def _source(found: _Input, heads: tuple[str, ...]) -> dict:

@@ -260,8 +260,8 @@ def to_segmenter(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
             state_dict[name] = _to_theirs(name, np.asarray(value))
         elif path[1].startswith("snr_"):
             raise UserError(f"{'/'.join(path)} has no name in the published network, which has no "
-                            "SNR blocks and would compute something else: a network with "
-                            "snr_after=() alone can be written for it")
+                            "SNR blocks and would compute something else. A file takes networks "
+                            "with snr_after=() alone, a weights folder every one")
     return state_dict
 
 
