@@ -66,9 +66,8 @@ def _with_snr(model: Mapping) -> bool:
 def _dinov2_title(model: Mapping) -> str:
     size = {key: model[key] for key in ("width", "depth", "heads")}
     name = next((f"-{letter.upper()}" for letter, of in SIZES.items() if of == size), "")
-    after = ", ".join(map(str, model["snr_after"]))
-    snr = f" ({_NORMS[model['norm_restitution']]} after its blocks {after})" if _with_snr(
-        model) else ""
+    blocks = f"block{'s' * (len(model['snr_after']) > 1)} {', '.join(map(str, model['snr_after']))}"
+    snr = f" ({_NORMS[model['norm_restitution']]} after {blocks})" if _with_snr(model) else ""
     return f"a DINOv2 ViT{name}{snr} with a light head"
 
 

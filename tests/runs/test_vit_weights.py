@@ -165,8 +165,8 @@ def card_of(folder):
 def test_card(written):
     front, text = card_of(written["snr"])
     assert front["tags"] == ["semantic-segmentation", "jax", "flax", "dinov2"]
-    assert ("`snr_jax`: a DINOv2 ViT (SNR (style normalisation and restitution) after its blocks "
-            "0, 1) with a light head.") in text
+    assert ("`snr_jax`: a DINOv2 ViT (SNR (style normalisation and restitution) after blocks 0, "
+            "1) with a light head.") in text
     assert ("| RGB, 0 to 255, / 255, minus (0.485, 0.456, 0.406), over (0.229, 0.224, 0.225); "
             "42 x 56 |") in text
     # Without the classifiers of the restitution loss, 2 * 16 * 19 and 4 more.

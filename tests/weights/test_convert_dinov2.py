@@ -294,6 +294,9 @@ def test_training_begins_with_a_converted_backbone(tmp_path, capsys):
     variables, lines = start(tmp_path / "out", snr_after=(1,))
     assert "new, at their initial values: " in lines and "encoder/snr_1/" in lines
     assert "blocks" not in lines.partition("new, at their")[2]
+    rows = [line.split() for line in lines.splitlines()]
+    assert {("snr", "0", "6", "0"), ("encoder", "35", "0", "0"), ("head", "10", "0", "0")} <= {
+        tuple(row) for row in rows}
     del variables["params"]["encoder"]["snr_1"]
     assert_same(dinov2_names.to_dinov2(variables), FILES["dinov2"])
 
