@@ -102,8 +102,10 @@ def read_names(raw: StateDict, network: str = "network") -> Found:
         mine = {name.removeprefix(f"{network}."): value for name, value in state_dict.items()
                 if name.startswith(f"{network}.")}
         if not mine:
-            raise UserError(f"no tensor {network}.*; expected those of a training of VFM-UDA: ask "
-                            f"for the other of {', '.join(NETWORKS)}")
+            raise UserError(f"no tensor {network}.*; expected those of a training of VFM-UDA, and "
+                            "of its student (--weights model: network) and its mean teacher "
+                            "(--weights ema_model: network_ema) the other alone is there: ask for "
+                            "that")
         others = tuple(name for name in state_dict if not name.startswith(f"{network}."))
         return Found(_one_mask_token(mine), others, f"a training of VFM-UDA, its {network}")
     if "encoder.patch_embed.proj.weight" in state_dict:

@@ -122,6 +122,10 @@ def test_the_teacher_of_a_training(tmp_path, capsys):
     (tmp_path / "student").mkdir()
     code, out, _ = convert(capsys, whole, tmp_path / "student")
     assert code == 0 and "the student was taken. For the teacher: --weights ema_model" in out
+    (tmp_path / "alone").mkdir()
+    alone = {name: value for name, value in whole.items() if name.startswith("network.")}
+    refused(convert(capsys, alone, tmp_path / "alone", "--weights", "ema_model"),
+            "no tensor network_ema.*", "--weights model: network")
     for sort in ("dinov2", "transformers"):
         (tmp_path / sort).mkdir()
         refused(convert(capsys, FILES[sort], tmp_path / sort, "--weights", "model"),
