@@ -1,11 +1,14 @@
-"""PyTorch weights of the published lineage into a checkpoint of this project, and back.
+"""PyTorch weights of the published lineages into a checkpoint of this project, and back.
 
     python scripts/convert_torch_ckpt.py IN.pth OUT_DIR
     python scripts/convert_torch_ckpt.py IN.pth OUT_DIR --num_classes 19 --variant snr
+    python scripts/convert_torch_ckpt.py dinov2_vitb14_pretrain.pth OUT_DIR
     python scripts/convert_torch_ckpt.py --export CHECKPOINT OUT.pth [--prefix module.]
+    python scripts/convert_torch_ckpt.py --export CHECKPOINT OUT.pth [--layout vfm_uda]
     python scripts/convert_torch_ckpt.py --export CHECKPOINT FOLDER [--licence mit]
 
-Reads training checkpoints and bare state dicts, PyTorch's old and new file formats, and
+Reads training checkpoints and bare state dicts of ResNet DeepLab-v2 and of DINOv2 (its own files,
+trainings of VFM-UDA, a folder of the transformers package), PyTorch's old and new file formats, and
 safetensors. No code from a file is run. Prints what became of every tensor. Damage inside the
 numbers is noticed in PyTorch's new format, which has checksums; the other formats have none.
 
@@ -16,7 +19,9 @@ these endings, a weights folder (docs/weights.md): the network with all that its
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import flags
@@ -24,8 +29,11 @@ from absl import flags
 from snr_jax import cli
 from snr_jax.core.errors import UserError
 from snr_jax.core.files import checksum, refuse_existing, refuse_pattern, written_whole
-from snr_jax.runs.weights import FILES, save
-from snr_jax.weights import conversion
+from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.create import NETWORKS as MODELS
+from snr_jax.runs.weights import FILES, save, teacher_beside
+from snr_jax.weights import conversion, hugging_face, kinds
+from snr_jax.weights.dinov2_conversion import LAYOUTS
 from snr_jax.weights.folder import CARD, CONFIG, TENSORS, is_of_this_project, write_tensors
 from snr_jax.weights.torch_names import NETWORKS, strip_prefixes
 from snr_jax.workdir.checkpoints import find, load_variables, save_variables
@@ -37,7 +45,8 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_enum(
     "weights", None, NETWORKS, "Which network of a file of self-training to read: the "
-    "student (model) or its mean teacher (ema_model). By default the student, which DACS scores.",
+    "student (model) or its mean teacher (ema_model), in VFM-UDA's network.* or network_ema.*. By "
+    "default the student, which DACS scores.",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
@@ -57,6 +66,11 @@ flags.DEFINE_enum(
     "AdaptSegNet, MaxSquare and SNR, 4 in ADVENT. By default 4 for a file without layer5 "
     "(ADVENT's single-level form), else 2.", flag_values=FLAGS,
 )
+flags.DEFINE_integer(
+    "attention_heads", None, "Heads of a transformer's attention, which no file of tensors says: "
+    "by default those of its config.json, or one for each 64 channels.", lower_bound=1,
+    flag_values=FLAGS,
+)
 flags.DEFINE_bool(
     "reset_heads", False, "Give both heads initial values, whatever the file holds.",
     flag_values=FLAGS,
@@ -72,6 +86,11 @@ flags.DEFINE_bool(
     "allow_four_branches", False, "With --export: also where the heads sum 4 branches, for "
     "ADVENT's code.", flag_values=FLAGS,
 )
+flags.DEFINE_enum(
+    "layout", None, LAYOUTS, "With --export of a transformer to a file: the names of its tensors, "
+    "VFM-UDA's training or, of the backbone alone, DINOv2's or the transformers package's. By "
+    f"default {LAYOUTS[0]}.", flag_values=FLAGS,
+)
 flags.DEFINE_string(
     "licence", "", "With --export FOLDER: that of the weights, as mit, cc-by-nc-4.0 or words.",
     flag_values=FLAGS,
@@ -80,42 +99,67 @@ flags.DEFINE_string(
     "trained_on", "", "With --export FOLDER: the data, in words; by default what the run records.",
     flag_values=FLAGS,
 )
-OF_FILE, OF_FOLDER = ("prefix", "allow_four_branches"), ("licence", "trained_on")
-OF_CONVERT = ("num_classes", "class_names", "variant", "head_branches", "reset_heads",
-              "torchvision", "seed")
+OF_FILE, OF_FOLDER = ("prefix", "allow_four_branches", "layout"), ("licence", "trained_on")
+OF_CONVERT = ("num_classes", "class_names", "variant", "head_branches", "attention_heads",
+              "reset_heads", "torchvision", "seed")
+
+
+class _Input(NamedTuple):
+    """What was given: tensors, words and notes on the file, the kind of network.
+
+    said: flags that another file tells, by name. file: what stands for all, and what it is called.
+    """
+
+    tensors: dict[str, np.ndarray]
+    words: str
+    notes: tuple[str, ...]
+    kind: str
+    said: dict
+    file: tuple[str, str]
 
 
 def _convert(args: flags.FlagValues, source: str, target: str) -> None:
-    """Writes the checkpoint `target` from the PyTorch file `source`, or nothing."""
+    """Writes the checkpoint `target` from the PyTorch file or folder `source`, or nothing."""
     if is_of_this_project(Path(source)):
         raise UserError(f"{source} is a weights folder, which --checkpoint and --config.init_from "
                         f"take as it is. For other heads of its network, give {source}/{TENSORS}")
-    from snr_jax.weights import torch_files
-
-    raw, kind, notes = torch_files.read_torch_file(source, args.weights)
-    options = _of_folder(Path(source), args) | {
-        name: args[name].value for name in OF_CONVERT if args[name].value not in (None, [])}
-    if args.head_branches:
-        options["head_branches"] = int(args.head_branches)
+    found = _read(args, source)
+    kind, raw = kinds.KINDS[found.kind], found.tensors
+    _refuse_foreign(args, found.kind, source)
+    options = found.said | {
+        name: args[name].value for name in OF_CONVERT if args[name].value not in (None, [])
+        and not _foreign(name, found.kind)}
     try:
-        converted = conversion.convert(raw, **options)
+        converted = kind.read(raw, args.weights, **options)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    found = converted.found
-    print(f"{source}: {kind}, {len(raw)} tensors; heads for {found['num_classes'] or 'no'} "
-          f"classes, blocks {found['stage_sizes']}, width {found['width']}, "
-          f"norm_restitution {found['norm_restitution']}")
-    counters = sum(name.endswith(".num_batches_tracked") for name in raw)
-    print(f"({counters} of them num_batches_tracked counters, which no result depends on)")
+    print(f"{source}: {found.words}, {len(raw)} tensors; {kind.told(converted.found, raw)}")
     print(conversion.describe(converted))
-    for note in notes:
+    for note in found.notes:
         print(f"note: {note}")
-    meta = {"model": converted.model, "source": _source(source, kind, raw, converted.heads)}
+    meta = {"model": architecture(MODELS[found.kind](**converted.model)),
+            "source": _source(found, converted.heads)}
     if converted.class_names:
         meta["class_names"] = list(converted.class_names)
     with written_whole(target) as unfinished:
         save_variables(unfinished, converted.variables, meta)
     print(f"wrote {target}")
+
+
+def _read(args: flags.FlagValues, source: str) -> _Input:
+    from snr_jax.weights import torch_files
+
+    folder = hugging_face.find(Path(source))
+    files = [torch_files.read_torch_file(str(file), args.weights)
+             for file in (folder.files if folder else (source,))]
+    tensors = {name: value for file in files for name, value in file.tensors.items()}
+    notes = tuple(note for file in files for note in file.notes)
+    if folder:
+        name = f"{Path(source).absolute().name}/{folder.named.name}"
+        return _Input(tensors, f"a folder of the transformers package, {files[0].kind}", notes,
+                      "dinov2", {"attention_heads": folder.heads}, (str(folder.named), name))
+    return _Input(tensors, files[0].kind, notes, kinds.of_file(tensors),
+                  _of_folder(Path(source), args), (source, os.path.basename(source)))
 
 
 def _of_folder(file: Path, args: flags.FlagValues) -> dict:
@@ -124,21 +168,33 @@ def _of_folder(file: Path, args: flags.FlagValues) -> dict:
         return {}
     meta = find(file.parent).meta
     model, names = meta["model"], meta.get("class_names", [])
-    if odd := [f"{key} {model[key]}" for key in ("stride_in", "exposure")
-               if model[key] not in ("conv1", False)]:
+    kind = kinds.KINDS[model["backbone"]]
+    if odd := [f"{key} {model[key]}" for key, value in kind.unsaid.items() if model[key] != value]:
         raise UserError(f"{file} is of a network with {', '.join(odd)}, which a file of PyTorch "
                         f"cannot say; --checkpoint and --config.init_from take {file.parent}")
     fitting = {"class_names": names} if args.num_classes in (None, len(names)) else {}
-    return {"head_branches": model["head_branches"], **fitting}
+    return {flag: model[key] for key, flag in kind.said.items()} | fitting
 
 
-def _source(path: str, kind: str, raw: dict[str, np.ndarray], heads: tuple[str, ...]) -> dict:
+def _foreign(flag: str, kind: str) -> bool:
+    """Whether a flag is one of another kind of network."""
+    return any(flag in other.flags for name, other in kinds.KINDS.items() if name != kind)
+
+
+def _refuse_foreign(args: flags.FlagValues, kind: str, source: str) -> None:
+    """Raises UserError for flags of another kind of network."""
+    if odd := [f"--{name}" for name in args if args[name].present and _foreign(name, kind)]:
+        raise UserError(f"{', '.join(odd)}: not for a {kinds.KINDS[kind].called}, as which "
+                        f"{source} is read: leave it out")
+
+
+def _source(found: _Input, heads: tuple[str, ...]) -> dict:
     """Where the values come from, for the checkpoint's meta. heads: those of the file."""
+    path, name = found.file
     # Kept for the way back alone, so that an untouched checkpoint returns bit for bit.
-    counters = {name: int(value) for name, value in strip_prefixes(raw).items()
+    counters = {name: int(value) for name, value in strip_prefixes(found.tensors).items()
                 if name.endswith(".num_batches_tracked") and value}
-    return {"file": os.path.basename(path), "sha256": checksum(path), "kind": kind,
-            "heads": list(heads),
+    return {"file": name, "sha256": checksum(path), "kind": found.words, "heads": list(heads),
             "num_batches_tracked": counters}
 
 
@@ -151,23 +207,27 @@ def _export_folder(args: flags.FlagValues, source: str, target: str) -> None:
 
 def _export_file(args: flags.FlagValues, source: str, target: str) -> None:
     """Writes the checkpoint `source` as a state dict, .pth in the format all versions read."""
-    variables, meta = load_variables(source)
+    found = find(source)
+    name = found.meta["model"]["backbone"]
+    _refuse_foreign(args, name, source)
+    kind = kinds.KINDS[name]
+    variables, meta = load_variables(found)
+    options = {flag: args[flag].value for flag in kind.flags
+               if flag in OF_FILE and args[flag].present}
     try:
-        state_dict, notes = conversion.to_published(
-            variables, meta, allow_four_branches=args.allow_four_branches)
+        export = kind.export(variables, meta, partial(teacher_beside, found), **options)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    tensors = {args.prefix + name: value for name, value in state_dict.items()}
+    tensors = {args.prefix + name: value for name, value in export.tensors.items()}
     with written_whole(target) as unfinished:
         if target.endswith(FILES[-1]):
             write_tensors(unfinished, tensors)
         else:
             from snr_jax.weights import torch_files
 
-            torch_files.write_torch_file(unfinished, tensors)
-    print(f"wrote {target}: {len(tensors)} tensors, {meta['model']['num_classes']} classes, "
-          f"norm_restitution {meta['model']['norm_restitution']}")
-    for note in notes:
+            torch_files.write_torch_file(unfinished, tensors, export.under)
+    print(f"wrote {target}: {len(tensors)} tensors, {export.told}")
+    for note in export.notes:
         print(f"note: {note}")
 
 

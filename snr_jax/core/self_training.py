@@ -21,7 +21,6 @@ from jax import lax
 
 from snr_jax.core import losses, mixing
 from snr_jax.core.labels import IGNORE
-from snr_jax.core.models.create import backbone_of
 from snr_jax.core.models.deeplab import Output
 from snr_jax.core.state import TrainState
 from snr_jax.core.steps import (
@@ -33,10 +32,10 @@ from snr_jax.core.steps import (
     Term,
     Terms,
     View,
-    augment_for,
     inside,
     make_update,
     prepared,
+    seen_by,
     source_terms,
     within,
 )
@@ -132,17 +131,18 @@ def paste(
 
 def follow(
     state: TrainState, after: TrainState, stats: dict, *, momentum: float, count: int,
-    blend_stats: bool,
+    blend_stats: bool, statistics: str,
 ) -> TrainState:
     """`after`, the student's update of `state`, with the teacher that follows it.
 
     stats: the teacher's. momentum, count: of `teacher_share`. blend_stats: they follow the
-    student's too.
+    student's too. statistics: "teacher" leaves the student with the teacher's.
     """
     keep = teacher_share(state.step, momentum, count)
     params = _blend(keep, state.teacher["params"], after.params)
     stats = _blend(keep, stats, after.batch_stats) if blend_stats else stats
-    return after.replace(teacher={"params": params, "batch_stats": stats})
+    own = stats if statistics == "teacher" else after.batch_stats
+    return after.replace(teacher={"params": params, "batch_stats": stats}, batch_stats=own)
 
 
 def pseudo_terms(output: Output, part: Batch, *, name: str, weight: float) -> Terms:
@@ -185,10 +185,9 @@ def make_classmix_step(
     _refuse_unknown(teacher_mode=(teacher_mode, TEACHER_MODES), weight=(weight, WEIGHTS),
                     statistics=(statistics, STATISTICS))
     draw = partial(prepared, seed=seed, axis_name=axis_name)
-    prepare_source = prepare_source or augment_for(model)
-    prepare_target = prepare_target or augment_for(model)
-    strengthen = strengthen or partial(
-        mixing.strong_augment, preprocessing=backbone_of(model).preprocessing)
+    prepare_source, prepare_target = (
+        seen_by(model, prepare) for prepare in (prepare_source, prepare_target))
+    strengthen = seen_by(model, strengthen, mixing.strong_augment)
     label = partial(label_target, model, threshold=threshold, weight=weight, axis_name=axis_name,
                     rows_left_out=rows_left_out, flip=teacher_flip,
                     train=teacher_mode == "train" and not freeze_bn)
@@ -216,9 +215,7 @@ def make_classmix_step(
             views.append(View(pseudo | hidden, of_masked))
         after, metrics = update(state, views)
         after = follow(state, after, teacher_stats, momentum=teacher_momentum, count=teacher_count,
-                       blend_stats=teacher_mode == "eval" and not freeze_bn)
-        if statistics == "teacher":
-            after = after.replace(batch_stats=after.teacher["batch_stats"])
+                       blend_stats=teacher_mode == "eval" and not freeze_bn, statistics=statistics)
         return after, metrics | {"sure_share": share}
 
     return step

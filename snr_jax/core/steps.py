@@ -110,9 +110,11 @@ def prepared(
     return prepare(key, image, first_sample=first)
 
 
-def augment_for(model: nn.Module) -> Prepare:
-    """`augment`, to what this network takes."""
-    return partial(augment, preprocessing=backbone_of(model).preprocessing)
+def seen_by(
+    model: nn.Module, prepare: Prepare | None, otherwise: Callable[..., jax.Array] = augment
+) -> Prepare:
+    """`prepare`; where there is none, `otherwise` as far as to what this network takes."""
+    return prepare or partial(otherwise, preprocessing=backbone_of(model).preprocessing)
 
 
 def view_gradients(
@@ -228,7 +230,7 @@ def make_source_step(
     accumulate_steps: parts of the batch that run one after another; B a multiple of it.
     prepare_source: (key, image, first_sample=) → the image as the network sees it; None: `augment`.
     """
-    see = partial(prepared, prepare_source or augment_for(model), seed=seed, axis_name=axis_name)
+    see = partial(prepared, seen_by(model, prepare_source), seed=seed, axis_name=axis_name)
     of_source = partial(
         source_terms, lambda_seg=lambda_seg, restitution_weight=restitution_weight)
     update = make_update(model=model, tx=tx, freeze_bn=freeze_bn,
@@ -267,8 +269,8 @@ def make_adaptation_step(
     cross-entropy on the source and its multi-level guidance on the target.
     """
     see = partial(prepared, seed=seed, axis_name=axis_name)
-    prepare_source = prepare_source or augment_for(model)
-    prepare_target = prepare_target or augment_for(model)
+    prepare_source, prepare_target = (
+        seen_by(model, prepare) for prepare in (prepare_source, prepare_target))
     of_source = partial(
         source_terms, lambda_seg=lambda_seg, restitution_weight=restitution_weight)
     update = make_update(model=model, tx=tx, freeze_bn=freeze_bn,

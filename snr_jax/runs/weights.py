@@ -94,6 +94,15 @@ def _in_memory(source: Network) -> _Content:
     return _Content(variables, meta, _data(None, meta))
 
 
+def teacher_beside(found: Checkpoint) -> dict | None:
+    """The variables of the mean teacher that a run saved with its last step; None without one."""
+    path = found.run and checkpoints.folder(found.run, "teacher")
+    if not path or found.name != "final" or not path.is_dir():
+        return None
+    teacher = checkpoints.find(path)
+    return checkpoints.load_variables(teacher)[0] if teacher.step == found.step else None
+
+
 def _data(found: Checkpoint | None, meta: Mapping) -> dict:
     """What a network was trained on, as far as its run or its meta says: a sentence and names."""
     if found and found.run and (found.run / record.RUN_FILE).is_file():

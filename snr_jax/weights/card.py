@@ -3,11 +3,13 @@
 Nothing is invented: what is not recorded is listed as not known.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import isfinite, nan
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
+
+from snr_jax.core.models.dinov2 import SIZES
 
 # Identifiers of licences that the hubs know; other words are told beside "other".
 LICENCES = (
@@ -16,8 +18,8 @@ LICENCES = (
     "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "openrail", "unlicense",
 )
 _UNKNOWN = "not recorded"
-_NORMS = {"none": "without restitution", "in": "instance norm after its first three layers",
-          "snr": "SNR (style normalisation and restitution) after its first three layers"}
+_NORMS = {"none": "without restitution", "in": "instance norm",
+          "snr": "SNR (style normalisation and restitution)"}
 # What the checkpoints of a run were chosen by.
 _CHOSEN = {
     "final": "the last step of its training",
@@ -28,16 +30,89 @@ _CHOSEN = {
 }
 
 
+class _Kind(NamedTuple):
+    """What a card says of one kind of network, from what config.json has under `model`."""
+
+    tag: str
+    title: Callable[[Mapping], str]
+    sizes: Callable[[Mapping], str]
+    code: str  # how the published code takes the tensors
+    odd: Callable[[Mapping], list[str]]  # arguments for which that code computes something else
+    trained: str  # the tensors of training alone
+
+
+def _resnet_title(model: Mapping) -> str:
+    norm = model["norm_restitution"]
+    where = "" if norm == "none" else " after its first three layers"
+    return f"a ResNet DeepLab-v2 ({_NORMS[norm]}{where})"
+
+
+def _resnet_sizes(model: Mapping) -> str:
+    return (f"blocks {', '.join(map(str, model['stage_sizes']))}, width {model['width']}, heads "
+            f"that sum {model['head_branches']} branches")
+
+
+def _resnet_odd(model: Mapping) -> list[str]:
+    return [f"{key} {model[key]}" for key, published in
+            (("head_branches", 2), ("stride_in", "conv1"), ("exposure", False), ("width", 64),
+             ("stage_sizes", [3, 4, 23, 3]))
+            if (list(model[key]) if key == "stage_sizes" else model[key]) != published]
+
+
+def _with_snr(model: Mapping) -> bool:
+    return bool(model["snr_after"]) and model["norm_restitution"] != "none"
+
+
+def _dinov2_title(model: Mapping) -> str:
+    size = {key: model[key] for key in ("width", "depth", "heads")}
+    name = next((f"-{letter.upper()}" for letter, of in SIZES.items() if of == size), "")
+    blocks = f"block{'s' * (len(model['snr_after']) > 1)} {', '.join(map(str, model['snr_after']))}"
+    snr = f" ({_NORMS[model['norm_restitution']]} after {blocks})" if _with_snr(model) else ""
+    return f"a DINOv2 ViT{name}{snr} with a light head"
+
+
+def _dinov2_sizes(model: Mapping) -> str:
+    return (f"{model['depth']} blocks, width {model['width']}, {model['heads']} heads, "
+            f"patches of {model['patch']}, {model['registers']} registers")
+
+
+def _dinov2_odd(model: Mapping) -> list[str]:
+    size = {key: model[key] for key in ("width", "depth", "heads")}
+    odd = [f"{key} {value}" for key, value in size.items()] if size not in SIZES.values() else []
+    odd += [f"{key} {model[key]}" for key, published in
+            (("patch", 14), ("grid", 37), ("registers", 0)) if model[key] != published]
+    return odd + (["SNR blocks (encoder.snr_*), which are no part of it"] if _with_snr(model)
+                  else [])
+
+
+_KINDS = {
+    "resnet": _Kind(
+        "deeplab", _resnet_title, _resnet_sizes,
+        "The tensors of model.safetensors have the names and the layout of the published "
+        "PyTorch code: `model.load_state_dict(safetensors.torch.load_file(...))`. ",
+        _resnet_odd, "restitution1 to restitution3",
+    ),
+    "dinov2": _Kind(
+        "dinov2", _dinov2_title, _dinov2_sizes,
+        "The tensors of model.safetensors have the names and the layout of VFM-UDA's network in "
+        "PyTorch: `network.load_state_dict(safetensors.torch.load_file(...), strict=False)`; "
+        "token_masking.mask_token, which is not among them, is encoder.mask_token once more. Its "
+        "code takes square images alone. ",
+        _dinov2_odd, "restitution_*",
+    ),
+}
+
+
 def card(name: str, config: Mapping, numbers: int) -> str:
     """README.md, in markdown after the front matter that hubs read.
 
     config: the content of config.json. numbers: how many parameters the network has.
     """
+    model = config["model"]
     parts = [
         f"# {name}",
-        f"Semantic segmentation into {config['model']['num_classes']} classes by the JAX/Flax "
-        "package `snr_jax`: a ResNet DeepLab-v2 "
-        f"({_NORMS[config['model']['norm_restitution']]}).",
+        f"Semantic segmentation into {model['num_classes']} classes by the JAX/Flax package "
+        f"`snr_jax`: {_KINDS[model['backbone']].title(model)}.",
         _table(("", ""), [(key, text) for key, text in _facts(config, numbers).items()]),
         "Classes, in the order of their numbers: " + ", ".join(config["class_names"]) + ".",
         "## Scores\n\n" + _scores(config),
@@ -57,7 +132,8 @@ def _front_matter(name: str, config: Mapping) -> dict:
         front = {"license": "other", "license_name": licence} if licence else {}
     front |= {
         "library_name": "snr_jax", "pipeline_tag": "image-segmentation",
-        "tags": ["semantic-segmentation", "jax", "flax", "deeplab"],
+        "tags": ["semantic-segmentation", "jax", "flax",
+                 _KINDS[config["model"]["backbone"]].tag],
     }
     if config["datasets"]:
         front["datasets"] = config["datasets"]
@@ -103,15 +179,13 @@ def _scores(config: Mapping) -> str:
 def _facts(config: Mapping, numbers: int) -> dict[str, str]:
     model, source = config["model"], config.get("source", {})
     seen = config["preprocessing"]
-    mean = ", ".join(f"{value:.3f}" for value in seen["mean"])
     exposure = ", each image scaled to one mean brightness first" if seen["exposure"] else ""
     size = "{} x {}".format(*seen["size"]) if seen["size"] else f"size in training {_UNKNOWN}"
     facts = {
         "licence": config["licence"] or "not stated",
         "trained on": config["trained_on"] or _UNKNOWN,
-        "network": f"blocks {', '.join(map(str, model['stage_sizes']))}, width {model['width']}, "
-                   f"heads that sum {model['head_branches']} branches, {numbers:,} parameters",
-        "input": f"{seen['channels']}, 0 to 255, minus ({mean}){exposure}; {size}",
+        "network": f"{_KINDS[model['backbone']].sizes(model)}, {numbers:,} parameters",
+        "input": f"{_input(seen)}{exposure}; {size}",
     }
     if "step" in source:
         recipe = f", recipe {source['recipe']}" if source.get("recipe") else ""
@@ -123,20 +197,26 @@ def _facts(config: Mapping, numbers: int) -> dict[str, str]:
     return facts
 
 
+def _input(seen: Mapping) -> str:
+    """What becomes of the numbers of an image, 0 to 255."""
+    def told(values: list[float]) -> str:
+        return f"({', '.join(f'{value:.3f}' for value in values)})"
+
+    if "unit" not in seen:
+        return f"{seen['channels']}, 0 to 255, minus {told(seen['mean'])}"
+    return (f"{seen['channels']}, 0 to 255, / {seen['unit']:g}, minus {told(seen['mean'])}, "
+            f"over {told(seen['deviation'])}")
+
+
 def _use(config: Mapping) -> str:
+    kind = _KINDS[config["model"]["backbone"]]
     text = ("    python -m snr_jax.predict --checkpoint THIS_FOLDER --images photos --out "
-            "predictions\n\n"
-            "The tensors of model.safetensors have the names and the layout of the published "
-            "PyTorch code: `model.load_state_dict(safetensors.torch.load_file(...))`. ")
-    model = config["model"]
-    odd = [f"{key} {model[key]}" for key, published in
-           (("head_branches", 2), ("stride_in", "conv1"), ("exposure", False), ("width", 64),
-            ("stage_sizes", [3, 4, 23, 3]))
-           if (list(model[key]) if key == "stage_sizes" else model[key]) != published]
+            f"predictions\n\n{kind.code}")
+    odd = kind.odd(config["model"])
     text += (f"That code computes something else with them, or nothing, since this network has "
              f"{', '.join(odd)}." if odd else "It computes the same there.")
     if any("['restitution" in key for key in config["checksums"]["variables"]):
-        text += (" The tensors restitution1 to restitution3, which the restitution loss trains, "
+        text += (f" The tensors {kind.trained}, which the restitution loss trains, "
                  "are no part of it: leave them out, or load with `strict=False`.")
     return text
 

@@ -1,6 +1,8 @@
-"""DINOv2's published weights as variables of `ViTSegmenter`; the way back is `dinov2_names`."""
+"""DINOv2's published weights as variables of `ViTSegmenter`, and back."""
 
 from collections.abc import Sequence
+
+import numpy as np
 
 from snr_jax.core.errors import UserError
 from snr_jax.core.models.light_head import DINOV2, ViTSegmenter
@@ -13,9 +15,10 @@ from snr_jax.weights.conversion import (
     examples,
     require_sound,
 )
-from snr_jax.weights.torch_names import Account, StateDict
+from snr_jax.weights.torch_names import Account, StateDict, Variables
 
 HEAD = "upscale, out"
+LAYOUTS = ("vfm_uda", "dinov2", "transformers")  # of files that are written
 
 
 def convert(
@@ -24,7 +27,7 @@ def convert(
     network: str = "network",
     num_classes: int | None = None,
     class_names: Sequence[str] = (),
-    heads: int | None = None,
+    attention_heads: int | None = None,
     snr_after: Sequence[int] = (),
     reset_heads: bool = False,
     seed: int = 0,
@@ -32,12 +35,12 @@ def convert(
     """A state dict of any of the three kinds as variables, with the arguments of `ViTSegmenter`.
 
     network: of a training of VFM-UDA the student ("network") or the teacher ("network_ema").
-    heads: of the attention; by default one for each 64 channels. snr_after: blocks after which SNR
+    attention_heads: by default one for each 64 channels. snr_after: blocks after which SNR
     is put, with initial values, as the file's lack has them from `seed`. Raises UserError where the
     file is incomplete, of another network, or holds values that no network has.
     """
     found = dinov2_names.read_names(raw, network)
-    arguments = dinov2_names.infer_architecture(found.tensors, heads)
+    arguments = dinov2_names.infer_architecture(found.tensors, attention_heads)
     has_head = arguments["num_classes"] is not None and not reset_heads
     classes = choose_classes(arguments["num_classes"], num_classes, reset_heads)
     names = choose_names(classes, class_names)
@@ -77,6 +80,9 @@ def _notes(
 ) -> list[str]:
     """Sentences for the user."""
     notes = [f"the file is {found.kind}"]
+    if any(name.startswith(f"{dinov2_names.NETWORKS[1]}.") for name in found.unused):
+        notes.append("it holds the student (network) and its mean teacher (network_ema): the "
+                     "student was taken. For the teacher: --weights ema_model")
     if not head:
         notes.append("no head in the file: it keeps initial values")
     if head and reset_heads:
@@ -85,3 +91,24 @@ def _notes(
         notes.append("no mask token in the file: it keeps initial values, which masked consistency "
                      "alone would see")
     return notes
+
+
+def to_published(
+    variables: Variables, layout: str, teacher: Variables | None = None
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The state dict of variables in one of LAYOUTS, and notes for the user.
+
+    teacher: the mean teacher's, for the layout vfm_uda. Raises UserError for SNR blocks.
+    """
+    notes = []
+    if any(name.startswith("restitution") for name in variables["params"]):
+        notes.append("the classifiers of the restitution loss are no part of the network: left out")
+    if layout == "vfm_uda":
+        has = "those of the run's teacher" if teacher else "the same once more"
+        notes.append(f"network.* are the tensors asked for, network_ema.* {has}")
+        return dinov2_names.to_vfm_uda(variables, teacher), notes
+    notes.append("the head has no place in this layout: left out")
+    if layout == "dinov2":
+        return dinov2_names.to_dinov2(variables), notes
+    notes.append("as model.safetensors beside its config.json Dinov2Model.from_pretrained reads it")
+    return dinov2_names.to_transformers(variables), notes

@@ -102,8 +102,10 @@ def read_names(raw: StateDict, network: str = "network") -> Found:
         mine = {name.removeprefix(f"{network}."): value for name, value in state_dict.items()
                 if name.startswith(f"{network}.")}
         if not mine:
-            raise UserError(f"no tensor {network}.*; expected those of a training of VFM-UDA: ask "
-                            f"for the other of {', '.join(NETWORKS)}")
+            raise UserError(f"no tensor {network}.*; expected those of a training of VFM-UDA, and "
+                            "of its student (--weights model: network) and its mean teacher "
+                            "(--weights ema_model: network_ema) the other alone is there: ask for "
+                            "that")
         others = tuple(name for name in state_dict if not name.startswith(f"{network}."))
         return Found(_one_mask_token(mine), others, f"a training of VFM-UDA, its {network}")
     if "encoder.patch_embed.proj.weight" in state_dict:
@@ -179,6 +181,15 @@ def _name_of(path: tuple[str, ...]) -> str | None:
     return ".".join([*modules, "weight" if leaf in ("kernel", "scale") else leaf])
 
 
+def _path_of(name: str, axes: int) -> tuple[str, ...]:
+    """The inverse of `_name_of`. axes: of the tensor, by which weights have two names here."""
+    module, _, leaf = name.rpartition(".")
+    modules = re.sub(r"\b(blocks|upscale)\.(\d+)", r"\1_\2", module).split(".")
+    if leaf == "weight":
+        leaf = "scale" if axes == 1 else "kernel"
+    return (*(() if modules[0] == "encoder" else ("head",)), *modules, leaf)
+
+
 def _to_ours(name: str, value: np.ndarray) -> np.ndarray:
     """A tensor in our layout."""
     if not name.endswith(".weight") or np.ndim(value) not in (2, 4):
@@ -251,9 +262,16 @@ def to_segmenter(variables: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
             state_dict[name] = _to_theirs(name, np.asarray(value))
         elif path[1].startswith("snr_"):
             raise UserError(f"{'/'.join(path)} has no name in the published network, which has no "
-                            "SNR blocks and would compute something else: a network with "
-                            "snr_after=() alone can be written for it")
+                            "SNR blocks and would compute something else. A file takes networks "
+                            "with snr_after=() alone, a weights folder every one")
     return state_dict
+
+
+def from_segmenter(state_dict: StateDict) -> Variables:
+    """The inverse of `to_segmenter`, for the tensors of one network under these names alone."""
+    flat = {_path_of(name, np.ndim(value)): _to_ours(name, value)
+            for name, value in state_dict.items()}
+    return {"params": unflatten_dict(flat), "batch_stats": {}}
 
 
 def to_vfm_uda(

@@ -10,6 +10,7 @@ What is read back is what was written, bit for bit, or one line says what is wro
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +26,8 @@ from snr_jax.core.files import without_nan, written_whole
 from snr_jax.core.models.create import NETWORKS, Network, create_recorded
 from snr_jax.core.state import variable_shapes
 from snr_jax.weights.card import card
-from snr_jax.weights.torch_names import Variables, from_torch, to_torch
+from snr_jax.weights.kinds import KINDS
+from snr_jax.weights.torch_names import Variables
 
 TENSORS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FORMAT = 1
@@ -33,7 +35,7 @@ ADVICE = ". Copy the folder again, or write it anew with snr_jax.save"
 # Keys of config.json that are no part of a checkpoint's meta.
 ABOUT = ("library", "format", "licence", "trained_on", "datasets", "checkpoint", "preprocessing")
 _NEEDED = ("class_names", "class_colors", "preprocessing", "checksums", "checksum")
-_EXTRA = "restitution"  # begins the modules that the published network does not have
+_EXTRA = "restitution"  # begins the modules of training alone
 _COUNTER = ".num_batches_tracked"
 _WEIGHTS, _COUNTS = ("F32", "F64"), ("I64",)
 
@@ -85,7 +87,7 @@ def write(path: str | os.PathLike, variables: Variables, meta: Mapping, about: M
     }
     config = json.loads(json.dumps(config))
     counters = meta.get("source", {}).get("num_batches_tracked", {})
-    tensors = _tensors(variables, counters)
+    tensors = _tensors(meta["model"]["backbone"], variables, counters)
     _require_fitting(tensors, _shapes(_network(meta)))
     numbers = sum(np.size(leaf) for path, leaf in flatten_dict(variables["params"]).items()
                   if not path[0].startswith(_EXTRA))
@@ -105,13 +107,20 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) ->
     Path(path).write_bytes(save(in_order, {"format": "pt"}))  # save_file is for its owner alone
 
 
-def _tensors(variables: Variables, counters: Mapping[str, int]) -> dict[str, np.ndarray]:
+def _tensors(
+    kind: str, variables: Variables, counters: Mapping[str, int]
+) -> dict[str, np.ndarray]:
     """Every variable by its name in the file; counters: those of batch norms that are not 0."""
-    tensors = to_torch(variables)
+    flat = flatten_dict(variables)
+    own = {path: name for path in flat if _is_own(kind, name := ".".join(path[1:]))}
+    published = {path: leaf for path, leaf in flat.items() if path not in own}
+    tensors = KINDS[kind].names_out(unflatten_dict(published))
     tensors |= {name: np.array(n, np.int64) for name, n in counters.items() if name in tensors}
-    tensors |= {".".join(path[1:]): leaf for path, leaf in flatten_dict(variables).items()
-                if path[1].startswith(_EXTRA)}
-    return tensors
+    return tensors | {name: flat[path] for path, name in own.items()}
+
+
+def _is_own(kind: str, name: str) -> bool:
+    return re.match(KINDS[kind].own, name) is not None
 
 
 def _require_fitting(have: Mapping[str, np.ndarray], want: Mapping[str, tuple[int, ...]]) -> None:
@@ -194,7 +203,10 @@ def read_variables(path: Path, meta: Mapping) -> Variables:
     missing or damaged, and for a missing, further, misshapen or other tensor.
     """
     file = path / TENSORS
-    want = _shapes(_network(meta))
+    try:
+        want = _shapes(_network(meta))
+    except UserError as error:
+        raise UserError(f"{path / CONFIG} has {error}{ADVICE}") from error
     try:
         with safe_open(file, framework="numpy") as opened:
             names = opened.keys()
@@ -207,10 +219,11 @@ def read_variables(path: Path, meta: Mapping) -> Variables:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} is no whole safetensors file ({_reason(file, error)}){ADVICE}"
                         ) from None
-    extra = {("params", *name.split(".")): value for name, value in tensors.items()
-             if name.startswith(_EXTRA)}
-    variables, _ = from_torch({k: v for k, v in tensors.items() if not k.startswith(_EXTRA)})
-    return unflatten_dict(flatten_dict(variables) | extra)
+    kind = meta["model"]["backbone"]
+    own = {("params", *name.split(".")): value for name, value in tensors.items()
+           if _is_own(kind, name)}
+    variables = KINDS[kind].names_in({k: v for k, v in tensors.items() if not _is_own(kind, k)})
+    return {name: {} for name in variables} | unflatten_dict(flatten_dict(variables) | own)
 
 
 def _network(meta: Mapping) -> Network:
@@ -226,7 +239,8 @@ def _shapes(network: Network) -> dict[str, tuple[int, ...]]:
     """The shape of each of its tensors, by its name in the file."""
     flat = {path: np.zeros(leaf.shape, np.int8)
             for path, leaf in flatten_dict(variable_shapes(network)).items()}
-    return {name: value.shape for name, value in _tensors(unflatten_dict(flat), {}).items()}
+    tensors = _tensors(network.backbone.kind, unflatten_dict(flat), {})
+    return {name: value.shape for name, value in tensors.items()}
 
 
 def _refuse_others(

@@ -28,6 +28,7 @@ _ALLOWED = [
 
 
 _NETWORK = re.compile(r"^(?:module\.|_orig_mod\.)*(model|ema_model)\.")
+_OF_VFM_UDA = re.compile(r"^(?:module\.|_orig_mod\.|model\.)*network(_ema)?\.")
 
 
 class TorchFile(NamedTuple):
@@ -74,8 +75,8 @@ def _one_network(path: str, content: object, wanted: str | None) -> tuple[object
 
     They lie under keys (DACS), or their names begin with them, as `ema_model.` (DAFormer).
     """
-    if not isinstance(content, Mapping):
-        return content, []
+    if not isinstance(content, Mapping) or any(_OF_VFM_UDA.match(str(name)) for name in content):
+        return content, []  # names that dinov2_names tells apart, and accounts for
     under = {name: content[name] for name in NETWORKS if _tensors(content.get(name))}
     begun = {match[1] for name in content if (match := _NETWORK.match(str(name)))}
     there = list(under) or [name for name in NETWORKS if name in begun]
@@ -208,7 +209,12 @@ def _without(name: str) -> str:
     return f"If the network does not need it, save the file again without {name!r}"
 
 
-def write_torch_file(path: str | os.PathLike, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Writes a bare state dict in PyTorch's old format, which all versions read."""
+def write_torch_file(
+    path: str | os.PathLike, state_dict: Mapping[str, np.ndarray], under: str = ""
+) -> None:
+    """Writes a state dict in PyTorch's old format, which all versions read.
+
+    under: the key of a dict that it is put under; bare without one.
+    """
     tensors = OrderedDict((name, torch.from_numpy(np.array(v))) for name, v in state_dict.items())
-    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+    torch.save({under: tensors} if under else tensors, path, _use_new_zipfile_serialization=False)

@@ -46,10 +46,12 @@ _COUNTER = "num_batches_tracked"  # PyTorch's; no value of it changes a result
 _GROUPS = (  # what an account counts together: (label, pattern of names)
     ("stem", r"(conv1|bn1)\."),
     *((f"layer{n}", rf"layer{n}\.") for n in (1, 2, 3, 4)),
-    ("snr", r"(IN|style_reid_laye)\d"),
+    ("snr", r"(IN|style_reid_laye)\d|encoder/snr_"),
+    ("encoder", r"encoder/"),  # of a transformer, whose variables have no name in this table
+    ("head", r"head/"),
     ("layer5 (auxiliary head)", r"layer5\."),
     ("layer6 (main head)", r"layer6\."),
-    ("restitution classifiers", r"restitution\d"),
+    ("restitution classifiers", r"restitution_?\d"),
     ("other", r""),
 )
 BACKBONE = ("stem", "layer1", "layer2", "layer3", "layer4")
@@ -273,7 +275,8 @@ def merge(initial: Variables, loaded: Variables, unused: Sequence[str] = ()
         missing=tuple(label[path] for path in in_order if path not in have),
         unused=(*(label[path] for path in in_order if path not in want), *unused),
     )
-    return _variables({path: have.get(path, value) for path, value in want.items()}), account
+    merged = unflatten_dict({path: have.get(path, value) for path, value in want.items()})
+    return {name: {} for name in initial} | merged, account
 
 
 def _torch_shape(path: tuple[str, ...], value: np.ndarray) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ def test_features(registers, tmp_path):
     than DINOv2."""
     theirs, size = make_model(registers), KINDS[registers][1]
     theirs.save_pretrained(tmp_path)
-    raw, _ = read_torch_file(str(tmp_path / "model.safetensors"))
+    raw, _, _ = read_torch_file(str(tmp_path / "model.safetensors"))
     found = dinov2_names.read_names(raw)
     shape = dinov2_names.infer_architecture(found.tensors, 4) | {"num_classes": 3}
     initial = initial_variables(ViTSegmenter(**shape), 0)

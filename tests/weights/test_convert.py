@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
+from functools import partial
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from snr_jax import convert as convert_torch_ckpt
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import class_names
 from snr_jax.core.models.backbone import architecture
+from snr_jax.core.models.create import create_recorded
 from snr_jax.core.models.deeplab import DeepLab
 from snr_jax.core.state import initial_variables
 from snr_jax.runs import network
@@ -100,7 +102,7 @@ def test_there_and_back(tmp_path, capsys, old, variant, training):
     np.testing.assert_array_equal(variables["params"]["layer3_0"]["conv2"]["kernel"],
                                   expected["params"]["layer3_0"]["conv2"]["kernel"])
     model = {**meta["model"], "stage_sizes": tuple(meta["model"]["stage_sizes"])}
-    assert model == {**TINY, "norm_restitution": variant, "head_branches": 2,
+    assert model == {"backbone": "resnet", **TINY, "norm_restitution": variant, "head_branches": 2,
                      "stride_in": "conv1", "exposure": False}
     assert meta["source"]["file"] == "in.pth" and len(meta["source"]["sha256"]) == 64
     assert ("training checkpoint" in meta["source"]["kind"]) == training
@@ -125,7 +127,7 @@ def test_converted_network_computes_what_the_twin_computes(tmp_path, capsys):
     images = np.random.default_rng(0).normal(0, 50, (1, 33, 41, 3)).astype(np.float32)
     assert convert(capsys, model.state_dict(), tmp_path)[0] == 0
     variables, meta = load_variables(str(tmp_path / "out"))
-    ours = jax.jit(lambda v: DeepLab(**meta["model"]).apply(v, images, train=False))(variables)
+    ours = jax.jit(partial(create_recorded(meta["model"]).apply, train=False))(variables, images)
     with torch.no_grad():
         main, aux = model(torch.from_numpy(images.transpose(0, 3, 1, 2)))
     for got, want in ((ours.main, main), (ours.aux, aux)):
@@ -183,7 +185,7 @@ def test_baseline_weights_into_an_snr_network(tmp_path, capsys):
     assert line.partition("snr: ")[2].split(", ") == SNR_NAMES
     variables, meta = load_variables(str(tmp_path / "out"))
     assert meta["model"]["norm_restitution"] == "snr"
-    initial = initial_variables(DeepLab(**meta["model"]), 0)
+    initial = initial_variables(create_recorded(meta["model"]), 0)
     np.testing.assert_array_equal(variables["params"]["snr1"]["fc1"]["kernel"],
                                   initial["params"]["snr1"]["fc1"]["kernel"])
     np.testing.assert_array_equal(variables["params"]["bn1"]["scale"], twin("none")["bn1.weight"])
@@ -220,7 +222,7 @@ def test_published_initial_weights(tmp_path, capsys):
     assert "torchvision" not in out
     variables, meta = load_variables(str(tmp_path / "out"))
     assert meta["model"]["num_classes"] == 13
-    initial = initial_variables(DeepLab(**meta["model"]), 0)["params"]
+    initial = initial_variables(create_recorded(meta["model"]), 0)["params"]
     for head in ("layer5", "layer6"):
         for i in range(4):
             np.testing.assert_array_equal(
@@ -287,7 +289,7 @@ def test_torchvision_network_computes_with_its_own_stride(tmp_path, capsys):
                            to_torch(variables).items()}, strict=True)
     block = model.layer2[0]
     images = np.random.default_rng(0).normal(0, 50, (1, 33, 41, 3)).astype(np.float32)
-    ours = jax.jit(lambda v: DeepLab(**meta["model"]).apply(v, images, train=False))(variables)
+    ours = jax.jit(partial(create_recorded(meta["model"]).apply, train=False))(variables, images)
     for moved in (False, True):
         if moved:
             block.conv1.stride, block.conv2.stride = (1, 1), (2, 2)
@@ -649,7 +651,7 @@ def test_exporting_four_branches_is_asked_for(tmp_path, capsys):
 def outputs(folder, images):
     """Logits of both heads of the converted network, [N,H,W,C]."""
     variables, meta = load_variables(str(folder))
-    model = DeepLab(**meta["model"])
+    model = create_recorded(meta["model"])
     result = jax.jit(lambda v: model.apply(v, images, train=False))(variables)
     return result.main, result.aux
 
