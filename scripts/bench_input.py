@@ -10,7 +10,11 @@ the next call.
 The lineage mirrors, resizes, blurs, converts and subtracts the mean on the CPU; this project hands
 over uint8 and does blur and mean inside the compiled step, which is not timed here.
 All take turns, round by round. A table in markdown is printed, and written to --out: the median
-rates and the median ratios of a round, beside the goals, 2 from the files and 6 from prepared data.
+rates and the median ratios of a round, beside the goals, 2 from the files and 6 from prepared data;
+and the time of a core that an image takes, of this process and its workers, which other programs
+disturb less. Rates per core on fewer cores, which should be those on all:
+
+    taskset -c 0 python scripts/bench_input.py --workers 1
 """
 
 import os
@@ -20,9 +24,10 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from absl import flags
 from PIL import Image
@@ -40,6 +45,7 @@ if TYPE_CHECKING:  # it starts TensorFlow
 WIDTH, HEIGHT = 1914, 1052
 SIZE = DOMAINS["gta5"].train_size
 PEER = "DataLoader + Pillow"
+CORES = len(os.sched_getaffinity(0))
 GOALS = {"files": 2, "prepared raw": 6, "prepared png": 6}  # times the peer's rate
 
 FLAGS = flags.FlagValues()
@@ -47,7 +53,7 @@ flags.DEFINE_integer(
     "images", 32, "Image files to draw, and to read in a round.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("rounds", 3, "Rounds of all, in turns.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer(
-    "workers", os.cpu_count(), "PyTorch's DataLoader processes.", lower_bound=1, flag_values=FLAGS)
+    "workers", CORES, "PyTorch's DataLoader processes.", lower_bound=1, flag_values=FLAGS)
 cli.define_path("dir", "runs/bench_input", "Folder for the image files.", flag_values=FLAGS)
 cli.define_path("out", "", "File for the table, which is printed as well.", flag_values=FLAGS)
 
@@ -104,26 +110,42 @@ def prepare_data(folder: Path, workers: int) -> dict[str, "Prepared"]:
     return found
 
 
-def images_per_second(batches: Iterable, warm_up: int, count: int) -> float:
+class Speed(NamedTuple):
+    images_per_second: float
+    core_ms: float  # an image
+
+
+def core_seconds() -> float:
+    """Time of all cores that this process and its workers have had."""
+    this = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in (this, *this.children()))
+
+
+def speed(batches: Iterable, warm_up: int, count: int) -> Speed:
     """Over `count` batches of one image, after `warm_up` that fill the queues."""
     iterator = iter(batches)
     for _ in range(warm_up):
         next(iterator)
-    start = time.perf_counter()
+    start, start_cores = time.perf_counter(), core_seconds()
     for _ in range(count):
         next(iterator)
-    return count / (time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Speed(count / seconds, 1000 * (core_seconds() - start_cores) / count)
 
 
-def table(rates: Mapping[str, Sequence[float]], cores: int) -> str:
-    """Markdown. rates: stream → images/s by round; the first is what the others are measured by."""
-    lines = ["| | images/s | per core | ratio | goal |", "|---|---|---|---|---|"]
-    first = next(iter(rates.values()))
-    for name, of_stream in rates.items():
-        rate = statistics.median(of_stream)
-        ratio = statistics.median(one / of_first for one, of_first in zip(of_stream, first))
-        goal = GOALS.get(name, "")
-        lines.append(f"| {name} | {rate:.1f} | {rate / cores:.1f} | {ratio:.2f} | {goal} |")
+def table(speeds: Mapping[str, Sequence[Speed]], cores: int) -> str:
+    """Markdown. speeds: stream → by round; the first is what the others are measured by."""
+    lines = ["| | images/s | per core | ratio | goal | core ms an image | ratio |",
+             "|---|---|---|---|---|---|---|"]
+    first = next(iter(speeds.values()))
+    median = statistics.median
+    for name, of_stream in speeds.items():
+        pairs = list(zip(of_stream, first, strict=True))
+        rate, core_ms = (median(values) for values in zip(*of_stream, strict=True))
+        ratio = median(one.images_per_second / peer.images_per_second for one, peer in pairs)
+        saved = median(peer.core_ms / one.core_ms for one, peer in pairs)
+        lines.append(f"| {name} | {rate:.1f} | {rate / cores:.1f} | {ratio:.2f} | "
+                     f"{GOALS.get(name, '')} | {core_ms:.0f} | {saved:.2f} |")
     return "\n".join(lines)
 
 
@@ -146,22 +168,23 @@ def command(args: flags.FlagValues) -> None:
 
     prepared = prepare_data(folder, args.workers)
     sources = {"files": None, **prepared}
-    rates = {name: [] for name in (PEER, *sources)}
+    speeds = {name: [] for name in (PEER, *sources)}
     for number in range(1, args.rounds + 1):
-        rates[PEER].append(images_per_second(loader, warm_up, args.images))
+        speeds[PEER].append(speed(loader, warm_up, args.images))
         for name, where in sources.items():
             stream = train_batches(
                 samples, labels, size=SIZE, batch_size=1, seed=number, prepared=where
             )
-            rates[name].append(images_per_second(stream, warm_up, args.images))
+            speeds[name].append(speed(stream, warm_up, args.images))
             stream.close()
-        told = ", ".join(f"{name} {of_stream[-1]:.1f}" for name, of_stream in rates.items())
+        told = ", ".join(f"{name} {of_stream[-1].images_per_second:.1f}"
+                         for name, of_stream in speeds.items())
         print(f"round {number}: {told} images/s", flush=True)
     text = (
         f"{args.images} PNG files of {WIDTH}x{HEIGHT}, {megabytes:.1f} MB, to {SIZE[1]}x{SIZE[0]}; "
-        f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f} before; "
+        f"{platform.machine()}, {CORES} cores, load {load:.1f} before; "
         f"{args.workers} DataLoader workers; medians of {args.rounds} rounds\n\n"
-        f"{table(rates, os.cpu_count())}\n"
+        f"{table(speeds, CORES)}\n"
     )
     print(f"\n{text}")
     if args.out:

@@ -41,8 +41,8 @@ class Counts(NamedTuple):
 
 
 LIMITS = {
-    "source": Counts(0, 0, 1700, 34.5, 3.4),
-    "adaptation": Counts(0, 0, 2900, 53, 5.2),
+    "source": Counts(0, 0, 1580, 34.5, 3.4),
+    "adaptation": Counts(0, 0, 2670, 53, 5.2),
     "evaluation": Counts(0, 0, 600, 11, 0.5),
 }
 LARGEST_KERNEL = 13  # side of a window; the network's own are 7 at most

@@ -219,7 +219,8 @@ def resize_label(label: tf.Tensor, size: Size, mirror: Flag = False) -> tf.Tenso
     rows = _nearest(tf.shape(label)[0], size[0])
     columns = _nearest(width, size[1])
     columns = tf.where(mirror, width - 1 - columns, columns)
-    return tf.gather(tf.gather(label, rows), columns, axis=1)
+    # Columns as rows: gathering single bytes takes twice as long as rows and two transposes.
+    return tf.transpose(tf.gather(tf.transpose(tf.gather(label, rows)), columns))
 
 
 def _nearest(length: tf.Tensor, new_length: int | tf.Tensor) -> tf.Tensor:

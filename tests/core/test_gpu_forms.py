@@ -45,10 +45,17 @@ def run_norm(x, weights, sums, relu, axis_name=None):
 
 
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize(("channels", "programs"), [(64, 528), (128, 6), (12, 528)])
-def test_sums_of_batch_norm_by_a_kernel(double, monkeypatch, channels, programs, relu):
-    """198 rows are 6 blocks and a part of one; 6 programs take 3 parts of 128 channels."""
+@pytest.mark.parametrize(
+    ("channels", "programs", "most"), [(64, 528, 7), (128, 6, 3), (128, 6, 2), (12, 528, 7)]
+)
+def test_sums_of_batch_norm_by_a_kernel(double, monkeypatch, channels, programs, most, relu):
+    """198 rows are 6 blocks and a part of one; 6 programs take 3 parts of 128 channels.
+
+    In groups of 3 and the rest, where there are not more parts than `most`.
+    """
     monkeypatch.setattr(column_sums, "PROGRAMS", programs)
+    monkeypatch.setattr(column_sums, "GROUP", 3)
+    monkeypatch.setattr(column_sums, "MOST_IN_GROUPS", most)
     x, weights = 2 + normal(2, 9, 11, channels), normal(2, 9, 11, channels, seed=1)
     plain = run_norm(x, weights, "xla", relu)
     assert_trees_close(run_norm(x, weights, "pallas", relu), plain, rtol=1e-11, atol=1e-11)

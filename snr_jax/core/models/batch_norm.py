@@ -81,7 +81,9 @@ def _batch_norm_backward(
     x, *vectors = kept
     scale, _, mean, inverse = vectors
     terms = partial(_gradient_terms, relu)
-    d_bias, d_scale = column_sums(terms, (x, gradients[0]), vectors, sums)
+    # With a ReLU dx reads scale and bias after an optimiser that adds the partial sums up itself:
+    # XLA would copy both, two launches for the one that is saved.
+    d_bias, d_scale = column_sums(terms, (x, gradients[0]), vectors, sums, in_groups=not relu)
     means = d_bias / (x.size // x.shape[-1]), d_scale / (x.size // x.shape[-1])
     mean_dy, mean_dy_x = lax.pmean(means, axis_name) if axis_name else means
     precise = at_least_float32(x)

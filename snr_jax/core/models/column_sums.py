@@ -21,6 +21,10 @@ Terms = Callable[[Sequence[jax.Array], Sequence[jax.Array]], Pair]
 # blocks, warps and numbers of programs were slower there over the network's sizes, by up to 1.7.
 ROWS, COLUMNS, WARPS, PROGRAMS = 32, 64, 4, 528
 
+# Partial sums: XLA has a sum of fewer than 32 done by what reads it, and starts a kernel for one of
+# more. As groups of that size more can be, up to where loading them takes longer than a launch.
+GROUP, MOST_IN_GROUPS = 31, 132
+
 
 def two_sums(a: jax.Array, b: jax.Array) -> Pair:
     """Sums over [N,H,W] of two arrays [N,H,W,C].
@@ -44,13 +48,15 @@ def sums_together(a: jax.Array, b: jax.Array) -> Pair:
 
 
 def column_sums(
-    terms: Terms, maps: Sequence[jax.Array], vectors: Sequence[jax.Array], form: str
+    terms: Terms, maps: Sequence[jax.Array], vectors: Sequence[jax.Array], form: str,
+    in_groups: bool = True,
 ) -> Pair:
     """The sums [C], [C] of `terms` of maps [N,H,W,C] and vectors [C], in at least float32.
 
     form: "xla", a reduction that XLA fuses with the terms; or "pallas", a faster kernel for a GPU,
     which a CPU interprets, slowly: for tests. Channels that are no multiple of a block's take the
-    first form. Both are equal.
+    first form. Both are equal. in_groups: what reads the sums may add the kernel's partial sums up
+    itself, which saves a launch.
     """
     channels = maps[0].shape[-1]
     if form == "xla" or channels % COLUMNS:
@@ -63,8 +69,15 @@ def column_sums(
     partials = lax.platform_dependent(
         *rows, *vectors, cpu=partial(run, interpret=True), default=partial(run, interpret=False)
     )
+    if in_groups and partials.shape[1] <= MOST_IN_GROUPS:
+        return _sum_of_groups(partials[0]), _sum_of_groups(partials[1])
     sums = partials.sum(1)  # as one array: as a pair it takes another 100 launches a step
     return sums[0], sums[1]
+
+
+def _sum_of_groups(partials: jax.Array) -> jax.Array:
+    """The sum [C] of partial sums [parts,C]."""
+    return sum(partials[i : i + GROUP].sum(0) for i in range(0, len(partials), GROUP))
 
 
 def _partial_sums(
