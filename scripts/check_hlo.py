@@ -202,12 +202,12 @@ def command(args: flags.FlagValues) -> int:
         raise UserError(f"--batch_size={args.batch_size} is no multiple of "
                         f"--accumulate_steps={args.accumulate_steps}")
     network = NETWORKS[BACKBONES[args.backbone][0]]
-    forms = [name for name in FORMS if hasattr(network, name)]
-    if strange := [name for name in FORMS if args[name].present and name not in forms]:
+    if strange := [name for name in FORMS if args[name].present and not hasattr(network, name)]:
         raise UserError(f"--{strange[0]}: {args.backbone} has no such form; expected some of "
-                        f"{', '.join(forms)}")
+                        f"{', '.join(name for name in FORMS if hasattr(network, name))}")
     options = {name: args[name].value for name in
-               ("backbone", "ohwi", "frozen", "batch_size", "accumulate_steps", *forms)}
+               ("backbone", "ohwi", "frozen", "batch_size", "accumulate_steps")}
+    options["forms"] = {name: args[name].value for name in FORMS}
     jax.config.update("jax_platforms", "cpu")  # else the CUDA plugin looks for its GPU
     passed = False
     for kind in args.steps:

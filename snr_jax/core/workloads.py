@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ from jax import profiler
 from snr_jax.core import losses, mixing, optim
 from snr_jax.core.augment import RGB_NORMALIZED, augment
 from snr_jax.core.colors import JITTERS
-from snr_jax.core.models.create import BACKBONES, NETWORKS
+from snr_jax.core.models.create import BACKBONES, NETWORKS, changed
 from snr_jax.core.models.light_head import mask_size
 from snr_jax.core.recipes import RECIPES
 from snr_jax.core.self_training import make_classmix_step
@@ -120,18 +121,23 @@ def create_workload(
     batch_size: int = 1,
     accumulate_steps: int = 1,
     frozen: bool = False,
+    forms: Mapping = MappingProxyType({}),
     **model: object,
 ) -> Workload:
     """kind: one of `KINDS`; backbone: of `create_model`, which chooses one of `SETTINGS`.
 
     Sizes are the setting's by default; evaluation scores the target's images at `scored_size`.
-    frozen: the backbone is left alone, its head learns. model: arguments of the network.
+    frozen: the backbone is left alone, its head learns. model: arguments of the network; forms:
+    more of them, of which each kind of network takes those that it has.
     """
     family, size = BACKBONES[backbone]
     setting = SETTINGS[family]
     source_size = source_size or setting.source_size
     target_size = target_size or setting.target_size
-    create = partial(NETWORKS[family], **{**size, **setting.network, **model})
+
+    def create(**trained: object) -> nn.Module:
+        network = NETWORKS[family](**{**size, **setting.network, **trained, **model})
+        return changed(network, **forms)
 
     def bytes_of(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *shape), jnp.uint8)

@@ -111,7 +111,7 @@ def test_a_compiled_text_is_counted_by_hand():
     (check_hlo, "--target=h900", "h200"),
     (check_hlo, "--accumulate_steps=2", "--batch_size=1"),
     (check_hlo, "--attention=xla", "atrous, pointwise, bn_sums, affine_snr, remat"),
-    (bench_step, "--cases=tpu", "gpu, cpu, demo"),
+    (bench_step, "--cases=tpu", "gpu, vit, cpu, demo"),
     (bench_step, "--rounds=0", "rounds"),
     (bench_step, "--contestants=fortran", "jax float32, torch float32"),
     (bench_step, "--time_limit=-1", "time_limit"),
