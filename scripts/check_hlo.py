@@ -51,9 +51,9 @@ LIMITS = {
         "evaluation": Counts(0, 0, 600, 11, 0.5),
     },
     "dinov2_b": {
-        "source": Counts(0, 0, 1100, 32, 4),
-        "adaptation": Counts(0, 0, 4000, 110, 12),
-        "evaluation": Counts(0, 0, 400, 10, 1),
+        "source": Counts(0, 0, 960, 28, 2.7),
+        "adaptation": Counts(0, 0, 2500, 116, 7.4),
+        "evaluation": Counts(0, 0, 180, 9, 0.2),
     },
 }
 LARGEST_KERNEL = 13  # side of a window; the network's own are 7 at most
