@@ -2,6 +2,7 @@
 
     python scripts/bench_step.py [--cases demo,cpu] [--rounds 5] [--out bench.json]
     python scripts/bench_step.py --cases gpu --time_limit 480 --out bench.json
+    python scripts/bench_step.py --cases vit  # ViT-B/14 alone, nothing beside it
 
 Every contestant runs in a process of its own, is warm before it is timed, and they take turns,
 whose first step is not timed; medians with the range between the quartiles. PyTorch runs
@@ -65,6 +66,8 @@ ON_CPU = {"jax float32": (40, 45), "torch float32": (10, 10),
           "torch float32 channels_last": (10, 10)}
 CASES = {
     "gpu": Case(True, ON_GPU, 10, (720, 1280), (512, 1024)),
+    "vit": Case(True, {"jax bfloat16": (60, 300)}, 10, (1024, 1024), (1024, 1024), 1,
+                {"backbone": "dinov2_b"}),
     "cpu": Case(False, ON_CPU, 3, (129, 257), (129, 257)),
     "demo": Case(False, ON_CPU, 5, (96, 192), (96, 192), 4,
                  {"stage_sizes": (1, 2, 2, 1), "width": 16}),
@@ -103,10 +106,11 @@ def jax_steps(case: Case, kind: str, options: list[str]) -> tuple[Callable[[int]
     if case.on_gpu and jax.default_backend() != "gpu":
         raise RuntimeError("JAX has found no GPU")
     forms = {"atrous": "weight_gradient", "pointwise": "convolution", "bn_sums": "pallas",
-             "affine_snr": True} if case.on_gpu else {}
+             "attention": "cudnn" if options[0] == "bfloat16" else "xla", "affine_snr": True}
     work = create_workload(
         kind, source_size=case.source_size, target_size=case.target_size,
-        batch_size=case.batch_size, dtype=np.dtype(options[0]), **forms, **case.network)
+        batch_size=case.batch_size, dtype=np.dtype(options[0]),
+        forms=forms if case.on_gpu else {}, **case.network)
     parallel = create_parallel(jax.local_devices()[:1])
     step = parallel.compile(work.step, 0)
     state, batch = parallel.replicate(work.initial_state()), parallel.shard(work.random_batch())

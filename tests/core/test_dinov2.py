@@ -99,27 +99,40 @@ def test_a_masked_patch_is_not_seen():
     assert np.abs(run(IMAGE, ~mask & mask).patches - run(other, ~mask & mask).patches).max() > 0.1
 
 
-@pytest.mark.parametrize("tokens", [5, 6])
-def test_an_odd_number_of_tokens_is_padded_for_cudnn(monkeypatch, tokens):
-    """With a token that no other sees; gradients included. The library's own form stands for it."""
-    library, lengths = jax.nn.dot_product_attention, []
+@pytest.mark.parametrize(("size", "padded"), [((28, 42), True), ((98, 126), False)])
+def test_cudnn_gets_a_multiple_of_64_tokens(monkeypatch, size, padded):
+    """The last ones no other sees; gradients included. The library's own form stands for cuDNN."""
+    library, seen = jax.nn.dot_product_attention, []
 
     def stand_in(query, key, value, *, implementation, **options):
-        lengths.append(query.shape[1])
-        assert implementation == "cudnn"
+        seen.append((implementation, query.shape[1], bool(options)))
         return library(query, key, value, **options)
 
-    random = np.random.default_rng(0)
-    qkv = [random.normal(size=(2, tokens, 2, 8)).astype(np.float32) for _ in range(3)]
+    image = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+    sizes = {"depth": 2, "snr_after": (0,), "registers": 4 * padded}
+    model, params = encoder(**sizes)
 
-    def total(qkv, form):
-        return jnp.square(dinov2.attend(*qkv, form) + 1).sum()
+    @quick_jit
+    def value_and_gradients(params):
+        def total(params, form):
+            tokens = model.clone(attention=form).apply({"params": params}, image)
+            return jnp.square(tokens.patches + 1).mean() + jnp.square(tokens.cls + 1).mean()
 
-    expected = jax.grad(total)(qkv, "xla")
+        return [jax.value_and_grad(total)(params, form) for form in ("xla", "cudnn")]
+
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    for found, wanted in zip(jax.grad(total)(qkv, "cudnn"), expected, strict=True):
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
-    assert set(lengths) == {6}
+    expected, found = value_and_gradients(params)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
+    tokens = 1 + sizes["registers"] + size[0] * size[1] // 14**2
+    assert set(seen) == {("xla", tokens, False), ("cudnn", 64, padded)}
+
+
+def test_padding_is_unseen_in_float64():
+    with jax.enable_x64(True):
+        qkv = np.random.default_rng(0).normal(size=(3, 2, 6, 2, 8))
+        found = dinov2.attend(*qkv, "cudnn", 5)[:, :5]
+        np.testing.assert_allclose(found, dinov2.attend(*qkv[:, :, :5], "xla", 5), rtol=1e-12)
+        assert found.dtype == np.float64
 
 
 def test_half_precision_is_near_float32():

@@ -1,6 +1,7 @@
 """The steps that are timed and compiled, and the scripts that read and print about them."""
 
 import jax
+import numpy as np
 import pytest
 from jax import profiler
 
@@ -12,21 +13,62 @@ TINY = {"stage_sizes": (1, 1, 1, 1), "width": 4, "source_size": (33, 49), "targe
         "scored_size": (50, 60), "batch_size": 2}
 
 
+TINY_VIT = {"backbone": "dinov2_b", "width": 16, "depth": 1, "heads": 2, "grid": 3,
+            "source_size": (28, 42), "target_size": (28, 42), "scored_size": (30, 50),
+            "batch_size": 2}
+LOSSES = {"resnet101": {"source": {"loss_source", "loss_restitution"},
+                        "adaptation": {"loss_source", "loss_restitution", "loss_target"}},
+          "dinov2_b": {"source": {"loss_source"},
+                       "adaptation": {"loss_source", "loss_target", "loss_masked", "sure_share"}}}
+
+
+@pytest.mark.parametrize("tiny", [TINY, TINY_VIT], ids=LOSSES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_workload_is_the_step_that_its_name_says(kind):
-    work = create_workload(kind, **TINY)
+def test_a_workload_is_the_step_that_its_name_says(kind, tiny):
+    work = create_workload(kind, **tiny)
     result = jax.eval_shape(work.step, work.state_shapes(), work.batch)
     if kind == "evaluation":
         assert result.shape == (19, 19)
         return
     state, metrics = result
     assert jax.tree.structure(state) == jax.tree.structure(work.state_shapes())
-    expected = {"loss_source", "loss_restitution"}
-    assert metrics.keys() == expected | ({"loss_target"} if kind == "adaptation" else set())
+    assert metrics.keys() == LOSSES[tiny.get("backbone", "resnet101")][kind]
     batch = work.random_batch()
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
         k: (v.shape, v.dtype) for k, v in work.batch.items()}
     assert batch["source_label"].max() < 19
+
+
+def test_the_transformer_adapts_by_three_views_and_a_teacher_with_its_mirror(monkeypatch):
+    work = create_workload("adaptation", **TINY_VIT)
+    state, passes, attend = work.state_shapes(), [], jax.nn.dot_product_attention
+
+    def counted(*args, **options):  # once a pass: the network has one block
+        passes.append(args[0].shape)
+        return attend(*args, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", counted)
+    jax.eval_shape(work.step, state, work.batch)
+    assert len(passes) == 3 + 2
+    assert jax.tree.structure(state.teacher["params"]) == jax.tree.structure(state.params)
+    source = create_workload("source", **TINY_VIT).state_shapes()
+    assert ["mask_token" in s.opt_state.mu["encoder"] for s in (state, source)] == [True, False]
+
+
+def test_a_frozen_backbone_stays_and_costs_no_gradient():
+    def compiled(frozen):
+        work = create_workload("source", **TINY_VIT, frozen=frozen)
+        return work, jax.jit(work.step).lower(work.state_shapes(), work.batch).compile()
+
+    (_, whole), (work, head) = compiled(False), compiled(True)
+    backward = "transpose(jvp(ViTSegmenter))/"
+    assert f"{backward}encoder/" in whole.as_text() and f"{backward}head/" in head.as_text()
+    assert f"{backward}encoder/" not in head.as_text()
+    assert head.cost_analysis()["flops"] < 0.8 * whole.cost_analysis()["flops"]
+    before = work.initial_state()
+    after, _ = head(before, work.random_batch())
+    same = jax.tree.map(np.array_equal, before.params, after.params)
+    assert all(jax.tree.leaves(same["encoder"])) and not any(jax.tree.leaves(same["head"]))
 
 
 def test_a_workload_runs_the_batch_in_parts():
@@ -68,7 +110,8 @@ def test_a_compiled_text_is_counted_by_hand():
     (check_hlo, "--steps=sources", "source, adaptation, evaluation"),
     (check_hlo, "--target=h900", "h200"),
     (check_hlo, "--accumulate_steps=2", "--batch_size=1"),
-    (bench_step, "--cases=tpu", "gpu, cpu, demo"),
+    (check_hlo, "--attention=xla", "atrous, pointwise, bn_sums, affine_snr, remat"),
+    (bench_step, "--cases=tpu", "gpu, vit, cpu, demo"),
     (bench_step, "--rounds=0", "rounds"),
     (bench_step, "--contestants=fortran", "jax float32, torch float32"),
     (bench_step, "--time_limit=-1", "time_limit"),

@@ -22,6 +22,10 @@ SIZES = {
     "l": {"width": 1024, "depth": 24, "heads": 16},
 }
 
+# cuDNN gets a multiple of them: JAX refuses the gradient of an odd number, and what is no multiple
+# of 64 XLA copies into one for every product.
+CUDNN_TOKENS = 64
+
 
 class Tokens(NamedTuple):
     """What the transformer makes of an image, after its last norm; at least float32."""
@@ -71,31 +75,33 @@ class LayerScale(nn.Module):
         return x * self.param("gamma", nn.initializers.ones, x.shape[-1:])
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, implementation: str) -> jax.Array:
-    """softmax(query key^T / sqrt(d)) value, each [N,T,heads,d]; implementation: of `Attention`."""
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, implementation: str, length: int
+) -> jax.Array:
+    """softmax(query key^T / sqrt(d)) value, each [N,T,heads,d].
+
+    implementation, length: of `Attention`.
+    """
     n, tokens, _, width = query.shape
     if query.dtype == jnp.float64:  # the library's softmax is float32 whatever it is given
-        logits = jnp.einsum("nthd,nshd->nhts", query, key) / np.sqrt(width)
-        return jnp.einsum("nhts,nshd->nthd", jax.nn.softmax(logits), value)
+        logits = jnp.einsum("nthd,nshd->nhts", query, key[:, :length]) / np.sqrt(width)
+        return jnp.einsum("nhts,nshd->nthd", jax.nn.softmax(logits), value[:, :length])
     options = {}
-    if implementation == "cudnn" and tokens % 2:  # JAX refuses the gradient of an odd number
-        query, key, value = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0)))
-                             for x in (query, key, value))
-        lengths = jnp.full(n, tokens, jnp.int32)
+    if length < tokens:
+        lengths = jnp.full(n, length, jnp.int32)
         options = {"query_seq_lengths": lengths, "key_value_seq_lengths": lengths}
-    seen = jax.nn.dot_product_attention(
-        query, key, value, implementation=implementation, **options)
-    return seen[:, :tokens]
+    return jax.nn.dot_product_attention(query, key, value, implementation=implementation, **options)
 
 
 class Attention(nn.Module):
-    """Attention of all tokens to all. [N,T,C] → [N,T,C].
+    """Attention of the first `length` tokens to each other; the rest is padding. [N,T,C] → [N,T,C].
 
     implementation: "xla", which writes N * heads * T^2 weights; or "cudnn", NVIDIA's, which does
     not, for a GPU and half precision. Both are equal.
     """
 
     heads: int
+    length: int
     implementation: str = "xla"
     dtype: jnp.dtype = jnp.float32
 
@@ -105,8 +111,14 @@ class Attention(nn.Module):
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02))
         qkv = dense(3 * channels, name="qkv")(x)
         query, key, value = jnp.moveaxis(qkv.reshape(n, tokens, 3, self.heads, -1), 2, 0)
-        seen = attend(query, key, value, self.implementation)  # [N,T,heads,C/heads]
+        seen = attend(query, key, value, self.implementation, self.length)  # [N,T,heads,C/heads]
         return dense(channels, name="proj")(seen.reshape(n, tokens, channels))
+
+
+@jax.checkpoint
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU, of which the backward pass keeps x alone, and not twice as much besides."""
+    return nn.gelu(x, approximate=False)
 
 
 class MLP(nn.Module):
@@ -117,7 +129,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02))
-        hidden = nn.gelu(dense(4 * x.shape[-1], name="fc1")(x), approximate=False)
+        hidden = gelu(dense(4 * x.shape[-1], name="fc1")(x))
         return dense(x.shape[-1], name="fc2")(hidden)
 
 
@@ -130,12 +142,13 @@ class Block(nn.Module):
     """x + ls1 attn(norm1(x)), then x + ls2 mlp(norm2(x)). x at least float32 [N,T,C]."""
 
     heads: int
+    length: int
     attention: str = "xla"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        attend = Attention(self.heads, self.attention, self.dtype, name="attn")
+        attend = Attention(self.heads, self.length, self.attention, self.dtype, name="attn")
         x = x + LayerScale(name="ls1")(attend(layer_norm("norm1")(x)))
         mlp = MLP(self.dtype, name="mlp")
         return x + LayerScale(name="ls2")(mlp(layer_norm("norm2")(x)))
@@ -208,18 +221,22 @@ class DINOv2(nn.Module):
         x = jnp.concatenate(
             [jnp.broadcast_to(part, (n, *part.shape[1:])).astype(x.dtype) for part in parts], 1)
 
+        length = x.shape[1]
+        if self.attention == "cudnn":  # once for all blocks
+            x = jnp.pad(x, ((0, 0), (0, -length % CUDNN_TOKENS), (0, 0)))
+
         block = nn.remat(Block) if self.remat else Block
         first, snr = 1 + self.registers, []  # the first patch's token
         for i in range(self.depth):
-            x = block(self.heads, self.attention, self.dtype, name=f"blocks_{i}")(x)
+            x = block(self.heads, length, self.attention, self.dtype, name=f"blocks_{i}")(x)
             if i in self.snr_after:
-                features = x[:, first:].reshape(n, h, w, c)
+                features = x[:, first:length].reshape(n, h, w, c)
                 made = SNR(self.restitution, affine=self.affine_snr, name=f"snr_{i}")(features)
                 snr.append((features, made))
                 restituted = made.restituted.reshape(n, h * w, c)
-                x = jnp.concatenate([x[:, :first], restituted], 1)
+                x = jnp.concatenate([x[:, :first], restituted, x[:, length:]], 1)
         x = layer_norm("norm")(x)
-        return Tokens(x[:, first:].reshape(n, h, w, c), x[:, 0], tuple(snr))
+        return Tokens(x[:, first:length].reshape(n, h, w, c), x[:, 0], tuple(snr))
 
     def _resized(self, positions: jax.Array, h: int, w: int) -> jax.Array:
         """Positions [1,grid^2,C] for h times w patches: [1,h,w,C], resized in float32."""
