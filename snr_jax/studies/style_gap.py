@@ -5,6 +5,7 @@ The images are those of the validations, at most MAX_IMAGES of each domain, spre
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,11 @@ from flax import linen as nn
 
 from snr_jax.core.augment import to_network_input
 from snr_jax.core.errors import UserError
+from snr_jax.core.models.backbone import Size
+from snr_jax.core.models.create import Network
 from snr_jax.core.models.deeplab import DeepLab, map_size
 from snr_jax.core.models.layers import at_least_float32
+from snr_jax.core.models.light_head import ViTSegmenter, mask_size
 from snr_jax.data import pipeline
 from snr_jax.data.splits import Split
 from snr_jax.report.style import Place, Points, StyleGap, distance, moments
@@ -54,7 +58,7 @@ def _spread(split: Split) -> Split:
     return split._replace(samples=samples)
 
 
-def style_gap(model: DeepLab, variables: dict, source: Split, target: Split) -> StyleGap:
+def style_gap(model: Network, variables: dict, source: Split, target: Split) -> StyleGap:
     """As one network sees all images of two splits. variables: numpy."""
     observe = jax.jit(make_observe(model))
     variables = jax.device_put(variables)
@@ -74,40 +78,69 @@ def style_gap(model: DeepLab, variables: dict, source: Split, target: Split) -> 
         matched(features, train_id, is_target), (len(source.samples), len(target.samples)))
 
 
-def make_observe(model: DeepLab) -> Callable[..., tuple[dict, jax.Array, jax.Array]]:
+class _Layer(NamedTuple):
+    """Where features are looked at: behind a module of that name."""
+
+    module: str
+    called: str
+    changed: bool  # by the next of the network's SNR blocks
+
+
+def _layers(model: Network) -> list[_Layer]:
+    if isinstance(model, DeepLab):
+        changed = 3 if model.norm_restitution != "none" else 0
+        return [_Layer(f"layer{i}_{size - 1}", f"layer{i}", i <= changed)
+                for i, size in enumerate(model.stage_sizes, 1)]
+    after = model.snr_after if model.norm_restitution != "none" else ()
+    quarters = {max(model.depth * i // 4 - 1, 0) for i in range(1, 5)}
+    return [_Layer(f"blocks_{i}", f"block {i}", i in after) for i in sorted({*after, *quarters})]
+
+
+def _as_map(model: Network, x: jax.Array, size: Size) -> jax.Array:
+    """Features [N,h,w,C] of a layer; a transformer's are tokens [N,T,C], the patches' the last."""
+    if not isinstance(model, ViTSegmenter):
+        return x
+    return x[:, 1 + model.registers:].reshape(len(x), *size, -1)
+
+
+def make_observe(model: Network) -> Callable[..., tuple[dict, jax.Array, jax.Array]]:
     """observe(variables, image, label) → styles, features by class, and their counts.
 
     image uint8 [N,H,W,3], label uint8 [N,H,W]. styles: (layer, "before" or "after") → mean and
-    variance over the pixels, [N,C] each. features [N,K,C]: the mean of what the main head sees
-    over the places of each class, of which there are counts [N,K].
+    variance over the pixels, [N,C] each. features [N,K,C]: the mean of the last layer's over the
+    places of each class, of which there are counts [N,K].
     """
-    last = {f"layer{i}_{size - 1}": f"layer{i}" for i, size in enumerate(model.stage_sizes, 1)}
+    layers = _layers(model)
+    modules, end = {layer.module for layer in layers}, (layers[-1].called, "before")
+    size_of = mask_size if isinstance(model, ViTSegmenter) else map_size
 
     def observe(
         variables: dict, image: jax.Array, label: jax.Array
     ) -> tuple[dict, jax.Array, jax.Array]:
-        size = map_size(image.shape[1:3])
+        size = size_of(image.shape[1:3])
 
         def is_last(module: nn.Module, method: str) -> bool:
-            return method == "__call__" and module.name in last
+            return method == "__call__" and module.name in modules
 
         output, kept = model.apply(
-            variables, to_network_input(image), train=False, output_size=size,
-            capture_intermediates=is_last, mutable=["intermediates"])
-        features = {}
-        for i, (block, layer) in enumerate(last.items()):
-            features[layer, "before"] = kept["intermediates"][block]["__call__"][0]
-            if i < len(output.snr):
-                features[layer, "after"] = output.snr[i].restituted
+            variables, to_network_input(image, model.backbone.preprocessing), train=False,
+            output_size=size, capture_intermediates=is_last, mutable=["intermediates"])
+        kept, made, features = kept["intermediates"], iter(output.snr), {}
+        kept = kept.get("encoder", kept)
+        for layer in layers:
+            features[layer.called, "before"] = _as_map(
+                model, kept[layer.module]["__call__"][0], size)
+            if layer.changed:
+                features[layer.called, "after"] = next(made).restituted
         features = {place: at_least_float32(x) for place, x in features.items()}
         styles = {place: (x.mean((1, 2)), x.var((1, 2))) for place, x in features.items()}
         # The nearest pixel of each place of the map, whose corners are the image's.
         rows, columns = (np.rint(np.linspace(0, n - 1, m)).astype(int)
                          for n, m in zip(label.shape[1:], size, strict=True))
         held = label[:, rows][:, :, columns, None] == jnp.arange(model.num_classes)  # [N,h,w,K]
-        held = held.astype(features["layer4", "before"].dtype)
+        held = held.astype(features[end].dtype)
         counts = held.sum((1, 2))
-        sums = jnp.einsum("nhwk,nhwc->nkc", held, features["layer4", "before"],
+        sums = jnp.einsum("nhwk,nhwc->nkc", held, features[end],
                           precision=jax.lax.Precision.HIGHEST)
         return styles, sums / jnp.maximum(counts, 1)[..., None], counts
 

@@ -8,7 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
-from snr_jax.core.augment import to_network_input
+from snr_jax.core.augment import RGB_NORMALIZED, to_network_input
+from snr_jax.core.models.light_head import ViTSegmenter
+from snr_jax.core.state import initial_variables
 from snr_jax.data import pipeline
 from snr_jax.report import style
 from snr_jax.report.html import render
@@ -53,6 +55,35 @@ def gap_of(ours, theirs):
     var_s, var_t = (x.var((0, 1, 2)) + 1e-5 for x in (ours, theirs))
     return (np.abs(mean_s - mean_t) / np.sqrt((var_s + var_t) / 2),
             np.abs(np.log(var_s / var_t)) / 2)
+
+
+@pytest.mark.parametrize("kind", ["snr", "none"])
+def test_a_transformer_has_its_blocks(kind, generalised, ends):
+    """Before and after SNR, by the patches' tokens alone."""
+    model = ViTSegmenter(width=16, depth=3, heads=2, registers=2, snr_after=(1,),
+                         norm_restitution=kind)
+    variables = initial_variables(model, 0)
+    source, target = splits_of(generalised, ends)
+    found = style_gap.style_gap(model, variables, source, target)
+    assert [place.name for place in found.places] == ["block 0", "block 1", "block 2"]
+    assert [place.after is not None for place in found.places] == [False, kind == "snr", False]
+
+    def tokens(split):
+        images = np.concatenate([batch["image"] for batch in pipeline.eval_batches(
+            split.samples, split.labels, size=split.size, batch_size=1)])
+        output, kept = model.apply(
+            variables, to_network_input(images, RGB_NORMALIZED), train=False,
+            capture_intermediates=True, mutable=["intermediates"])
+        blocks = kept["intermediates"]["encoder"]
+        return [np.asarray(x, np.float64)[:, None] for x in (  # as maps of one row
+            blocks["blocks_2"]["__call__"][0][:, 3:],
+            *(snr.restituted.reshape(len(images), -1, 16) for snr in output.snr))]
+
+    pairs = list(zip(tokens(source), tokens(target), strict=True))
+    places = [found.places[2].before, found.places[1].after]
+    for pair, place in zip(pairs, places):
+        for part, expected in zip(place, gap_of(*pair)):
+            np.testing.assert_allclose(part, expected, rtol=2e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["snr", "in", "none"])
