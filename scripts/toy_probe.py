@@ -72,7 +72,8 @@ def command(args: flags.FlagValues) -> None:
 
     @jax.jit
     def numbers(images: jax.Array) -> list[dict[str, dict[str, jax.Array]]]:
-        output = model.apply(variables, to_network_input(images), train=False)
+        seen = to_network_input(images, model.backbone.preprocessing)
+        output = model.apply(variables, seen, train=False)
         return [{"after instance norm": describe(block.normalized),
                  "after the block": describe(block.restituted)} for block in output.snr]
 

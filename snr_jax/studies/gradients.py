@@ -36,7 +36,8 @@ def gradient_norms(config: ConfigDict, checkpoint: str, batches: int) -> dict[st
 
     def norm(domain: str, terms: Callable[[Output, Batch], Terms]) -> Callable[[Batch], jax.Array]:
         def of_batch(batch: Batch) -> jax.Array:
-            part = {"image": to_network_input(batch[f"{domain}_image"]),
+            part = {"image": to_network_input(
+                        batch[f"{domain}_image"], model.backbone.preprocessing),
                     "label": batch["source_label"]}
             if f"{domain}_extent" in batch:
                 part["extent"] = batch[f"{domain}_extent"]
