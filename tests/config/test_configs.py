@@ -37,6 +37,9 @@ VARIANTS = {
 }
 ADAPTATIONS = [name for name in NAMES if name.endswith("_uda")]
 SMALL = ("toy", "camvid")  # for two cores
+OF_VIT = ("gta2city_vfm", "toy_vfm")  # whose argument is a task, and not a recipe
+# Numbers of a network of 19 classes, without what the restitution loss alone trains.
+NUMBERS = {"resnet101": 44_779_080, "dinov2_b": 88_392_000}
 NEEDED = {"city2crosscity_uda": "Rome"}  # the argument that a configuration cannot be without
 
 
@@ -47,7 +50,7 @@ def get_config(name, *words):
 
 
 @pytest.mark.parametrize("recipe", SWITCHES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in OF_VIT])
 def test_recipes(name, recipe):
     config = get_config(name, recipe)
     checks.check(config)
@@ -173,6 +176,34 @@ def test_masked_consistency_is_class_mixing_with_masks():
     mixing, masked = (keys.values(get_config(name)) for name in ("toy_classmix", "toy_mic"))
     assert {key: value for key, value in masked.items() if value != mixing[key]} == {
         "mix.masked_weight": 1.0, "mix.mask_block": 16}
+
+
+def test_the_published_setting_of_vfm_uda():
+    """Every key that differs from the default, of the adaptation and of its source alone."""
+    of_source = {
+        "recipe": "vfm_uda", "model.backbone": "dinov2_b", "source.size": (1024, 1863),
+        "target.size": (1024, 2048), "data.scale_range": (0.9, 1.1), "data.crop": (1024, 1024),
+        "data.crop_class_share": 0.75, "data.blur": False, "data.jitter": "vfm_uda",
+        "source.rare_class_temperature": 0.01, "batch_size": 8, "optimizer.kind": "adamw",
+        "optimizer.base_rate": 5e-5, "optimizer.rate_by_batch": True,
+        "optimizer.backbone_rate": 0.1, "optimizer.head_rate": 1.0,
+        "optimizer.weight_decay": 0.01, "optimizer.repeated_updates": False,
+        "optimizer.warmup_steps": 1_500, "optimizer.schedule_power": 1.0,
+        "optimizer.schedule_steps": 40_000, "num_steps": 40_000,
+    }
+    of_target = {
+        "loss.target": "classmix", "loss.lambda_target": 1.0, "mix.teacher_momentum": 0.999,
+        "mix.teacher_count": 2, "mix.teacher_flip": True, "mix.jitter_strength": 0.2,
+        "mix.rim_left_out": (0.03, 0.25, 0.03, 0.03), "mix.masked_weight": 1.0,
+        "mix.mask": "tokens",
+    }
+    base = keys.values(get_config("default"))
+    for task, wanted in (("source", of_source), ("adapt", of_source | of_target),
+                         ("", of_source | of_target)):
+        found = keys.values(get_config("gta2city_vfm", task))
+        assert {key: v for key, v in found.items() if v != base[key]} == wanted
+        for name in OF_VIT:
+            checks.check(get_config(name, task))
 
 
 def test_published_values():
@@ -380,10 +411,11 @@ def test_the_batch_divides_over_the_devices(monkeypatch):
 
 @pytest.mark.parametrize(
     "name, recipe",
-    [("gta5_dg", "paper"), ("gta2city_uda", "release"), ("gta2city_classmix", "paper")],
+    [("gta5_dg", "paper"), ("gta2city_uda", "release"), ("gta2city_classmix", "paper"),
+     ("gta2city_vfm", "adapt")],
 )
 def test_full_size_step_can_be_built(name, recipe):
-    """The ResNet-101 of the configuration at a small image, shapes alone."""
+    """The network of the configuration at a small image, shapes alone."""
     config = get_config(name, recipe)
     parallel = create_parallel()
     model = experiment.create_model(config, parallel)
@@ -392,7 +424,7 @@ def test_full_size_step_can_be_built(name, recipe):
     state = jax.eval_shape(create, variable_shapes(model))
     exported = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
                 if "restitution" not in jax.tree_util.keystr(path)]
-    assert sum(leaf.size for leaf in exported) == 44_779_080
+    assert sum(leaf.size for leaf in exported) == NUMBERS[config.model.backbone]
     images = jax.ShapeDtypeStruct((1, 65, 129, 3), jnp.uint8)
     batch = {
         "source_image": images,
@@ -406,7 +438,8 @@ def test_full_size_step_can_be_built(name, recipe):
         lambda x: (x.shape, x.dtype), state
     )
     losses = {"loss_source"}
-    losses |= {"loss_restitution"} if config.loss.restitution_weight else set()
+    losses |= {"loss_restitution"} if arguments.restitution_weight(config) else set()
+    losses |= {"loss_masked"} if config.mix.masked_weight else set()
     losses |= {"loss_target"} if config.loss.target else set()
     losses |= {"sure_share"} if state.teacher else set()
     assert metrics.keys() == losses
