@@ -10,10 +10,11 @@ from tests.fast import XLA_FLAGS
 
 os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # As in a job that a shell starts in the background. Processes inherit it, and some tests send
-    # them SIGINT.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Ignored in a job that a shell starts in the background, or under nohup. Processes inherit that,
+# and some tests send these signals.
+for one, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(one) == signal.SIG_IGN:
+        signal.signal(one, handler)
 
 import importlib
 import subprocess
