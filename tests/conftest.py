@@ -12,9 +12,10 @@ os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 
 # Ignored in a job that a shell starts in the background, or under nohup. Processes inherit that,
 # and some tests send these signals.
-for one, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if signal.getsignal(one) == signal.SIG_IGN:
-        signal.signal(one, handler)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import importlib
 import subprocess
