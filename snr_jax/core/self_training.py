@@ -205,14 +205,13 @@ def make_classmix_step(
             state.teacher, target, extent=batch.get("target_extent"),
             box=batch.get("target_inside"))
         chosen = draw(choose, Stream.CLASS_CHOICE, state.step, batch["source_label"])
-        mix = paste(batch, pseudo, chosen,
-                    partial(draw, strengthen, Stream.MIX_COLORS, state.step))
+        mix = paste(
+            batch, pseudo, chosen, partial(draw, strengthen, Stream.MIX_COLORS, state.step))
         source = {"image": image, "label": batch["source_label"]}
         views = [View(source, of_source), View(mix, of_mix)]
         if masked_weight:
             seen = draw(strengthen, Stream.TARGET_COLORS, state.step, batch["target_image"])
-            hidden = draw(mask, Stream.MASK, state.step, seen)
-            views.append(View(pseudo | hidden, of_masked))
+            views.append(View(pseudo | draw(mask, Stream.MASK, state.step, seen), of_masked))
         after, metrics = update(state, views)
         after = follow(state, after, teacher_stats, momentum=teacher_momentum, count=teacher_count,
                        blend_stats=teacher_mode == "eval" and not freeze_bn, statistics=statistics)

@@ -495,8 +495,8 @@ def test_checkpoints_say_what_they_are(adapted):
     final = {domain: of_domain["miou"] for domain, of_domain in meta["scores"].items()}
     assert final == {d: scores(d)[20] for d in ("gta5", "cityscapes")}
     assert meta["model"] == {
-        "num_classes": 19, "stage_sizes": (1, 1, 1, 1), "width": 4, "norm_restitution": "snr",
-        "head_branches": 2, "stride_in": "conv1", "exposure": False,
+        "backbone": "resnet", "num_classes": 19, "stage_sizes": (1, 1, 1, 1), "width": 4,
+        "norm_restitution": "snr", "head_branches": 2, "stride_in": "conv1", "exposure": False,
     }  # fmt: skip
     newest = state_of(adapted.workdir, 20)
     assert (newest["['variables']['params']['conv1']['kernel']"]
