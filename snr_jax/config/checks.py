@@ -46,11 +46,13 @@ def _refuse_unread(config: ConfigDict, key: str, is_read: bool, by: str, remedy:
 def _check_backbone(config: ConfigDict) -> None:
     """Raises UserError for what a network of this kind does not have."""
     name, kind = config.model.backbone, kind_of(config)
-    for key, why in READINGS[kind].unread.items():
-        if _is_changed(config, key):
-            raise UserError(
-                f"{key} is {keys.values(config)[key]!r}, and model.backbone {name} {why}. Set "
-                f"'--config.{key}={keys.KEYS[key].default}', or choose another backbone")
+    values, unread = keys.values(config), READINGS[kind].unread
+    if changed := [key for key in unread if _is_changed(config, key)]:
+        found = "; ".join(f"{key} is {values[key]!r}, and model.backbone {name} {unread[key]}"
+                          for key in changed)
+        defaults = " ".join(f"'--config.{key}={keys.KEYS[key].default}'" for key in changed)
+        raise UserError(f"{found}. Leave them at their defaults, {defaults.replace(', ', ',')}, or "
+                        f"choose another backbone (docs/backbones.md)")
     if kind == "dinov2":
         _check_transformer(config)
     if kind == "resnet" and config.mix.mask == "tokens":
@@ -59,7 +61,8 @@ def _check_backbone(config: ConfigDict) -> None:
     try:  # sizes that do not fit together
         create_model(**arguments.model_arguments(config, None))
     except UserError as error:
-        raise UserError(f"{error}; set the keys model.* that say so") from None
+        size = f" (model.vit_size, channels, blocks and heads, is {tuple(config.model.vit_size)})"
+        raise UserError(f"{error}{size if kind == 'dinov2' else ''}") from None
 
 
 def _check_transformer(config: ConfigDict) -> None:

@@ -37,7 +37,8 @@ def check_size(model: Network, size: Size | None) -> None:
     """Raises UserError where a program for images of any size cannot be written (size: None)."""
     if size is None and isinstance(model, ViTSegmenter):
         raise UserError("--dynamic: a vision transformer's positions and patches are written for "
-                        "one size of the image; leave --dynamic out, or give --size HEIGHT,WIDTH")
+                        "one size of the image. Leave it out; --size HEIGHT,WIDTH alone chooses "
+                        "another than that of the training")
 
 
 def make_program(model: Network, variables: dict, *, logits: bool) -> Program:

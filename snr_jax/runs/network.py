@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 def load(checkpoint: Checkpoint | str, **options: Any) -> tuple[Network, dict, dict]:
     """Model, variables (numpy) and meta of a checkpoint; options as of `create_model`."""
     variables, meta = checkpoints.load_variables(checkpoint)
+    if meta.get("source", {}).get("heads") == []:  # of a file without any
+        logger.warning("the heads have initial values: this network predicts nothing before it is "
+                       "trained from by --config.init_from")
     model = create_recorded(meta["model"], **options)
     params = {k: v for k, v in variables["params"].items() if not k.startswith("restitution")}
     return model, {**variables, "params": params}, meta

@@ -110,5 +110,6 @@ def to_published(
     notes.append("the head has no place in this layout: left out")
     if layout == "dinov2":
         return dinov2_names.to_dinov2(variables), notes
-    notes.append("as model.safetensors beside its config.json Dinov2Model.from_pretrained reads it")
+    notes.append("Dinov2Model.from_pretrained reads it as model.safetensors beside a config.json "
+                 "(docs/weights.md has one)")
     return dinov2_names.to_transformers(variables), notes

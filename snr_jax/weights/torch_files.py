@@ -47,12 +47,14 @@ def read_torch_file(path: str, network: str | None = None) -> TorchFile:
     is missing, damaged, of another kind, or asks for anything but tensors and numbers.
     """
     if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file; expected a PyTorch or safetensors file")
+        folder = " It is a folder without a config.json." if os.path.isdir(path) else ""
+        raise UserError(f"{path}: no such file.{folder} Expected a PyTorch or safetensors file, or "
+                        "a folder of the transformers package with its config.json")
     with open(path, "rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"
     content, kind = _load_safetensors(path) if is_safetensors else _load_torch(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        others = ", ".join(str(key) for key in content if key != "state_dict")
+        others = ", ".join(str(key) for key in content if key != "state_dict") or "nothing"
         content, kind = content["state_dict"], f"{kind}: training checkpoint (also: {others})"
     content, notes = _one_network(path, content, network)
     if not isinstance(content, Mapping) or not any(map(torch.is_tensor, content.values())):
