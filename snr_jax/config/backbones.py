@@ -35,16 +35,15 @@ def masks_tokens(config: ConfigDict) -> bool:
 # ---------------------------------------------------------------- ResNet
 
 
-_OF_RESNET = ("stage_sizes", "width", "head_branches", "stride_in", "exposure")
+_OF_RESNET = tuple(key for key in RESNET.architecture if key != "num_classes")
 
 
 def _resnet_arguments(config: ConfigDict) -> Values:
-    return {key: config.model[key] for key in (*_OF_RESNET, "norm_restitution", "atrous")}
+    return {key: config.model[key] for key in (*_OF_RESNET, "atrous")}
 
 
 def _resnet_keys(record: Mapping[str, Any]) -> Values:
-    keys = {f"model.{key}": record[key] for key in (*_OF_RESNET, "norm_restitution")}
-    return {"model.backbone": "resnet101"} | keys
+    return {"model.backbone": "resnet101"} | {f"model.{key}": record[key] for key in _OF_RESNET}
 
 
 def _resnet_groups(config: ConfigDict) -> Values:

@@ -73,7 +73,7 @@ def create_recorded(record: Mapping[str, Any], **options: Any) -> Network:
     return create_model(backbone=kind, **{name: record[name] for name in names}, **options)
 
 
-def _forms(dtype: str, atrous: str) -> dict[str, Any]:
+def _forms() -> dict[str, Any]:
     on_cpu = jax.default_backend() == "cpu"
     return {"pointwise": "product" if on_cpu else "convolution", "affine_snr": not on_cpu}
 
@@ -82,12 +82,12 @@ def _resnet_forms(dtype: str, atrous: str) -> dict[str, Any]:
     if atrous == "auto":
         atrous = "native" if jax.default_backend() == "cpu" else "weight_gradient"
     sums = "pallas" if jax.default_backend() == "gpu" else "xla"
-    return _forms(dtype, atrous) | {"atrous": atrous, "bn_sums": sums}
+    return _forms() | {"atrous": atrous, "bn_sums": sums}
 
 
 def _dinov2_forms(dtype: str, atrous: str) -> dict[str, Any]:
     in_half = jax.default_backend() == "gpu" and dtype == "bfloat16"
-    return _forms(dtype, atrous) | {"attention": "cudnn" if in_half else "xla"}
+    return _forms() | {"attention": "cudnn" if in_half else "xla"}
 
 
 _FORMS = {"resnet": _resnet_forms, "dinov2": _dinov2_forms}
