@@ -16,8 +16,9 @@ from snr_jax.configs import camvid_dg, default
 
 
 def get_config(argument: str = "standard") -> ConfigDict:
-    recipe, full = default.choose(argument, recipe=default.RECIPES, size=camvid_dg.FULL)
-    config = camvid_dg.get_config(f"{recipe},{full}")
+    recipe, full, adamw = default.choose(
+        argument, recipe=default.RECIPES, size=camvid_dg.FULL, optimizer=camvid_dg.OPTIMIZERS)
+    config = camvid_dg.get_config(f"{recipe},{full},{adamw}")
     config.init_from = "runs/camvid_dg"
     batch_size = config.batch_size
     default.self_train(config)

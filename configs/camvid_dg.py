@@ -17,10 +17,15 @@ from ml_collections import ConfigDict
 from snr_jax.configs import default, toy_dg
 
 FULL = ("full",)
+OPTIMIZERS = ("adamw",)
+# A twentieth of SGD's rates, whatever they are, and of all groups the same.
+ADAMW = {"optimizer.kind": "adamw", "optimizer.weight_decay": 0.01, "optimizer.warmup_steps": 100,
+         "optimizer.backbone_rate": 0.05, "optimizer.head_rate": 0.05, "optimizer.snr_rate": 0.05}
 
 
 def get_config(argument: str = "standard") -> ConfigDict:
-    recipe, full = default.choose(argument, recipe=default.RECIPES, size=FULL)
+    recipe, full, adamw = default.choose(
+        argument, recipe=default.RECIPES, size=FULL, optimizer=OPTIMIZERS)
     config = default.get_config(recipe or "standard") if full else toy_dg.get_config(recipe)
     config.data.root = "datasets"
     config.num_classes = 11
@@ -30,6 +35,7 @@ def get_config(argument: str = "standard") -> ConfigDict:
         side.size = (360, 480) if full else (120, 160)
     config.batch_size = 4
     train(config, 20_000 if full else 1_200, rate=1e-3 if full else 0.02)
+    config.update_from_flattened_dict(ADAMW if adamw else {})
     return config
 
 

@@ -16,9 +16,10 @@ from snr_jax.configs import camvid_dg, default
 
 
 def get_config(argument: str = "standard") -> ConfigDict:
-    recipe, variant, full = default.choose(
-        argument, recipe=default.RECIPES, variant=default.VARIANTS, size=camvid_dg.FULL)
-    config = camvid_dg.get_config(f"{recipe},{full}")
+    recipe, variant, full, adamw = default.choose(
+        argument, recipe=default.RECIPES, variant=default.VARIANTS, size=camvid_dg.FULL,
+        optimizer=camvid_dg.OPTIMIZERS)
+    config = camvid_dg.get_config(f"{recipe},{full},{adamw}")
     config.init_from = "runs/camvid_dg"
     default.adapt(config, variant)
     config.target.size = config.source.size  # whatever the variant is published with

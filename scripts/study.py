@@ -74,7 +74,8 @@ BUDGET_OF_PHOTOS = {"num_steps": 300, "optimizer.schedule_steps": 300,
 NETWORKS = ("plain", "IN", "SNR", "SNR + restitution loss")
 JITTERED = tuple(f"{name} + jitter" for name in NETWORKS)
 EXPOSED = tuple(f"{name} + exposure" for name in NETWORKS)
-EVERY = NETWORKS + JITTERED + EXPOSED
+BY_ADAMW = tuple(f"{name} + AdamW" for name in NETWORKS + EXPOSED)
+EVERY = NETWORKS + JITTERED + EXPOSED + BY_ADAMW
 # benchmark: its targets and the variants that are trained unless told.
 BENCHMARKS = {
     "toys": (("dusk", "haze"), NETWORKS),
@@ -131,6 +132,7 @@ def _study(
     args: flags.FlagValues, targets: Sequence[str], variants: Sequence[str], stop: Stop
 ) -> None:
     # Seconds of imports: a signal meanwhile is answered after them.
+    from snr_jax.configs.camvid_dg import ADAMW
     from snr_jax.core.files import refuse_pattern
     from snr_jax.studies.study import EXPOSURE, JITTER, VARIANTS, study
 
@@ -141,7 +143,9 @@ def _study(
     refuse_pattern(out)
     networks = {
         name + addition: keys | more for name, keys in VARIANTS.items()
-        for addition, more in (("", {}), (" + jitter", JITTER), (" + exposure", EXPOSURE))
+        for addition, more in (
+            ("", {}), (" + jitter", JITTER), (" + exposure", EXPOSURE), (" + AdamW", ADAMW),
+            (" + exposure + AdamW", EXPOSURE | ADAMW))
     }
     create = _toys if args.benchmark == "toys" else _photos
     benchmark = create(args, out, targets, {name: networks[name] for name in variants}, stop)

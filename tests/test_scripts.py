@@ -67,7 +67,9 @@ def test_scripts_are_there():
     (["--variants="],
      "--variants is empty; expected some of plain,IN,SNR,SNR + restitution loss,plain + jitter,"
      "IN + jitter,SNR + jitter,SNR + restitution loss + jitter,plain + exposure,IN + exposure,"
-     "SNR + exposure,SNR + restitution loss + exposure"),
+     "SNR + exposure,SNR + restitution loss + exposure,plain + AdamW,IN + AdamW,SNR + AdamW,"
+     "SNR + restitution loss + AdamW,plain + exposure + AdamW,IN + exposure + AdamW,"
+     "SNR + exposure + AdamW,SNR + restitution loss + exposure + AdamW"),
     (["--benchmark=drawings", "--prepared=x"],
      "--prepared is of CamVid, and --benchmark drawings draws its images; leave it out"),
 ])  # fmt: skip

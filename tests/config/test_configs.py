@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from snr_jax.config import arguments, checks, keys
-from snr_jax.configs import default
+from snr_jax.configs import camvid_dg, default
 from snr_jax.core.errors import UserError
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.state import create_state, variable_shapes
@@ -117,7 +117,8 @@ def test_cities(name, city):
         ("city2crosscity_uda", "release", "the city is missing; .*Rio, Rome, Tokyo, Taipei"),
         ("city2crosscity_uda", "", "the city is missing; .*Rio, Rome, Tokyo, Taipei"),
         ("toy_uda", "x", "no recipe or variant is called 'x'"),
-        ("camvid_dg", "small", "no recipe or size is called 'small'; there are .*standard; full"),
+        ("camvid_dg", "small",
+         "no recipe or size or optimizer is called 'small'; there are .*standard; full; adamw"),
     ],
 )
 def test_words_that_do_not_exist(name, argument, words):
@@ -167,6 +168,10 @@ def test_camvid_from_day_to_dusk():
         assert (small.model.width, small.source.size) == (16, (120, 160))
         assert (full.model.width, full.source.size) == (64, (360, 480))
         assert full.model.stage_sizes == (3, 4, 23, 3)
+        adamw = keys.values(get_config(name, "adamw"))
+        changed = {key for key, value in keys.values(small).items() if adamw[key] != value}
+        assert changed == camvid_dg.ADAMW.keys()
+        assert get_config(name, "full", "adamw").optimizer.base_rate == full.optimizer.base_rate
     assert get_config("camvid_uda", "full", "minent", "release").loss.target == "entropy"
     assert arguments.split_name(get_config("camvid_uda"), "source") == "camvid_source"
     assert arguments.split_name(get_config("camvid_uda"), "target") == "camvid_target"
