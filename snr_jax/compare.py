@@ -59,8 +59,7 @@ def command(args: flags.FlagValues, *runs: str) -> None:
         ]),
         beside=blocks,
         notes={
-            "command": [shlex.join(["python", "-m", "snr_jax.compare", *runs, "--out", args.out,
-                                    *(["--features"] if args.features else [])])],
+            "command": [_written(args, runs)],
             "runs": [f"{name}: {', '.join(map(str, group))}" for name, group in folders.items()],
         },
         gaps=gaps,
@@ -81,6 +80,12 @@ def command(args: flags.FlagValues, *runs: str) -> None:
         rows_of_gaps = [row for name, gap in gaps.items() for row in style.cells(name, gap)]
         print("\n".join(tables.aligned([style.HEADER, *rows_of_gaps])))
     print(f"written: {out}")
+
+
+def _written(args: flags.FlagValues, runs: Sequence[str]) -> str:
+    """The command as it was given."""
+    given = [args[name].serialize() for name in args if args[name].present]
+    return shlex.join(["python", "-m", "snr_jax.compare", *runs, *given])
 
 
 def _common_setting(folders: Sequence[Path]) -> str:

@@ -42,7 +42,8 @@ def reliability_picture(panels: Mapping[str, Mapping[str, Reliability]]) -> np.n
             colors = [COLORS[i % len(COLORS)] for i in range(len(series))]
             axes = _draw(place, series, colors, INK, LINE)
             axes.set_title(title, color=INK, loc="left")
-            axes.legend(frameon=False, labelcolor=INK, loc="best", handlelength=1.2)
+            place.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=INK,
+                         handlelength=1.2)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()

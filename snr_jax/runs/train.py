@@ -70,11 +70,12 @@ def _train(run: Run, profile_dir: str, lengthen: bool) -> dict[str, dict]:
     run.unless_stopped("stopped before the network was made; nothing is lost")
     model = experiment.create_model(config, parallel)
     tx, schedule = experiment.create_optimizer(config)
-    rare_classes = experiment.rare_classes(config, run.splits["source"])
     with states.open_manager(workdir, config.keep_checkpoints) as manager:
         state, resumed = _initial_state(run, model, tx, manager)
         start = int(state.step)
         _announce(run, model, state, parallel)
+        # Reads every label: after what may be refused in a moment.
+        rare_classes = experiment.rare_classes(config, run.splits["source"])
         run.unless_stopped(f"stopped before step {start + 1}; nothing is lost")
         # At the last step something is missing, or the run would count as finished.
         validated = start < config.num_steps and record.validated(workdir, start)

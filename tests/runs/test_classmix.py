@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 
+from snr_jax.data import rare
 from snr_jax.report.tables import percent
 from snr_jax.studies.comparison import compare, rows
 from snr_jax.workdir import checkpoints
@@ -30,6 +31,15 @@ def mixed(shared_runs, command, train_flags, tmp_path_factory, generalised):
 
     overrides = {"init_from": generalised.workdir, **MIXED}
     return once(shared_runs, "mix", command, train_flags, tmp_path_factory, ADAPT, overrides)
+
+
+def test_a_network_of_another_kind_is_refused_before_labels_are_counted(
+    generalised, refused, train_flags, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(rare, "count_classes", lambda *_, **__: pytest.fail("labels were read"))
+    overrides = {**MIXED, "init_from": generalised.workdir, "model.width": 16}
+    error = refused("main", *train_flags(ADAPT, tmp_path / "run", overrides))
+    assert "width" in error and str(generalised.workdir) in error
 
 
 def test_killed_and_started_again_equals_no_interruption(mixed, process, command, tmp_path):

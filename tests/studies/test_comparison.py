@@ -146,6 +146,8 @@ def test_the_command_writes_the_page(generalised, adapted, command, tmp_path):
         # Jinja writes an apostrophe as an entity.
         assert "through a third party" in text
     assert page.count("<img") == 4
+    assert f"snr_jax.compare {generalised.workdir}" in page and "--pictures=1</" in page
+    assert "--features" not in page and "--title" not in page
 
 
 def test_the_page_says_that_its_runs_are_scored_unlike(generalised, adapted, command, tmp_path):
