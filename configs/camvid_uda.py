@@ -5,7 +5,7 @@
 
 300 steps, a few minutes on two cores. One seed, from 13.8 at dusk: mIoU 12.7, by day 38.7.
 
-A variant, a recipe and "full" follow a colon, in any order, as configs/camvid_uda.py:minent,full:
+A variant, a recipe, "full" and "adamw" follow a colon, in any order, as camvid_uda.py:minent,full:
 maxsquare, iw_maxsquare, iw_maxsquare_multi, minent, iw_entropy, hard. "full" goes on from
 camvid_dg.py:full in 5,000 steps, on a GPU.
 """

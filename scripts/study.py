@@ -72,16 +72,15 @@ BUDGET = {"num_steps": 600, "optimizer.schedule_steps": 600, "optimizer.base_rat
 BUDGET_OF_PHOTOS = {"num_steps": 300, "optimizer.schedule_steps": 300,
                     "optimizer.base_rate": 0.01, "data.crop": (0, 0)}
 NETWORKS = ("plain", "IN", "SNR", "SNR + restitution loss")
-JITTERED = tuple(f"{name} + jitter" for name in NETWORKS)
-EXPOSED = tuple(f"{name} + exposure" for name in NETWORKS)
-BY_ADAMW = tuple(f"{name} + AdamW" for name in NETWORKS + EXPOSED)
-EVERY = NETWORKS + JITTERED + EXPOSED + BY_ADAMW
+ADDITIONS = ("", " + jitter", " + exposure", " + AdamW", " + exposure + AdamW")
+EVERY = tuple(name + addition for addition in ADDITIONS for name in NETWORKS)
+OF_PHOTOS = EVERY[: 2 * len(NETWORKS)]
 # benchmark: its targets and the variants that are trained unless told.
 BENCHMARKS = {
     "toys": (("dusk", "haze"), NETWORKS),
-    "camvid": (("at dusk",), NETWORKS + JITTERED),
-    "camvid_back": (("by day",), NETWORKS + JITTERED),
-    "drawings": (("by day",), NETWORKS + JITTERED),
+    "camvid": (("at dusk",), OF_PHOTOS),
+    "camvid_back": (("by day",), OF_PHOTOS),
+    "drawings": (("by day",), OF_PHOTOS),
 }
 
 FLAGS = flags.FlagValues()
@@ -141,12 +140,9 @@ def _study(
     default = {"toys": "toy_study" + (f"_{args.content}" if tint else "")}
     out = Path(args.out or f"runs/{default.get(args.benchmark, f'{args.benchmark}_study')}")
     refuse_pattern(out)
-    networks = {
-        name + addition: keys | more for name, keys in VARIANTS.items()
-        for addition, more in (
-            ("", {}), (" + jitter", JITTER), (" + exposure", EXPOSURE), (" + AdamW", ADAMW),
-            (" + exposure + AdamW", EXPOSURE | ADAMW))
-    }
+    added = zip(ADDITIONS, ({}, JITTER, EXPOSURE, ADAMW, EXPOSURE | ADAMW), strict=True)
+    networks = {name + addition: VARIANTS[name] | keys
+                for addition, keys in added for name in NETWORKS}
     create = _toys if args.benchmark == "toys" else _photos
     benchmark = create(args, out, targets, {name: networks[name] for name in variants}, stop)
     try:
