@@ -131,26 +131,32 @@ def _study(
     args: flags.FlagValues, targets: Sequence[str], variants: Sequence[str], stop: Stop
 ) -> None:
     # Seconds of imports: a signal meanwhile is answered after them.
-    from snr_jax.configs.camvid_dg import ADAMW
     from snr_jax.core.files import refuse_pattern
-    from snr_jax.studies.study import EXPOSURE, JITTER, VARIANTS, study
+    from snr_jax.studies.study import study
 
     cli.use_compilation_cache(args)
     tint = args.content != "none"
     default = {"toys": "toy_study" + (f"_{args.content}" if tint else "")}
     out = Path(args.out or f"runs/{default.get(args.benchmark, f'{args.benchmark}_study')}")
     refuse_pattern(out)
-    added = zip(ADDITIONS, ({}, JITTER, EXPOSURE, ADAMW, EXPOSURE | ADAMW), strict=True)
-    networks = {name + addition: VARIANTS[name] | keys
-                for addition, keys in added for name in NETWORKS}
     create = _toys if args.benchmark == "toys" else _photos
-    benchmark = create(args, out, targets, {name: networks[name] for name in variants}, stop)
+    rows = keys_of_rows()
+    benchmark = create(args, out, targets, {name: rows[name] for name in variants}, stop)
     try:
         study(out, benchmark, seeds=[int(seed) for seed in args.seeds],
               classes=AMBIGUOUS if tint else (), stop=stop)  # fmt: skip
     finally:
         if (out / "table.md").exists():
             print(f"\n{(out / 'table.md').read_text()}\nin {out / 'table.md'}", flush=True)
+
+
+def keys_of_rows() -> dict[str, dict]:
+    """What the configuration of the source has otherwise, for each of EVERY."""
+    from snr_jax.configs.camvid_dg import ADAMW
+    from snr_jax.studies.study import EXPOSURE, JITTER, VARIANTS
+
+    added = zip(ADDITIONS, ({}, JITTER, EXPOSURE, ADAMW, EXPOSURE | ADAMW), strict=True)
+    return {name + addition: VARIANTS[name] | keys for addition, keys in added for name in NETWORKS}
 
 
 def _benchmark(

@@ -46,6 +46,7 @@ class Run(NamedTuple):
     arguments: list[str]
     out: str
     err: str
+    files: frozenset  # what it left: path and time of writing
 
     def arguments_in(self, workdir: Path) -> list[str]:
         """The same command in another folder."""
@@ -62,8 +63,12 @@ def once(runs, name, command, train_flags, tmp_path_factory, config, overrides) 
         arguments = train_flags(config, workdir, overrides)
         result = command("main", *arguments)
         assert result.code == 0, result
-        runs[name] = Run(workdir, arguments, result.out, result.err)
+        runs[name] = Run(workdir, arguments, result.out, result.err, files_in(workdir))
     return runs[name]
+
+
+def files_in(folder: Path) -> frozenset[tuple[str, int]]:
+    return frozenset((str(p), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file())
 
 
 def bound_by_permissions() -> list[str]:

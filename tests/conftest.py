@@ -20,13 +20,25 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from tests.commands import ADAPT, FAST, GENERALISE, ROOT, TINY, Result, Run, config_flags, once
+from tests.commands import (
+    ADAPT,
+    FAST,
+    GENERALISE,
+    ROOT,
+    TINY,
+    Result,
+    Run,
+    config_flags,
+    files_in,
+    once,
+)
 
 
 @pytest.fixture(scope="session")
@@ -145,5 +157,14 @@ def adapted(shared_runs, command, train_flags, tmp_path_factory, generalised) ->
 
 
 @pytest.fixture(scope="session")
-def shared_runs() -> dict:
+def made_runs() -> dict:
     return {}
+
+
+@pytest.fixture
+def shared_runs(made_runs) -> Iterator[dict]:
+    """The runs made once, by name. Others read them, in any order: a test leaves them alone."""
+    yield made_runs
+    for name, run in made_runs.items():
+        changed = {path for path, _ in files_in(run.workdir) ^ run.files}
+        assert not changed, f"the test wrote into the shared run {name}: {sorted(changed)}"

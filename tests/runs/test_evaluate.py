@@ -187,15 +187,16 @@ def test_table_and_pictures(evaluated):
 ONE = ("--protocol=network", "--flip=no", "--pictures=0")
 
 
-def test_choices(configured, command, generalised):
+def test_choices(configured, command, generalised, tmp_path):
     """The other domain, one protocol, fewer images, another checkpoint; where results go."""
-    best = checkpoints.folder(generalised.workdir, "best_source")
+    workdir = shutil.copytree(generalised.workdir, tmp_path / "run")
+    best = checkpoints.folder(workdir, "best_source")
     result = command(
         "evaluate", *configured, "--checkpoint", best, "--domain=source", "--split=train",
         "--protocol=full", "--flip=no", "--max_images=3", "--pictures=0",
     )  # fmt: skip
     assert result.code == 0, result
-    out = generalised.workdir / "evaluation" / "best_source" / "source"
+    out = workdir / "evaluation" / "best_source" / "source"
     record = read_record(out)
     assert tuple(record["results"]) == ("full",)
     settings = record["results"]["full"]["settings"]
@@ -207,10 +208,11 @@ def test_choices(configured, command, generalised):
     assert not (out / "predictions.png").exists()
 
 
-def test_a_run_scores_as_at_its_end(configured, command, generalised):
-    result = command("evaluate", *configured, "--checkpoint", generalised.workdir, *ONE)
+def test_a_run_scores_as_at_its_end(configured, command, generalised, tmp_path):
+    workdir = shutil.copytree(generalised.workdir, tmp_path / "run")
+    result = command("evaluate", *configured, "--checkpoint", workdir, *ONE)
     assert result.code == 0, result
-    scores = read_record(generalised.workdir / "evaluation" / "final" / "target")["results"]
+    scores = read_record(workdir / "evaluation" / "final" / "target")["results"]
     trained = checkpoints.find(generalised.workdir).meta["scores"]["cityscapes"]
     assert scores["network"]["miou"] == pytest.approx(trained["miou"])
     assert scores["network"]["settings"] == trained["settings"]

@@ -5,9 +5,10 @@ import signal
 
 import pytest
 
-from scripts.study import BENCHMARKS, BUDGET, WAYS
+from scripts import study as script
+from scripts.study import BENCHMARKS, BUDGET, EVERY, WAYS, keys_of_rows
 from snr_jax.config import checks, keys
-from snr_jax.configs import toy_classmix, toy_dg, toy_mic, toy_uda
+from snr_jax.configs import camvid_dg, toy_classmix, toy_dg, toy_mic, toy_uda
 from snr_jax.core.errors import Stopped, UserError
 from snr_jax.studies import study, toys
 from snr_jax.studies.study import Benchmark
@@ -170,6 +171,57 @@ def test_masked_consistency_is_class_mixing_with_masks():
         config = {"classmix": toy_classmix, "uda": toy_uda}[way].get_config()
         config.update_from_flattened_dict(BUDGET | changes)
         checks.check(config), name
+
+
+def test_a_row_has_the_network_and_the_training_that_it_names():
+    """Read from its configuration; in the study's order, the first eight unless told."""
+    networks = {"plain": ("none", 0.01), "IN": ("in", 0.01), "SNR": ("snr", 0.0),
+                "SNR + restitution loss": ("snr", 0.01)}
+    # jitter, exposure, optimiser and its rate of the heads
+    trainings = {"": ("none", False, "sgd", 1.0), " + jitter": ("custom", False, "sgd", 1.0),
+                 " + exposure": ("none", True, "sgd", 1.0),
+                 " + AdamW": ("none", False, "adamw", 0.05),
+                 " + exposure + AdamW": ("none", True, "adamw", 0.05)}
+    found = {}
+    for name, changes in keys_of_rows().items():
+        config = camvid_dg.get_config()
+        config.update_from_flattened_dict(changes)
+        model, optimizer = config.model, config.optimizer
+        found[name] = (model.norm_restitution, config.loss.restitution_weight, config.data.jitter,
+                       model.exposure, optimizer.kind, optimizer.head_rate)
+    assert found == {network + training: (*networks[network], *trainings[training])
+                     for training in trainings for network in networks}
+    assert list(found) == list(EVERY) and BENCHMARKS["camvid"][1] == EVERY[:8]
+
+
+@pytest.mark.parametrize(
+    "name, folder, splits",
+    [("camvid", "CamVid", ["day_train", "day_val", "dusk_train", "dusk_val"]),
+     ("camvid_back", "CamVid", ["dusk_train", "dusk_val", "day_train", "day_val"]),
+     ("drawings", "OUT/data/CamVid", ["day_train", "day_val", "day_train", "day_val"])],
+)  # fmt: skip
+def test_a_benchmark_of_photographs_is_of_the_lights_that_it_names(
+    name, folder, splits, tmp_path, monkeypatch
+):
+    """By the command; the adaptations have a length of their own."""
+    asked = []
+    monkeypatch.setattr(toys, "draw", lambda *args, **keys: None)
+    monkeypatch.setattr(study, "study", lambda out, of, **rest: asked.append((of, rest["seeds"])))
+    flags = ["--data=photos", "--seeds=3,4", f"--out={tmp_path}"]
+    assert script.main(["study", f"--benchmark={name}", *flags]) == 0
+    ((made, seeds),) = asked
+    assert seeds == [3, 4] and tuple(made.variants) == EVERY[:8]
+    for config in (made.source, *made.adaptations.values()):
+        found = [config[side][f"{part}_split"] for side in ("source", "target")
+                 for part in ("train", "val")]
+        assert found == splits and config.data.root == "photos"
+        assert config.source.dir == folder.replace("OUT", str(tmp_path))
+        assert config.target.dir == "CamVid"
+        assert config.num_steps == (1200 if config is made.source else 300)
+    losses = {way: (c.loss.target, c.loss.lambda_target) for way, c in made.adaptations.items()}
+    assert losses.pop("class mixing")[0] == "classmix"
+    assert losses == {"statistics": ("maxsquare", 0.0), "MaxSquare": ("maxsquare", 0.1),
+                      "MaxSquare IW x 10": ("iw_maxsquare", 10.0)}
 
 
 def test_rows_stand_in_the_order_of_the_benchmark_and_keep_what_it_leaves_out(out):
