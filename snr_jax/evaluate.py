@@ -8,7 +8,8 @@ Both protocols ("network": labels at the network's size; "full": logits upsample
 own size), each without and with the mirrored image. Needs the labels of the split. Beside mIoU
 stands the expected calibration error (ECE): how far the probability of the predicted class lies
 from the share of right pixels, the mean over 15 bins of that probability. Written: evaluation.json,
-where every score carries its settings, reliability.png, the bins, and predictions.png.
+where every score carries its settings, reliability.png, the bins, and predictions.png. An earlier
+evaluation.json of other scores stays, as evaluation.json.other-1.
 
 --tile H,W scores windows of the image at the size that is scored, --scales 0.75,1,1.25 the image
 (or each window) at several sizes; probabilities are averaged. Scores of such settings are called
@@ -34,7 +35,7 @@ from snr_jax import cli
 from snr_jax.config import arguments, checks
 from snr_jax.config.keys import SIDES
 from snr_jax.core.errors import UserError
-from snr_jax.core.files import user_path, without_nan, write_text
+from snr_jax.core.files import make_room, user_path, without_nan, write_text
 from snr_jax.core.labels import Classes
 from snr_jax.core.models.backbone import architecture
 from snr_jax.core.models.create import Network
@@ -158,12 +159,19 @@ def command(args: flags.FlagValues) -> None:
         scores = results[rows.in_mean[0]]
         print(class_table(scores))
         record |= {"results": scores}
-    write_text(out / "evaluation.json", json.dumps(without_nan(record), indent=1))
+    _write_scores(out / "evaluation.json", json.dumps(without_nan(record), indent=1))
     write_png(reliability_picture(_diagrams(results)), out / "reliability.png")
     for name, split in rows.read.items() if args.pictures else ():
         file = _picture_name(name, rows.read) if args.domains else "predictions.png"
         write_png(panel(pictures(model, variables, split.first(args.pictures))), out / file)
     print(f"written: {out}")
+
+
+def _write_scores(path: Path, text: str) -> None:
+    """Other scores of an earlier evaluation, as of other settings, are kept beside them."""
+    if path.exists() and path.read_bytes() != text.encode():
+        print(f"{path} held other scores; they are in {make_room(path)} now")
+    write_text(path, text)
 
 
 def _picture_name(name: str, names: Collection[str]) -> str:

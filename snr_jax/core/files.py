@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -73,6 +74,14 @@ def refuse_existing(path: str | os.PathLike) -> None:
         return
     if os.path.lexists(path):
         raise UserError(f"{path}: exists already; expected a new name, or remove it first")
+
+
+def make_room(path: str | os.PathLike) -> Path:
+    """Renames a file or folder to PATH.other-N, with the first N that is free; its new path."""
+    for number in itertools.count(1):
+        other = Path(f"{os.fspath(path)}.other-{number}")
+        if not os.path.lexists(other):
+            return Path(path).rename(other)
 
 
 def checksum(path: str | os.PathLike) -> str:

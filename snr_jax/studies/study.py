@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from snr_jax.config import arguments
 from snr_jax.core.errors import UserError
-from snr_jax.core.files import write_text
+from snr_jax.core.files import make_room, write_text
 from snr_jax.core.parallel import create_parallel
 from snr_jax.core.progress import format_duration
 from snr_jax.process import signals
@@ -190,9 +190,8 @@ def _set_aside_another(workdir: Path, here: Mapping) -> None:
     if not (workdir / record.RUN_FILE).exists():
         return
     if record.differences(record.read(workdir), here):
-        number = 1 + len(list(workdir.parent.glob(f"{workdir.name}.other-*")))
-        other = workdir.rename(f"{workdir}.other-{number}")
-        logger.info("%s holds a run made with something else; it is %s now", workdir, other)
+        logger.info("%s holds a run made with something else; it is %s now",
+                    workdir, make_room(workdir))
 
 
 def _has_network(workdir: Path) -> bool:

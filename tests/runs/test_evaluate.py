@@ -22,6 +22,7 @@ from snr_jax.core.state import initial_variables
 from snr_jax.data.decode import resize_image
 from snr_jax.data.domains import create_domain
 from snr_jax.data.samples import list_samples
+from snr_jax.evaluate import _write_scores
 from snr_jax.runs import network
 from snr_jax.workdir import checkpoints
 from tests.data.tiny_sets import TRAIN_IDS, write_gta5
@@ -210,9 +211,18 @@ def test_choices(configured, command, generalised, tmp_path):
 
 def test_a_run_scores_as_at_its_end(configured, command, generalised, tmp_path):
     workdir = shutil.copytree(generalised.workdir, tmp_path / "run")
+    out = workdir / "evaluation" / "final" / "target"
+    out.mkdir(parents=True)
+    (out / "evaluation.json").write_text("earlier")
+    (out / "evaluation.json.other-1").write_text("the first")
     result = command("evaluate", *configured, "--checkpoint", workdir, *ONE)
     assert result.code == 0, result
-    scores = read_record(workdir / "evaluation" / "final" / "target")["results"]
+    scores = read_record(out)["results"]
+    assert (out / "evaluation.json.other-1").read_text() == "the first"
+    assert (out / "evaluation.json.other-2").read_text() == "earlier"
+    assert f"they are in {out}/evaluation.json.other-2 now" in result.out
+    _write_scores(out / "evaluation.json", (out / "evaluation.json").read_text())
+    assert not (out / "evaluation.json.other-3").exists()  # the same scores again
     trained = checkpoints.find(generalised.workdir).meta["scores"]["cityscapes"]
     assert scores["network"]["miou"] == pytest.approx(trained["miou"])
     assert scores["network"]["settings"] == trained["settings"]
