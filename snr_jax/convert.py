@@ -31,6 +31,7 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.files import checksum, refuse_existing, refuse_pattern, written_whole
 from snr_jax.core.models.backbone import architecture
 from snr_jax.core.models.create import NETWORKS as MODELS
+from snr_jax.runs.network import flags_to_start
 from snr_jax.runs.weights import FILES, save, teacher_beside
 from snr_jax.weights import conversion, hugging_face, kinds
 from snr_jax.weights.dinov2_conversion import LAYOUTS
@@ -143,7 +144,8 @@ def _convert(args: flags.FlagValues, source: str, target: str) -> None:
         meta["class_names"] = list(converted.class_names)
     with written_whole(target) as unfinished:
         save_variables(unfinished, converted.variables, meta)
-    print(f"wrote {target}")
+    flags = flags_to_start(target, meta["model"])
+    print(f"wrote {target}; a training starts from it with {flags}")
 
 
 def _read(args: flags.FlagValues, source: str) -> _Input:

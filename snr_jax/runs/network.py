@@ -110,15 +110,44 @@ def refuse_mismatch(path: str, have: dict, want: dict, allowed: tuple[str, ...] 
     differing = [k for k in names if have[k] != want[k] and k not in allowed]
     if differing:
         pairs = "; ".join(f"{k} {have[k]} there, {want[k]} here" for k in differing)
-        there, here = model_keys(have), model_keys(want)
-        remedies = " ".join(  # quoted, since a shell chokes on the parentheses of stage_sizes
-            shlex.quote(f"--config.{key}={value}") for key, value in there.items()
-            if here.get(key, KEYS[key].default) != value and key.split(".")[-1] not in allowed
-        ).replace(", ", ",")
+        remedies = " ".join(_flags(model_keys(have), model_keys(want), allowed))
         raise UserError(
             f"the checkpoint {path} is of another network than the configuration: {pairs}. "
             + (f"Set {remedies}, or choose" if remedies else "Choose") + " another checkpoint"
         )
+
+
+def _flags(there: dict, here: dict, allowed: tuple[str, ...]) -> list[str]:
+    """Of the keys `there`, those that `here`, or by default, are others.
+
+    They are quoted, since a shell chokes on the parentheses of stage_sizes.
+    """
+    return [
+        shlex.quote(f"--config.{key}={value}".replace(", ", ",")) for key, value in there.items()
+        if here.get(key, KEYS[key].default) != value and key.split(".")[-1] not in allowed
+    ]
+
+
+def flags_to_start(path: str, have: dict) -> str:
+    """The flags of snr_jax.main for a training from `path`, whose network's arguments are `have`.
+
+    They are beside the defaults: a configuration with a network of its own may want others.
+    """
+    flags = _flags(model_keys(have), {}, _may_differ(have))
+    return " ".join([shlex.quote(f"--config.init_from={path}"), *flags])
+
+
+def _may_differ(have: dict) -> tuple[str, ...]:
+    """Arguments of the network in which a training may differ from what it starts from.
+
+    Branches and SNR change which parameters exist or are used, not what the others mean.
+    """
+    allowed = ("head_branches",)
+    if not have.get("exposure"):  # as every file of PyTorch
+        allowed += ("exposure",)
+    if have["norm_restitution"] == "none":
+        allowed += ("norm_restitution", "snr_after")
+    return allowed
 
 
 def initialize(
@@ -142,13 +171,7 @@ def initialize(
         )
     loaded, meta = checkpoints.load_variables(found)
     there, here = meta["model"], architecture(model)
-    # Branches and SNR change which parameters exist or are used, not what the others mean.
-    allowed = ("head_branches",)
-    if not there.get("exposure"):  # as every file of PyTorch
-        allowed += ("exposure",)
-    if there["norm_restitution"] == "none":
-        allowed += ("norm_restitution", "snr_after")
-    refuse_mismatch(init_from, there, here, allowed)
+    refuse_mismatch(init_from, there, here, _may_differ(there))
     trained = meta.get("source", {}).get("heads") != []  # else they are initial, of no class yet
     if classes is not None and trained:
         loaded = in_order(model, loaded, meta, classes, init_from)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -13,17 +14,20 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from absl import flags
 from torch.nn import functional as F
 
 import twin as torch_twin
+from snr_jax import cli
 from snr_jax import convert as convert_torch_ckpt
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import class_names
 from snr_jax.core.models.backbone import architecture
 from snr_jax.core.models.create import create_recorded
 from snr_jax.core.models.deeplab import DeepLab
+from snr_jax.core.parallel import create_parallel
 from snr_jax.core.state import initial_variables
-from snr_jax.runs import network
+from snr_jax.runs import experiment, network
 from snr_jax.weights.conversion import fold_torchvision_input
 from snr_jax.weights.torch_names import from_torch, to_torch
 from snr_jax.workdir.checkpoints import load_variables, save_variables
@@ -119,6 +123,28 @@ def test_there_and_back(tmp_path, capsys, old, variant, training):
     torch.nn.DataParallel(model).load_state_dict(exported, strict=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.pth", "backmodule.pth", "in.pth",
                                                           "out"]
+
+
+@pytest.mark.parametrize("variant", ["snr", "in", "none"])
+def test_a_training_starts_with_the_flags_that_are_told(variant, tmp_path, capsys):
+    """Typed as they stand, with the published configuration. A plain network may start SNR."""
+    _, out, _ = convert(capsys, twin(variant), tmp_path)
+    told = shlex.split(out.splitlines()[-1].partition(" starts from it with ")[2])
+    kinds = ["model.norm_restitution=in"] * (variant == "in")
+    assert sorted(flag.removeprefix("--config.") for flag in told) == sorted([
+        f"init_from={tmp_path / 'out'}", "num_classes=13", "model.stage_sizes=(1,1,1,1)",
+        "model.width=4", *kinds])
+    known, kept = flags.FlagValues(), []
+    cli.define_config(known)
+    typed = ["main", "--config", str(ROOT / "configs/gta5_dg.py"), *told]
+    assert cli.run(typed, known, "", lambda args: kept.append(args["config"].value.config)) == 0
+    (config,) = kept
+    model = experiment.create_model(config, create_parallel())
+    loaded, there = (
+        variables["params"]["conv1"]["kernel"] for variables in
+        (network.initialize(model, 0, config.init_from), load_variables(tmp_path / "out")[0])
+    )  # fmt: skip
+    np.testing.assert_array_equal(loaded, there)
 
 
 def test_converted_network_computes_what_the_twin_computes(tmp_path, capsys):
