@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
 from scripts import crosscity
 from snr_jax.core import labels, metrics
 from snr_jax.core.labels import class_names
 from snr_jax.core.metrics import Counts
+from snr_jax.data.decode import import_tensorflow
 from snr_jax.runs import evaluation
 from snr_jax.studies.crosscity import table as cities_table
 from snr_jax.workdir import checkpoints
@@ -39,7 +39,7 @@ def write_synthia(root: Path, numbers: list[int]) -> None:
         label = np.stack([classes, instances, np.zeros((38, 64))], -1).astype(np.uint16)
         path = root / "GT" / "LABELS" / f"{number:07d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(tf.io.encode_png(label).numpy())
+        path.write_bytes(import_tensorflow().io.encode_png(label).numpy())
 
 
 def write_city(root: Path, seed: int) -> None:
