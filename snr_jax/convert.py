@@ -144,8 +144,8 @@ def _convert(args: flags.FlagValues, source: str, target: str) -> None:
         meta["class_names"] = list(converted.class_names)
     with written_whole(target) as unfinished:
         save_variables(unfinished, converted.variables, meta)
-    flags = flags_to_start(target, meta["model"])
-    print(f"wrote {target}; a training starts from it with {flags}")
+    to_start = flags_to_start(target, meta["model"])
+    print(f"wrote {target}; a training starts from it with {to_start}")
 
 
 def _read(args: flags.FlagValues, source: str) -> _Input:

@@ -170,7 +170,8 @@ def command(args: flags.FlagValues) -> None:
 def _write_scores(path: Path, text: str) -> None:
     """Other scores of an earlier evaluation, as of other settings, are kept beside them."""
     if path.exists() and path.read_bytes() != text.encode():
-        print(f"{path} held other scores; they are in {make_room(path)} now")
+        other = make_room(path)
+        print(f"{path} held other scores; they are in {other} now")
     write_text(path, text)
 
 

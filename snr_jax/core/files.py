@@ -76,12 +76,15 @@ def refuse_existing(path: str | os.PathLike) -> None:
         raise UserError(f"{path}: exists already; expected a new name, or remove it first")
 
 
-def make_room(path: str | os.PathLike) -> Path:
+def free_path(stem: str | os.PathLike) -> Path:
+    """STEM-N with the first N, from 1 on, that nothing is called."""
+    paths = (Path(f"{os.fspath(stem)}-{number}") for number in itertools.count(1))
+    return next(path for path in paths if not os.path.lexists(path))
+
+
+def make_room(path: Path) -> Path:
     """Renames a file or folder to PATH.other-N, with the first N that is free; its new path."""
-    for number in itertools.count(1):
-        other = Path(f"{os.fspath(path)}.other-{number}")
-        if not os.path.lexists(other):
-            return Path(path).rename(other)
+    return path.rename(free_path(f"{path}.other"))
 
 
 def checksum(path: str | os.PathLike) -> str:

@@ -190,8 +190,8 @@ def _set_aside_another(workdir: Path, here: Mapping) -> None:
     if not (workdir / record.RUN_FILE).exists():
         return
     if record.differences(record.read(workdir), here):
-        logger.info("%s holds a run made with something else; it is %s now",
-                    workdir, make_room(workdir))
+        other = make_room(workdir)
+        logger.info("%s held a run made with something else; it is %s now", workdir, other)
 
 
 def _has_network(workdir: Path) -> bool:

@@ -16,7 +16,6 @@ found and read like one of them.
 """
 
 import errno
-import itertools
 import json
 import logging
 import os
@@ -32,7 +31,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.files import closed_folder, refuse_pattern, whole_path
+from snr_jax.core.files import closed_folder, free_path, refuse_pattern, whole_path
 from snr_jax.core.progress import root_log_kept
 from snr_jax.process.several import raise_if_lost, root_of
 from snr_jax.weights import folder as weights_folder
@@ -352,8 +351,7 @@ def _finish_swap(path: Path) -> None:
 def set_aside(path: Path) -> None:
     """Moves a checkpoint of a run that cannot be used to where nothing reads or deletes it."""
     shelf = next(above for above in path.parents if above.name == "checkpoints") / "set_aside"
-    targets = (shelf / f"{path.name}-{number}" for number in itertools.count(1))
-    target = next(target for target in targets if not target.exists())
+    target = free_path(shelf / path.name)
     if jax.process_index() == 0:
         shelf.mkdir(exist_ok=True)
         path.rename(target)
