@@ -293,6 +293,8 @@ def _refuse(message: str) -> int:
 def _quiet_libraries() -> None:
     """Orbax and TensorStore raise their errors, and print the tracebacks besides."""
     absl_logging.set_verbosity(absl_logging.FATAL)
+    # It tells of reads that failed after the one which was raised, at a time that varies.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     default = sys.unraisablehook
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:

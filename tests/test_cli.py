@@ -431,3 +431,30 @@ def test_letters_that_a_terminal_lacks_are_shown_by_their_codes():
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                              env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert (process.stdout, process.stderr) == ("f\\xfcr\n", "")
+
+
+# ---------------------------------------------------------------- libraries
+
+
+ABANDONING = """
+import asyncio
+from absl import flags
+from snr_jax import cli
+from snr_jax.core.errors import UserError
+async def fail():
+    raise ValueError("a second read failed as well")
+async def restore():
+    asyncio.ensure_future(fail())
+    await asyncio.sleep(0)
+def command(args):
+    asyncio.run(restore())
+    raise UserError("cannot be read")
+cli.run(["command"], flags.FlagValues(), "A test.", command)
+"""
+
+
+def test_what_a_library_abandons_is_not_told():
+    """Orbax leaves the reads that fail after the first, and asyncio says so, sooner or later."""
+    process = subprocess.run([sys.executable, "-c", ABANDONING], cwd=ROOT, capture_output=True,
+                             text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert process.stderr == "error: cannot be read\n"
