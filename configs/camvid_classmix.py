@@ -3,8 +3,8 @@
     python -m snr_jax.main --config configs/camvid_classmix.py --workdir runs/camvid_classmix \
         --config.init_from=runs/camvid_dg
 
-300 steps of whole images, some 2 minutes on a quiet core. One seed, from 13.8 at dusk: mIoU 18.3,
-by day 34.1.
+300 steps of whole images, some 2 minutes on a quiet core. mIoU at dusk over 3 seeds, from the
+network with SNR: 14.4 before, 17.5 after.
 
 A recipe, "full" and "adamw" follow a colon, in any order. "full" goes on from camvid_dg.py:full in
 10,000 steps, on a GPU.

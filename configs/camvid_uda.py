@@ -3,7 +3,7 @@
     python -m snr_jax.main --config configs/camvid_uda.py --workdir runs/camvid_uda \
         --config.init_from=runs/camvid_dg
 
-300 steps, a few minutes on two cores. One seed, from 13.8 at dusk: mIoU 12.7, by day 38.7.
+300 steps, a few minutes on two cores. mIoU at dusk over 3 seeds: 14.4 before, 15.5 after.
 
 A variant, a recipe, "full" and "adamw" follow a colon, in any order, as camvid_uda.py:minent,full:
 maxsquare, iw_maxsquare, iw_maxsquare_multi, minent, iw_entropy, hard. "full" goes on from
@@ -23,5 +23,5 @@ def get_config(argument: str = "standard") -> ConfigDict:
     config.init_from = "runs/camvid_dg"
     default.adapt(config, variant)
     config.target.size = config.source.size  # whatever the variant is published with
-    camvid_dg.train(config, 5_000 if full else 300, rate=1e-3 if full else 0.005)
+    camvid_dg.train(config, 5_000 if full else 300, rate=1e-3 if full else 0.01)
     return config

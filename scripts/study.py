@@ -14,7 +14,7 @@ they name it. The benchmarks:
     drawings   drawn streets with CamVid's classes → CamVid by day
 
 Numbers in OUT/results.json that were made with the same configuration, initial values and data
-stay; the others are made again. OUT/table.md holds what there is so far.
+stay; the others are made again. OUT/table.md and table.png hold what there is so far.
 """
 
 import sys
@@ -147,7 +147,8 @@ def _study(
               classes=AMBIGUOUS if tint else (), stop=stop)  # fmt: skip
     finally:
         if (out / "table.md").exists():
-            print(f"\n{(out / 'table.md').read_text()}\nin {out / 'table.md'}", flush=True)
+            print(f"\n{(out / 'table.md').read_text()}\nin {out / 'table.md'} and, as a picture, "
+                  "table.png", flush=True)
 
 
 def keys_of_rows() -> dict[str, dict]:

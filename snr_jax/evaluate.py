@@ -46,9 +46,8 @@ from snr_jax.data.decode import import_tensorflow
 from snr_jax.data.faults.look import look
 from snr_jax.data.samples import Domain
 from snr_jax.data.splits import open_split
-from snr_jax.inference.photos import write_png
 from snr_jax.inference.views import OWN, create_view
-from snr_jax.report.pictures import panel
+from snr_jax.report.pictures import panel, write_png
 from snr_jax.report.reliability import reliability_picture
 from snr_jax.report.tables import class_table, domain_table, percent
 from snr_jax.runs import evaluation, network

@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from snr_jax.core.errors import UserError
-from snr_jax.core.files import closed_folder, user_path, written_whole
+from snr_jax.core.files import closed_folder, user_path
 from snr_jax.core.labels import Classes, train_id_to_label_id
-from snr_jax.report.pictures import colorize, overlay
+from snr_jax.report.pictures import colorize, overlay, write_png
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's names of these
@@ -307,12 +307,3 @@ def _strips(draw: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
     """draw(*arrays), some rows at a time: drawing takes a multiple of the picture's memory."""
     tops = range(0, len(arrays[0]), _STRIP)
     return np.concatenate([draw(*(array[top : top + _STRIP] for array in arrays)) for top in tops])
-
-
-def write_png(array: np.ndarray, path: Path) -> None:
-    """Writes uint8 [H,W] or [H,W,3] whole or not at all. Raises UserError."""
-    try:
-        with written_whole(path) as unfinished:
-            Image.fromarray(array).save(unfinished, format="PNG")
-    except OSError as error:
-        raise UserError(f"{path} could not be written: {error}") from None

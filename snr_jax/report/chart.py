@@ -1,17 +1,22 @@
-"""Line charts as SVG that lives inside a page and takes the page's fonts and colours."""
+"""Charts: SVG that lives inside a page and takes its fonts and colours, or a picture of its own."""
 
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
 AXIS, GRID = "var(--soft)", "var(--line)"
+# The colours of the page by day, for a picture of its own.
+INK, LINE = "#5c6570", "#d4d8dd"
+COLORS = ("#2f6fd6", "#d9622b", "#2a9d74", "#8b5fc7", "#b08a10", "#868e99")
 STYLE = {
     "axes.autolimit_mode": "round_numbers",
     "axes.xmargin": 0,
@@ -39,6 +44,21 @@ def to_svg(figure: Figure, numbers: Mapping[str, str]) -> str:
     return svg
 
 
+def to_picture(figure: Figure) -> np.ndarray:
+    """What the figure shows, uint8 RGB [h,w,3]."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def bare(axes: Axes, ink: str, line: str, **grid: Any) -> None:
+    """Draws no frame and no ticks, and a grid behind what is shown. grid: as `Axes.grid` takes."""
+    axes.set_frame_on(False)
+    axes.tick_params(length=0, labelcolor=ink)
+    axes.grid(color=line, linewidth=0.75, **grid)
+    axes.set_axisbelow(True)
+
+
 def line_chart(curves: Mapping[str, Curve], colors: Sequence[str]) -> str:
     """The curves over the steps, one `<svg>`; colours are CSS, one per curve.
 
@@ -49,7 +69,7 @@ def line_chart(curves: Mapping[str, Curve], colors: Sequence[str]) -> str:
     numbers = stand_ins([AXIS, GRID, *colors])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.8, 2.72), layout="constrained")
-        axes = figure.add_subplot(frame_on=False)
+        axes = figure.add_subplot()
         shown = [
             _draw(axes, steps, values, numbers[color])
             for (steps, values), color in zip(curves.values(), colors, strict=True)
@@ -61,9 +81,8 @@ def line_chart(curves: Mapping[str, Curve], colors: Sequence[str]) -> str:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
             axis.set_major_formatter("{x:.6g}")
-        axes.tick_params(length=0, pad=6, labelcolor=numbers[AXIS])
-        axes.grid(axis="y", color=numbers[GRID], linewidth=0.75, clip_on=False)
-        axes.set_axisbelow(True)
+        bare(axes, numbers[AXIS], numbers[GRID], axis="y", clip_on=False)
+        axes.tick_params(pad=6)
         axes.set_xlabel("step", loc="right", labelpad=2, color=numbers[AXIS])
         return to_svg(figure, numbers)
 

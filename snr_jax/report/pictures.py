@@ -1,10 +1,13 @@
-"""Results for the eye: label maps in colour, overlays and captioned grids."""
+"""Results for the eye: label maps in colour, overlays, captioned grids and their files."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from snr_jax.core.errors import UserError
+from snr_jax.core.files import written_whole
 from snr_jax.core.labels import Classes, classes, palette
 
 TINT = 0.5  # share of the class colour in an overlay
@@ -53,3 +56,12 @@ def panel(rows: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
                 cell = Image.fromarray(row[key]).resize((width, height), Image.Resampling.BOX)
                 canvas.paste(cell, (x * (width + GAP), strip + y * (height + GAP)))
     return np.asarray(canvas)
+
+
+def write_png(array: np.ndarray, path: Path) -> None:
+    """Writes uint8 [H,W] or [H,W,3] whole or not at all. Raises UserError."""
+    try:
+        with written_whole(path) as unfinished:
+            Image.fromarray(array).save(unfinished, format="PNG")
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error}") from None

@@ -10,16 +10,23 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 
-from snr_jax.report.chart import AXIS, GRID, STYLE, stand_ins, to_svg
+from snr_jax.report.chart import (
+    AXIS,
+    COLORS,
+    GRID,
+    INK,
+    LINE,
+    STYLE,
+    bare,
+    stand_ins,
+    to_picture,
+    to_svg,
+)
 
 Reliability = Mapping[str, Sequence[float | None]]  # "pixels", "accuracy", "confidence" by bin
 COLUMNS = 4  # panels side by side
-# The colours of the page by day, for a picture of its own.
-INK, LINE = "#5c6570", "#d4d8dd"
-COLORS = ("#2f6fd6", "#d9622b", "#2a9d74", "#8b5fc7", "#b08a10", "#868e99")
 
 
 def reliability_chart(series: Mapping[str, Reliability], colors: Sequence[str]) -> str:
@@ -44,9 +51,7 @@ def reliability_picture(panels: Mapping[str, Mapping[str, Reliability]]) -> np.n
             axes.set_title(title, color=INK, loc="left")
             place.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=INK,
                          handlelength=1.2)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        return to_picture(figure)
 
 
 def _draw(
@@ -66,10 +71,7 @@ def _draw(
         edges = np.linspace(0, 1, len(pixels) + 1)
         lower.stairs(pixels / max(pixels.sum(), 1), edges, color=color, linewidth=1.2)
     for axes in (upper, lower):
-        axes.set_frame_on(False)
-        axes.tick_params(length=0, labelcolor=ink)
-        axes.grid(color=line, linewidth=0.75)
-        axes.set_axisbelow(True)
+        bare(axes, ink, line)
         axes.set(xlim=(0, 1), ylim=(0, 1), xticks=np.linspace(0, 1, 6))
     upper.set_yticks(np.linspace(0, 1, 6))
     lower.set_yticks([0, 1])

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from snr_jax.core.labels import Classes, classes
-from snr_jax.report.chart import AXIS, GRID, STYLE, stand_ins, to_svg
+from snr_jax.report.chart import AXIS, GRID, STYLE, bare, stand_ins, to_svg
 
 BEFORE = AXIS  # colour of what comes before IN or SNR
 HEADER = ("network", "place", "channels", "means, before", "after", "deviations, before", "after")
@@ -176,10 +176,7 @@ def feature_chart(points: Points, known: int | Classes) -> str:
 
 
 def _plain(axes: Axes, numbers: Mapping[str, str]) -> None:
-    axes.set_frame_on(False)
-    axes.tick_params(length=0, labelcolor=numbers[AXIS])
-    axes.grid(axis="y", color=numbers[GRID], linewidth=0.75)
-    axes.set_axisbelow(True)
+    bare(axes, numbers[AXIS], numbers[GRID], axis="y")
 
 
 def _css(color: Sequence[int]) -> str:

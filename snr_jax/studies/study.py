@@ -2,7 +2,7 @@
 
     OUT/VARIANT_SEED[_TARGET_ADAPTATION]       the runs
     OUT/results.json                           every number with what it was made with
-    OUT/table.md                               mean and deviation, written anew after each number
+    OUT/table.md, table.png                    mean and deviation, written anew after each number
 """
 
 import json
@@ -22,6 +22,8 @@ from snr_jax.core.parallel import create_parallel
 from snr_jax.core.progress import format_duration
 from snr_jax.process import signals
 from snr_jax.process.signals import Stop, never
+from snr_jax.report.pictures import write_png
+from snr_jax.report.scores import Scores, scores_picture
 from snr_jax.report.tables import percent
 from snr_jax.runs import experiment, network
 from snr_jax.runs.evaluation import evaluate
@@ -94,11 +96,15 @@ def study(
     titles = {Job("", 0, *place).column: _title(place, benchmark) for place in places}
 
     def tables() -> str:
-        shown = {name: results[name] for name in (*benchmark.variants, *results) if name in results}
+        shown = _in_order(results, benchmark)
         found = table(shown, titles)
         if classes:
             found += f"\n\nMean IoU of {', '.join(classes)}:\n\n{table(shown, titles, classes)}"
         return found
+
+    def draw() -> None:
+        picture = scores_picture(panels(_in_order(results, benchmark), places))
+        write_png(picture, out / "table.png")
 
     start = time.monotonic()
     for number, job in enumerate(jobs, start=1):
@@ -116,8 +122,29 @@ def study(
             scores = _measure(job, base, config, here, stop)
             row[job.column] = {key: scores[key] for key in ("miou", "iou")} | {"made_with": here}
             write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
+            draw()
         write_text(out / "table.md", tables() + "\n")
+    draw()
     return tables()
+
+
+def _in_order(results: Results, benchmark: Benchmark) -> Results:
+    """The variants of the benchmark first."""
+    return {name: results[name] for name in (*benchmark.variants, *results) if name in results}
+
+
+def panels(
+    results: Mapping[str, Mapping], places: Iterable[tuple[str | None, str]]
+) -> dict[str, Scores]:
+    """The table as a picture has it: a panel for the source and for each target."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for target, adaptation in places:
+        column = Job("", 0, target, adaptation).column
+        panel = found.setdefault(target or "source", {})
+        for variant, seeds in results.items():
+            values = [entries[column]["miou"] for entries in seeds.values() if column in entries]
+            panel.setdefault(variant, {})[adaptation or "before"] = values
+    return found
 
 
 def _title(place: tuple[str | None, str], benchmark: Benchmark) -> str:

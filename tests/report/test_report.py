@@ -19,8 +19,9 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.files import write_text
 from snr_jax.core.labels import CLASSES
 from snr_jax.report import pictures, tables
-from snr_jax.report.chart import line_chart
+from snr_jax.report.chart import COLORS, line_chart
 from snr_jax.report.html import render
+from snr_jax.report.scores import scores_picture
 from snr_jax.workdir.metrics import create_writer, read_scalars
 
 ROAD, SKY, PERSON = (128, 64, 128), (70, 130, 180), (220, 20, 60)
@@ -369,3 +370,25 @@ def test_chart_smooths_long_curves_and_marks_the_points_of_short_ones():
 def test_the_same_chart_is_the_same_text():
     curve = {"a": ([0, 50, 100], [0.0, 2.0, 1.0])}
     assert line_chart(curve, ["red"]) == line_chart(curve, ["red"])
+
+
+def test_picture_of_scores_places_the_means():
+    """Of two networks and two ways to adapt, each in its row and colour, at their values."""
+    scores = {"plain": {"before": [0.1, 0.2, 0.3], "mixed": [0.6]}, "SNR": {"before": [0.4]}}
+    picture = scores_picture({"dusk": scores}).astype(int)
+    rows = picture.shape[0]
+
+    def places(color):  # of the pixels of a colour, above the legend
+        wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+        return np.argwhere((picture == wanted).all(-1)[: int(0.75 * rows)])
+
+    before, mixed = places(COLORS[0]), places(COLORS[1])
+    split = before[:, 0].min() + np.ptp(before[:, 0]) / 2
+    plain, snr = (before[before[:, 0] < split], before[before[:, 0] > split])
+    means = plain[:, 1].mean(), snr[:, 1].mean(), mixed[:, 1].mean()
+    # 0.2, 0.4 and 0.6 lie on one scale.
+    assert means[2] - means[1] == pytest.approx(means[1] - means[0], rel=0.05)
+    assert plain[:, 0].mean() < mixed[:, 0].mean() < snr[:, 0].mean()
+    # The line of plain reaches from 0.1 to 0.3, as its ticks do.
+    assert np.ptp(plain[:, 1]) == pytest.approx(means[1] - means[0], rel=0.08)
+    assert len(places(COLORS[2])) == 0

@@ -4,6 +4,7 @@ import json
 import signal
 
 import pytest
+from PIL import Image
 
 from scripts import study as script
 from scripts.study import BENCHMARKS, BUDGET, EVERY, WAYS, keys_of_rows
@@ -65,6 +66,8 @@ def test_what_is_missing_or_made_with_something_else_is_made(out):
     table = (out / "table.md").read_text().splitlines()
     assert table[0] == "| | source | haze | haze + MaxSquare, 2 | dusk | dusk + MaxSquare, 2 |"
     assert "-" not in table[2] and len(read(out)) == 5
+    with Image.open(out / "table.png") as picture:
+        assert picture.width == 150 * (2.2 + 3 * 3.6)  # the source and two styles
 
     made, lines = run(out, ["dusk"], **{"optimizer.base_rate": 0.1})
     assert made == COLUMNS[:3]
@@ -121,6 +124,19 @@ def test_the_table_has_mean_and_deviation():
     # Deviation of a sample of two: half the difference times sqrt(2).
     assert table[2] == "| plain | 42.0 ± 2.8 | 15.0 ± 7.1 | - |"
     assert table[3:] == ["| SNR | 50.0 | - | - |"]
+
+
+def test_the_picture_has_a_panel_for_each_domain():
+    def made(**scores):
+        return {name.replace("_", " "): {"miou": miou} for name, miou in scores.items()}
+
+    results = {"plain": {"0": made(source=0.4, at_dusk=0.1), "1": made(source=0.44)},
+               "SNR": {"0": {"at dusk + MaxSquare": {"miou": 0.2}}}}
+    assert study.panels(results, study.columns(["at dusk"], ["MaxSquare"])) == {
+        "source": {"plain": {"before": [0.4, 0.44]}, "SNR": {"before": []}},
+        "at dusk": {"plain": {"before": [0.1], "MaxSquare": []},
+                    "SNR": {"before": [], "MaxSquare": [0.2]}},
+    }
 
 
 def test_without_adaptation_and_with_the_classes_of_a_content(tmp_path):
