@@ -13,6 +13,9 @@ they name it. The benchmarks:
     camvid_back    CamVid at dusk → by day
     drawings   drawn streets with CamVid's classes → CamVid by day
 
+--init_from runs/drawings_study lets each training begin from that study's network of the same row
+and seed: first the drawings, then the photographs by day.
+
 Numbers in OUT/results.json that were made with the same configuration, initial values and data
 stay; the others are made again. OUT/table.md and table.png hold what there is so far.
 """
@@ -92,6 +95,8 @@ cli.define_path("out", None, "Folder for drawings, runs, table; by default runs/
 cli.define_path("data", "datasets", "The folder that holds CamVid.", flag_values=FLAGS)
 cli.define_path("prepared", "", "CamVid as scripts/prepare_data.py has prepared it, or nothing.",
                 flag_values=FLAGS)
+cli.define_path("init_from", "", "The --out of a study whose networks the trainings begin from; "
+                "empty: random values.", flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_enum("content", "none", CONTENTS, "Content of the toys, as of make_toy_domains.py.",
                   flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_list("adaptations", list(ADAPTATIONS), "Ways to adapt to each target; none if empty. "
@@ -142,6 +147,7 @@ def _study(
     create = _toys if args.benchmark == "toys" else _photos
     rows = keys_of_rows()
     benchmark = create(args, out, targets, {name: rows[name] for name in variants}, stop)
+    benchmark = benchmark._replace(init_from=Path(args.init_from) if args.init_from else None)
     try:
         study(out, benchmark, seeds=[int(seed) for seed in args.seeds],
               classes=AMBIGUOUS if tint else (), stop=stop)  # fmt: skip

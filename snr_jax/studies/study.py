@@ -5,6 +5,7 @@
     OUT/table.md, table.png                    mean and deviation, written anew after each number
 """
 
+import itertools
 import json
 import logging
 import time
@@ -51,12 +52,15 @@ class Benchmark(NamedTuple):
 
     source: of the training that all begin with. targets, adaptations: columns of the table, the
     latter with the steps of an adaptation each. variants: rows, networks and their training.
+    init_from: OUT of another study, whose network of the same row and seed each training begins
+    from; without, from what the configuration of the source names.
     """
 
     source: ConfigDict
     targets: Mapping[str, Mapping[str, Any]]
     adaptations: Mapping[str, ConfigDict]
     variants: Mapping[str, Mapping[str, Any]]
+    init_from: Path | None = None
 
 
 class Job(NamedTuple):
@@ -66,6 +70,10 @@ class Job(NamedTuple):
     seed: int
     target: str | None  # None: the source
     adaptation: str  # "": none
+
+    def network(self, out: Path) -> Path:
+        """The run on the source."""
+        return out / f"{self.variant.replace(' ', '')}_{self.seed}"
 
     @property
     def column(self) -> str:
@@ -87,6 +95,8 @@ def study(
     there, in every way. `classes`: a second table has their mean alone. Raises `Stopped` as
     `train` does; the numbers made until then are in OUT.
     """
+    if benchmark.init_from:
+        _prove(benchmark.init_from, benchmark.variants, seeds)
     results = _read(out / "results.json")
     places = columns(benchmark.targets, benchmark.adaptations)
     jobs = [
@@ -108,7 +118,7 @@ def study(
 
     start = time.monotonic()
     for number, job in enumerate(jobs, start=1):
-        base = out / f"{job.variant.replace(' ', '')}_{job.seed}"
+        base = job.network(out)
         title = f"{number}/{len(jobs)}: {job.variant}, seed {job.seed}, {job.column}"
         signals.unless_asked(stop, f"stopped before {title}; the same command goes on")
         config = _configured(job, base, benchmark)
@@ -187,8 +197,9 @@ def _configured(job: Job, base: Path, benchmark: Benchmark) -> ConfigDict:
         config.update_from_flattened_dict(benchmark.targets[job.target])
     config.seed = job.seed
     config.update_from_flattened_dict(benchmark.variants[job.variant] | QUICK)
-    if job.adaptation:
-        config.init_from = str(checkpoints.folder(base, "final"))
+    begin = base if job.adaptation else benchmark.init_from and job.network(benchmark.init_from)
+    if begin:
+        config.init_from = str(checkpoints.folder(begin, "final"))
     return config
 
 
@@ -219,6 +230,18 @@ def _set_aside_another(workdir: Path, here: Mapping) -> None:
     if record.differences(record.read(workdir), here):
         other = make_room(workdir)
         logger.info("%s held a run made with something else; it is %s now", workdir, other)
+
+
+def _prove(init_from: Path, variants: Iterable[str], seeds: Iterable[int]) -> None:
+    """Raises UserError where a study lacks a network that trainings are to begin from."""
+    for variant, seed in itertools.product(variants, seeds):
+        run = Job(variant, seed, None, "").network(init_from)
+        if not _has_network(run):
+            raise UserError(
+                f"--init_from {init_from}: {run.name} has no network yet. Train it by the study of "
+                f"that folder: --out {init_from} --variants {variant!r} --seeds {seed} "
+                "--adaptations="
+            )
 
 
 def _has_network(workdir: Path) -> bool:

@@ -256,3 +256,28 @@ def test_rows_stand_in_the_order_of_the_benchmark_and_keep_what_it_leaves_out(ou
     assert rows["IN"]["0"]["itself"]["miou"] == plain["miou"]
     table = study.study(out, of._replace(variants=IN), seeds=[0]).splitlines()
     assert [line.split(" | ")[0] for line in table[2:]] == ["| IN", "| IN + jitter"]
+
+
+def test_trainings_begin_from_the_networks_of_another_study(out):
+    """Of the same row and seed; what is missing there is told before anything is trained."""
+    first = out / "first"
+    source = toy_dg.get_config()
+    study.study(first, benchmark(out, [], source, {}), seeds=[0, 1])
+    then = benchmark(out, ["dusk"], source, {"MaxSquare": toy_uda.get_config()})
+    then = then._replace(init_from=first)
+    with pytest.raises(UserError, match=r"first: IN_2 has no network yet.*--seeds 2"):
+        study.study(out, then, seeds=[0, 2])
+    assert not (out / "results.json").exists()
+
+    study.study(out, then, seeds=[1])
+    row = json.loads((out / "results.json").read_text())["IN"]["1"]
+    begun = {column: entry["made_with"]["config"]["init_from"] for column, entry in row.items()}
+    earlier, base = (str(folder / "IN_1/checkpoints/final") for folder in (first, out))
+    assert begun == {"source": earlier, "dusk": earlier, "dusk + MaxSquare": base}
+    # Another network there: all that began from it is made again.
+    (first / "IN_1").rename(first / "IN_3")
+    (first / "IN_0").rename(first / "IN_1")
+    before = json.loads((out / "results.json").read_text())["IN"]["1"]
+    study.study(out, then, seeds=[1])
+    row = json.loads((out / "results.json").read_text())["IN"]["1"]
+    assert all(row[column]["made_with"] != before[column]["made_with"] for column in row)
