@@ -96,7 +96,7 @@ def study(
     `train` does; the numbers made until then are in OUT.
     """
     if benchmark.init_from:
-        _prove(benchmark.init_from, benchmark.variants, seeds)
+        _prove(benchmark.init_from, out, benchmark.variants, seeds)
     results = _read(out / "results.json")
     places = columns(benchmark.targets, benchmark.adaptations)
     jobs = [
@@ -232,8 +232,11 @@ def _set_aside_another(workdir: Path, here: Mapping) -> None:
         logger.info("%s held a run made with something else; it is %s now", workdir, other)
 
 
-def _prove(init_from: Path, variants: Iterable[str], seeds: Iterable[int]) -> None:
+def _prove(init_from: Path, out: Path, variants: Iterable[str], seeds: Iterable[int]) -> None:
     """Raises UserError where a study lacks a network that trainings are to begin from."""
+    if init_from.resolve() == out.resolve():
+        raise UserError(f"--init_from {init_from} is --out as well, and a training cannot begin "
+                        "from its own end; choose another --out")
     for variant, seed in itertools.product(variants, seeds):
         run = Job(variant, seed, None, "").network(init_from)
         if not _has_network(run):
