@@ -120,7 +120,7 @@ def model_arguments(config: ConfigDict, axis_name: str | None) -> dict:
 
 def initial_arguments(config: ConfigDict) -> dict:
     """Arguments of `network.initialize`."""
-    return {"seed": config.seed, "init_from": config.init_from}
+    return {key: config[key] for key in ("seed", "init_from", "reset_heads")}
 
 
 def schedule_arguments(config: ConfigDict) -> dict:

@@ -59,6 +59,10 @@ SECTIONS = {
             "", text(empty=True),
             "A run, a checkpoint or a weights folder, whose weights training starts from; empty: "
             "random values."),
+        "reset_heads": Key(
+            False, SWITCH,
+            "The layers with an output for each class keep random values, whatever `init_from` "
+            "holds: to go on with other classes than those of its training."),
     },
     "The network": {
         "model.backbone": Key(

@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from snr_jax.workdir import checkpoints
 from snr_jax.workdir.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)
+
+NEW_HEADS = ". To train from its backbone alone, set --config.reset_heads"
 
 
 def load(checkpoint: Checkpoint | str, **options: Any) -> tuple[Network, dict, dict]:
@@ -70,11 +72,12 @@ def classes_of(meta: dict) -> Classes:
 
 
 def in_order(
-    model: Network, variables: dict, meta: dict, classes: Classes, path: str
+    model: Network, variables: dict, meta: dict, classes: Classes, path: str, remedy: str = ""
 ) -> dict:
     """The variables of a checkpoint with the outputs of its heads in the order of `classes`.
 
-    A line says so where theirs is another. Raises UserError, by name, where classes differ.
+    A line says so where theirs is another. Raises UserError, by name, where classes differ; remedy:
+    another than those that it names.
     """
     there, here = class_names(classes_of(meta)), class_names(classes)
     if there == here:
@@ -85,18 +88,24 @@ def in_order(
         raise UserError(
             f"the heads of {path} know other classes than the configuration: "
             f"{_list(lacking)} there alone, {_list(new)} here alone. Set --config.source.domain to "
-            "that of its training, give classes that mean the same the same name, or convert its "
-            "PyTorch file with --reset_heads to begin with new heads"
+            f"that of its training, or give classes that mean the same the same name{remedy}"
         )
     logger.info("the classes of %s stand in another order (%s there; %s here): its heads are "
                 "reordered by name", path, _list(there), _list(here))
     order = [there.index(name) for name in here]
+    return _change_heads(model, variables, lambda leaf: np.take(leaf, order, axis=-1))
+
+
+def _change_heads(
+    model: Network, variables: dict, change: Callable[[np.ndarray], np.ndarray | None]
+) -> dict:
+    """The variables with other values for what has an output for each class; without, for None."""
     params = {
-        name: np.take(leaf, order, axis=-1)
-        if name.startswith(backbone_of(model).class_outputs) else leaf
+        name: change(leaf) if name.startswith(backbone_of(model).class_outputs) else leaf
         for name, leaf in flatten_dict(variables["params"], sep="/").items()
     }
-    return {**variables, "params": unflatten_dict(params, sep="/")}
+    kept = {name: leaf for name, leaf in params.items() if leaf is not None}
+    return {**variables, "params": unflatten_dict(kept, sep="/")}
 
 
 def _list(names: Sequence[str]) -> str:
@@ -104,8 +113,13 @@ def _list(names: Sequence[str]) -> str:
     return (", ".join(names[:8]) or "none") + more
 
 
-def refuse_mismatch(path: str, have: dict, want: dict, allowed: tuple[str, ...] = ()) -> None:
-    """UserError where a checkpoint's arguments `have` are not the configuration's `want`."""
+def refuse_mismatch(
+    path: str, have: dict, want: dict, allowed: tuple[str, ...] = (), remedy: str = ""
+) -> None:
+    """UserError where a checkpoint's arguments `have` are not the configuration's `want`.
+
+    remedy: another than those that it names, for another number of classes.
+    """
     names = want if have["backbone"] == want["backbone"] else ("backbone",)
     differing = [k for k in names if have[k] != want[k] and k not in allowed]
     if differing:
@@ -114,6 +128,7 @@ def refuse_mismatch(path: str, have: dict, want: dict, allowed: tuple[str, ...] 
         raise UserError(
             f"the checkpoint {path} is of another network than the configuration: {pairs}. "
             + (f"Set {remedies}, or choose" if remedies else "Choose") + " another checkpoint"
+            + remedy * (differing == ["num_classes"])
         )
 
 
@@ -151,12 +166,14 @@ def _may_differ(have: dict) -> tuple[str, ...]:
 
 
 def initialize(
-    model: Network, seed: int, init_from: str, *, classes: Classes | None = None
+    model: Network, seed: int, init_from: str, reset_heads: bool = False, *,
+    classes: Classes | None = None,
 ) -> dict:
     """Initial variables (numpy): random, or those of a checkpoint with an account of every tensor.
 
-    A network without SNR may start one with it; the tensors that are new then are named. classes:
-    in whose order its heads are put, as `in_order`; None where the checkpoint's are the run's.
+    A network without SNR may start one with it; the tensors that are new then are named.
+    reset_heads: what has an output for each class stays random. classes: in whose order the
+    checkpoint's heads are put, as `in_order`; None where its classes are the run's.
     """
     initial = initial_variables(model, seed)
     if not init_from:
@@ -171,10 +188,14 @@ def initialize(
         )
     loaded, meta = checkpoints.load_variables(found)
     there, here = meta["model"], architecture(model)
-    refuse_mismatch(init_from, there, here, _may_differ(there))
-    trained = meta.get("source", {}).get("heads") != []  # else they are initial, of no class yet
+    allowed = (*_may_differ(there), *["num_classes"] * reset_heads)
+    refuse_mismatch(init_from, there, here, allowed, NEW_HEADS)
+    # Else the heads have initial values, of no class yet.
+    trained = meta.get("source", {}).get("heads") != [] and not reset_heads
+    if reset_heads:
+        loaded = _change_heads(model, loaded, lambda leaf: None)
     if classes is not None and trained:
-        loaded = in_order(model, loaded, meta, classes, init_from)
+        loaded = in_order(model, loaded, meta, classes, init_from, NEW_HEADS)
     variables, account = merge(initial, loaded)
     logger.info("initial values from %s\n%s", found.path, account)
     if account.missing:

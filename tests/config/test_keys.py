@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Another legal value of every key that `arguments` sends somewhere, on top of BASE.
 BASE = {"loss.target": "iw_maxsquare", "data.crop": (65, 65), "data.scale_range": (0.5, 2.0)}
 OTHER = {
-    "seed": 1, "num_classes": 16, "init_from": "elsewhere",
+    "seed": 1, "num_classes": 16, "init_from": "elsewhere", "reset_heads": True,
     "model.norm_restitution": "in", "model.stage_sizes": (1, 2, 1, 1), "model.width": 8,
     "model.head_branches": 4, "model.stride_in": "conv2", "model.exposure": True,
     "model.dtype": "bfloat16", "model.atrous": "native", "model.remat": True,
@@ -66,6 +66,7 @@ ARRIVES = {
     "seed": "initial.seed step.seed source_stream.seed target_stream.seed",
     "num_classes": "model.num_classes",
     "init_from": "initial.init_from",
+    "reset_heads": "initial.reset_heads",
     "model.backbone":
         "model.backbone model.registers model.snr_after model.norm_restitution "
         "model.restitution_heads model.stage_sizes model.width model.head_branches model.stride_in "

@@ -221,9 +221,30 @@ def test_other_names_are_refused(tmp_path):
     with pytest.raises(UserError) as error:
         network.initialize(MODEL, 0, str(tmp_path / "a"), classes=own_classes(["a", "d", "c"]))
     assert "b there alone, d here alone" in str(error.value)
-    assert "--reset_heads" in str(error.value) and str(tmp_path / "a") in str(error.value)
+    assert "--config.reset_heads" in str(error.value) and str(tmp_path / "a") in str(error.value)
+    with pytest.raises(UserError) as error:  # of another number
+        network.initialize(MODEL.clone(num_classes=5), 0, str(tmp_path / "a"))
+    assert "num_classes 3 there, 5 here" in str(error.value)
+    assert "--config.reset_heads" in str(error.value)
     save(tmp_path / "new_heads", ["a", "b", "c"], heads=[])
     network.initialize(MODEL, 0, str(tmp_path / "new_heads"), classes=own_classes(["d", "e", "f"]))
+
+
+@pytest.mark.parametrize("names", [["d", "e"], ["a", "b", "c"]])
+def test_reset_heads_takes_the_backbone_alone(names, tmp_path):
+    """Of other classes and of the same; what has an output for each class stays random."""
+    there = save(tmp_path / "a", ["a", "b", "c"])["params"]
+    model = MODEL.clone(num_classes=len(names))
+    random, here = (
+        network.initialize(model, 7, path, reset_heads=True, classes=own_classes(names))["params"]
+        for path in ("", str(tmp_path / "a"))
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(here):
+        head = path[0].key.startswith(("layer5", "layer6", "restitution"))
+        expected = random if head else there
+        for key in path:
+            expected = expected[key.key]
+        assert np.array_equal(leaf, expected), path
 
 
 def test_without_names_the_classes_are_the_protocols(tmp_path):

@@ -267,7 +267,7 @@ def test_trainings_begin_from_the_networks_of_another_study(out):
     then = then._replace(init_from=first)
     with pytest.raises(UserError, match=r"first: IN_2 has no network yet.*--seeds 2"):
         study.study(out, then, seeds=[0, 2])
-    with pytest.raises(UserError, match="is --out as well.*another --out"):
+    with pytest.raises(UserError, match=r"is --out as well.*another --out"):
         study.study(first, then, seeds=[0])
     assert not (out / "results.json").exists()
 
