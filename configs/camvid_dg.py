@@ -8,6 +8,8 @@ classes over 3 seeds: by day 42.6, at dusk 14.4. Best at dusk (24.7; by day 45.3
 
     camvid_dg.py:adamw --config.model.norm_restitution=none --config.model.exposure
 
+and with drawn streets before it (docs/photos.md) 30.1 at dusk, 47.3 by day.
+
 A recipe, "full" and "adamw" follow a colon, in any order, as configs/camvid_dg.py:full,adamw. With
 "adamw" the optimiser is AdamW, at a twentieth of SGD's rates. "full" is for a GPU and wants weights
 of ImageNet (--config.init_from=checkpoints/init): ResNet-101 at 360x480, 20,000 steps of 4 images,

@@ -117,12 +117,15 @@ def _networks(name: str, folder: Path, split: str) -> dict[str, str]:
 def setting(there: Mapping) -> Setting:
     """The setting of a record. A city of CrossCity is a target of its own, by its folder.
 
-    Where source and target are parts of one set, they are called by these: day → dusk.
+    Where source and target are parts of one set, they are called by these: day → dusk. A target
+    without labels is told from one that is scored.
     """
     config, role = record.configuration(there), _scored_role(there)
     target = config[role.partition("_")[0]]
     city = f"_{Path(target.dir).name.lower()}" if target.domain == "crosscity" else ""
     names = [config.source.domain, target.domain + city]
+    if role == "source_val" and "target" in there["data"]:
+        names[1] = f"{config.target.domain} without labels, scored on {config.source.domain}"
     if role == "target_val" and config.source.domain == target.domain:
         parts = [there["data"][which]["split"] for which in ("source", role)]
         names = [f"{name} {part}" for name, part in zip(names, parts, strict=True)]

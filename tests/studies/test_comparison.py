@@ -120,6 +120,10 @@ def test_settings_and_protocols_are_those_of_the_record(generalised, adapted, tm
     there = json.loads((flipped / "run.json").read_text())
     there["config"]["target"] |= {"domain": "crosscity", "dir": "NTHU/Rome"}
     assert setting(there).target == "crosscity_rome"
+    # The target without labels is named, and that the scores are none of it.
+    there = json.loads((adapted.workdir / "run.json").read_text())
+    del there["data"]["target_val"]
+    assert setting(there).target == "cityscapes without labels, scored on gta5"
 
 
 def test_a_score_on_13_of_16_classes_is_a_row_of_its_own(generalised, tmp_path):
