@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,6 +137,20 @@ def _announce(run: Run, model: Network, state: TrainState, parallel: Parallel) -
         f"results           {run.workdir} (tensorboard --logdir {run.workdir})",
     ):
         logger.info(line)
+    for side in ("source", "target"):
+        share = padding(config, side) if side in run.splits else 0
+        if share > 0.5:
+            logger.warning("%.0f %% of a crop of %dx%d is padding beside %s images of %dx%d, which "
+                           "costs time and teaches nothing. Set '--config.data.crop=(0,0)' for "
+                           "whole images, or a smaller crop", 100 * share, *config.data.crop, side,
+                           *config[side].size)
+
+
+def padding(config: ConfigDict, side: str) -> float:
+    """Share of a crop that the largest images of a side leave empty; 0 without a crop."""
+    largest = (arguments.scale_range(config) or (1.0, 1.0))[1]
+    sides = zip(config[side].size, config.data.crop, strict=True)
+    return 1 - math.prod(min(1, largest * length / cut) if cut else 1 for length, cut in sides)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from snr_jax.core.labels import class_names
 from snr_jax.core.optim import SGDState
 from snr_jax.core.state import TrainState
 from snr_jax.runs import experiment
+from snr_jax.runs.train import padding
 from snr_jax.workdir import checkpoints, states
 
 
@@ -287,6 +288,25 @@ def test_the_batches_of_one_domain_end_with_its_stream(monkeypatch):
     source = SimpleNamespace(samples=[], labels=None, size=(33, 65), prepared=None)
     found = experiment.batches(gta5_dg.get_config(), {"source": source}, 0)
     assert list(found) == [{"source_image": 1, "source_label": 2}]
+
+
+@pytest.mark.parametrize(
+    "crop, scale_range, share",
+    [((0, 0), (1.0, 1.0), 0), ((60, 80), (1.0, 1.0), 0), ((120, 80), (1.0, 1.0), 0.5),
+     ((120, 160), (1.0, 1.0), 0.75), ((120, 160), (0.5, 1.5), 1 - 0.75**2)],
+)  # fmt: skip
+def test_the_padding_of_a_crop(crop, scale_range, share):
+    config = gta5_dg.get_config()
+    config.source.size, config.data.crop, config.data.scale_range = (60, 80), crop, scale_range
+    assert padding(config, "source") == pytest.approx(share)
+
+
+def test_a_crop_that_is_mostly_padding_is_told(generalised, command, stopping_when, tmp_path):
+    stopping_when(lambda: (tmp_path / "run/checkpoints").exists())  # before the first step
+    result = command("main", *generalised.arguments_in(tmp_path / "run"),
+                     "--config.data.crop=(99,99)")
+    assert "WARNING: 78 % of a crop of 99x99 is padding beside source images of 33x65" in result.out
+    assert "target images" not in result.out  # of which none is trained on
 
 
 def test_every_score_carries_its_settings(generalised):
