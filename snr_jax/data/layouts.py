@@ -80,6 +80,11 @@ def list_folder(folder: Path) -> Entries:
     ))
 
 
+def visible(folder: Path, listed: ListFolder) -> list[str]:
+    """The names in a folder but for hidden ones, sorted."""
+    return sorted(name for entries in listed(folder) for name, _ in entries if not _is_hidden(name))
+
+
 def create_list() -> ListFolder:
     """`list_folder` that looks into each folder once: for the patterns of one set."""
     return cache(list_folder)

@@ -84,20 +84,23 @@ def _near(
         if found := look(*folders[:i], *folders[i + 1 :], names):
             into = "folders" if "*" in folder else f"a folder {folder}"
             yield 3, f"{told(found)}, without {into} at that place: move them into {into}"
+    place = root.joinpath(*folders)  # with a star there is none such
+    if layouts.is_folder(place) and not layouts.visible(place, listed):
+        yield 4, f"The folder {place} is empty"
     for i, folder in enumerate(folders):
         if "*" not in folder and (found := look(*folders[:i], "*", *folders[i + 1 :], names)):
             there = "/".join(found[0].relative_to(root).parts[: i + 1])
-            yield 4, f"{told(found)}: {there} in the place of {'/'.join(pattern[: i + 1])}"
+            yield 5, f"{told(found)}: {there} in the place of {'/'.join(pattern[: i + 1])}"
     beside = [path.name for _, path in layouts.matches(root, (*folders, "*"), listed)]
     if beside:
         kinds = {name.rpartition("_")[2]: name for name in beside}
         shown = ", ".join(itertools.islice(kinds.values(), layouts.NUM_SHOWN))
-        yield 5, (f"In {'/'.join(folders)} lie {shown}, and no {last}: take the {what} of that "
+        yield 6, (f"In {'/'.join(folders)} lie {shown}, and no {last}: take the {what} of that "
                   "name, from the release that has them")
     for i, folder in enumerate(folders):
         here = root.joinpath(*folders[:i])
         if "*" in folder or not here.is_dir():
             break
         if not (here / folder).is_dir():
-            names = ", ".join(name for entries in listed(here) for name, _ in entries) or "nothing"
-            yield 6, f"In {here} there is {names[:MOST_SHOWN]}, and no {folder}"
+            names = ", ".join(layouts.visible(here, listed)) or "nothing"
+            yield 7, f"In {here} there is {names[:MOST_SHOWN]}, and no {folder}"

@@ -1,6 +1,7 @@
 """A data set of one's own, described by a small YAML file:
 
-    images: frames/{split}/*.jpg   # or a list; from the file's folder; * is what names differ in,
+    images: frames/{split}/*.jpg   # or a list, in quotes: ['a/{split}/*.jpg', 'b/{split}/*.png'];
+                                   # from the file's folder; * is what names differ in,
                                    # ** folders of any depth, as frames/**/*.jpg
     labels: masks/{split}/*.png    # gray or palette PNG; leave out for a target without labels
     splits: [train, val]           # or {train: folder, val: folder}; default: train, val, test
@@ -12,12 +13,15 @@
     label_colors:                  # in the place of ids, for masks that hold colours (RGB, RGBA or
       water: [0, 0, 128]           # palette): class → its colour in the masks, or a list of them;
       boat: [[128, 0, 0], [64, 0, 0]]
-      ignored: [0, 0, 0]           # no class; any other colour is an error
+      ignored: [0, 0, 0]           # no class, and no name of one; other colours are errors
 
 The words on, off, yes, no, true and false are names like others here.
 """
 
-from collections.abc import Callable, Mapping
+import difflib
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -29,12 +33,15 @@ from snr_jax.data import layouts
 from snr_jax.data.layouts import Layout
 from snr_jax.data.samples import Domain
 
-Refuse = Callable[[str, str], NoReturn]  # key, what is expected of it
+Refuse = Callable[..., NoReturn]  # key, what is expected of it; the entry, where only that is wrong
 
 KEYS = ("images", "labels", "splits", "classes", "ids", "label_colors")
 IGNORED = "ignored"  # the name, in label_colors, of what is no class
 PATTERN = ("a pattern with a star, from the file's folder, as frames/{split}/*.jpg or "
            "frames/**/*.jpg (no ~ and no / before it: move the file there, or link the folder)")
+SHORT = reprlib.Repr()  # of a value in a message
+SHORT.maxdict, SHORT.maxstring = 3, 120
+MOST_NAMES = 20  # of classes in a message
 
 
 class _Loader(yaml.SafeLoader):
@@ -60,24 +67,27 @@ def load_own(path: str) -> Domain:
     try:
         content = yaml.load(Path(path).read_text("utf-8-sig"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
-        raise UserError(f"{path} cannot be read as YAML: {reason}") from None
+        raise UserError(f"{path} cannot be read{_reason(error)}") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path} is no table of keys; expected {', '.join(KEYS)}")
 
-    def refuse(key: str, wanted: str) -> NoReturn:
-        raise UserError(f"{path}: {key} is {content.get(key)!r}; expected {wanted}")
+    def refuse(key: str, wanted: str, entry: Mapping | None = None) -> NoReturn:
+        given = f"is {SHORT.repr(content.get(key))}" if entry is None else (
+            f"holds {SHORT.repr(entry)}")
+        raise UserError(f"{path}: {key} {given}; expected {wanted}")
 
-    unknown = sorted(set(map(str, content)) - set(KEYS))
-    if unknown:
-        raise UserError(f"{path}: no key {unknown[0]!r}; there are {', '.join(KEYS)}")
+    for key in sorted(set(map(str, content)) - set(KEYS)):
+        raise UserError(f"{path}: no key {key!r}; there are {', '.join(KEYS)}{_guess(key, KEYS)}")
+    for key, value in content.items():
+        if value is None:
+            raise UserError(f"{path}: the key {key} is empty; give it a value, or leave it out")
     images = content.get("images")
     images = [images] if isinstance(images, str) else images
     if not images or not isinstance(images, list) or not all(map(_is_pattern, images)):
         refuse("images", f"{PATTERN}, or a list of them")
-    labels = content.get("labels") or ""
+    labels = content.get("labels", "")
     stars = {layouts.stars(pattern) for pattern in images}
-    if labels and not (_is_pattern(labels) and {layouts.stars(labels)} == stars):
+    if "labels" in content and not (_is_pattern(labels) and {layouts.stars(labels)} == stars):
         refuse("labels", f"{PATTERN}, with as many stars as {' and '.join(images)}")
     splits = content.get("splits", ["train", "val", "test"])
     pairs = list(splits.items()) if isinstance(splits, Mapping) else []
@@ -86,7 +96,7 @@ def load_own(path: str) -> Domain:
         refuse("splits", "names, as [train, val], or {train: folder, val: folder}; a number as "
                "a name is quoted, as '1'")
     classes = _classes(content, refuse)
-    has_colors = content.get("label_colors") is not None
+    has_colors = "label_colors" in content
     ids = (_label_colors if has_colors else _ids)(content, refuse, classes)
     return Domain(
         name=Path(path).stem,
@@ -94,11 +104,39 @@ def load_own(path: str) -> Domain:
         layouts=(Layout(tuple(images), labels, "own", "colors" if has_colors else "indices"),),
         splits=dict(pairs),
         train_size=(512, 1024),
-        classes=classes if content.get("classes") else None,
+        classes=classes if "classes" in content else None,
         ids={"own": ids},
         directory=str(Path(path).parent),
         spec=str(path),
     )
+
+
+def _reason(error: Exception) -> str:
+    """Why a file cannot be read, with the mend where it is known: the end of a message."""
+    if isinstance(error, UnicodeDecodeError):
+        return ": it is not in UTF-8; save it as UTF-8"
+    if isinstance(error, OSError):
+        missing = isinstance(error, FileNotFoundError)
+        return f": {'there is no such file' if missing else error.strerror}"
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
+        line = mark.buffer.splitlines()[mark.line]
+        if "\t" in line[: mark.column + 1]:
+            return f" as YAML: line {mark.line + 1} has a tab; indent with spaces"
+        is_alias = "alias" in f"{error.context} {error.problem}"  # what * begins in YAML
+        if is_alias or "{split}" in line[: mark.column + len("{split}")]:
+            return (f" as YAML: put the pattern in line {mark.line + 1} in quotes, as "
+                    "'{split}/*.jpg', or each of a list: ['a/{split}/*.jpg', 'b/{split}/*.png']")
+    reason = str(error).replace('in "<unicode string>", ', "in ")
+    return f" as YAML: {' '.join(reason.split())}"
+
+
+def _guess(name: Any, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name).lower(), known, n=1)
+    return f". Did you mean {near[0]!r}?" if near else ""
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
 
 
 def _is_pattern(value: Any) -> bool:
@@ -109,17 +147,20 @@ def _is_pattern(value: Any) -> bool:
 
 
 def _classes(content: Mapping, refuse: Refuse) -> Classes:
-    given = content.get("classes")
-    if given is None:
+    if "classes" not in content:
         return CLASSES
+    given = content["classes"]
     if not isinstance(given, Mapping) or not 2 <= len(given) <= 254:
         refuse("classes", "2 to 254 names with their colours, as {water: [0, 90, 200], boat: }")
     for name, color in given.items():
         if not isinstance(name, str) or not name.strip():
             refuse("classes", f"names as text; {name!r} is read as something else, so quote it, "
-                   f"as '{'null' if name is None else name}'")
+                   f"as '{'null' if name is None else name}'", {name: color})
+        if name == IGNORED and "label_colors" in content:
+            refuse("classes", f"another name for a class: in label_colors {IGNORED} is no class",
+                   {name: color})
         if not (color is None or _is_color(color)):
-            refuse("classes", f"a colour of three numbers in 0 to 255 for {name!r}, or nothing")
+            refuse("classes", f"{_color_words(color)}, or nothing", {name: color})
     plain = own_classes(list(given))
     return tuple(
         c._replace(color=tuple(color)) if color else c
@@ -132,16 +173,28 @@ def _is_color(value: Any) -> bool:
     return numbers and all(isinstance(c, int) and 0 <= c <= 255 for c in value)
 
 
+def _color_words(value: Any) -> str:
+    """What a colour is, with the value as an example where that is one in hexadecimal digits."""
+    digits = isinstance(value, str) and re.fullmatch("#?([0-9a-fA-F]{6})", value)
+    example = list(bytes.fromhex(digits[1])) if digits else [0, 128, 0]
+    comment = " (after # all is a comment)" if value is None else ""
+    return f"a colour of three numbers in 0 to 255, as {example}{comment}"
+
+
 def _ids(content: Mapping, refuse: Refuse, classes: Classes) -> IdTable:
     names = class_names(classes)
-    given = content.get("ids")
-    if given is None:
+    if "ids" not in content:
         return IdTable(dict(enumerate(names)), len(names) - 1)
-    legal = isinstance(given, Mapping) and given and all(
-        isinstance(i, int) and 0 <= i <= 255 and name in names for i, name in given.items()
-    )
-    if not legal:
-        refuse("ids", f"numbers in 0 to 255 with names of the classes ({', '.join(names)})")
+    given = content["ids"]
+    wanted = (f"numbers in 0 to 255 with names of the classes ({_some(names)}), without the "
+              "numbers of no class")
+    if not isinstance(given, Mapping) or not given:
+        refuse("ids", wanted)
+    for number, name in given.items():
+        if not (isinstance(number, int) and 0 <= number <= 255):
+            refuse("ids", wanted, {number: name})
+        if name not in names:
+            refuse("ids", f"{wanted}{_guess(name, names)}", {number: name})
     return IdTable(dict(given), 255)
 
 
@@ -149,22 +202,23 @@ def _label_colors(content: Mapping, refuse: Refuse, classes: Classes) -> IdTable
     """The ids of the masks' colours: a class's is its position, that of no class 255."""
     names, given = class_names(classes), content["label_colors"]
     ids = {IGNORED: IGNORE} | {name: i for i, name in enumerate(names)}
-    if content.get("ids") is not None:
+    if "ids" in content:
         refuse("label_colors", "no key ids beside it: masks hold numbers or colours")
     if not isinstance(given, Mapping) or not any(name in given for name in names):
         refuse("label_colors", "classes with their colours in the masks, as {water: [0, 0, 128]}")
     of_color: dict[tuple[int, ...], str] = {}
     for name, colors in given.items():
         if name not in ids:
-            refuse("label_colors", f"names of the classes ({', '.join(names)}) or {IGNORED}; "
-                   f"{name!r} is none")
-        several = [colors] if _is_color(colors) else colors
-        if not (isinstance(several, list) and several and all(map(_is_color, several))):
-            refuse("label_colors", f"a colour of three numbers in 0 to 255 for {name!r}, or a list "
-                   "of them")
+            refuse("label_colors", f"names of the classes ({_some(names)}) or {IGNORED}; "
+                   f"{name!r} is none{_guess(name, ids)}", {name: colors})
+        has_several = isinstance(colors, list) and colors and isinstance(colors[0], list)
+        several = colors if has_several else [colors]
+        for color in several:
+            if not _is_color(color):
+                refuse("label_colors", f"{_color_words(color)}, or a list of them", {name: color})
         for color in map(tuple, several):
             if of_color.setdefault(color, name) != name:
                 refuse("label_colors", f"one class for a colour; {list(color)} is that of "
-                       f"{of_color[color]!r} and of {name!r}")
+                       f"{of_color[color]!r} and of {name!r}", {name: colors})
     table = tuple((color, ids[name]) for color, name in of_color.items())
     return IdTable(dict(enumerate(names)), len(names) - 1, table)

@@ -140,8 +140,7 @@ def find(domain: Domain, split: str) -> Place:
             id: found.pairs.get(id) or layouts.expected(root, layout, folder, id) for id in ids
         })
     if not found.pairs:
-        here = sorted(name for entries in listed(root) for name, _ in entries)
-        there = ", ".join(here[:8]) or "nothing"
+        there = ", ".join(layouts.visible(root, listed)[:8]) or "nothing"
         raise UserError(
             f"{domain.name}: the split {split!r} in {domain.directory} is empty. Expected: "
             f"{domain}. There is: {there}. {_near(domain, split, 'images')}".rstrip(" .")

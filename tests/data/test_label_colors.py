@@ -129,12 +129,20 @@ def test_the_nearest_may_be_what_is_ignored(lake, tmp_path):
 @pytest.mark.parametrize("colors, words", [
     ("3", "classes with their colours in the masks"),
     ("{ignored: [0, 0, 0]}", "classes with their colours in the masks"),
-    ("{water: [0, 0, 1], shore: [1, 1, 1]}", "(water, boat, sky) or ignored; 'shore' is none"),
-    ("{water: [0, 0, 256]}", "three numbers in 0 to 255 for 'water', or a list"),
-    ("{water: [[0, 0]]}", "three numbers in 0 to 255 for 'water', or a list"),
-    ("{water: []}", "three numbers in 0 to 255 for 'water', or a list"),
-    ("{water: }", "three numbers in 0 to 255 for 'water', or a list"),
-    ("{water: [0, 0, 1], sky: [[9, 9, 9], [0, 0, 1]]}", "1] is that of 'water' and of 'sky'"),
+    ("{water: [0, 0, 1], shore: [1, 1, 1]}", "'shore': [1, 1, 1]}; expected names of "
+     "the classes (water, boat, sky) or ignored; 'shore' is none"),
+    ("{water: [0, 0, 256], sky: [1, 1, 1]}", "holds {'water': [0, 0, 256]}; expected a colour of "
+     "three numbers in 0 to 255, as [0, 128, 0], or a list"),
+    ("{water: [[0, 0, 1], [0, 0]]}", "holds {'water': [0, 0]}; expected a colour of three numbers"),
+    ("{water: []}", "holds {'water': []}; expected a colour of three numbers in 0 to 255"),
+    ("{water: }", "holds {'water': None}; expected a colour of three numbers in 0 to 255"),
+    ("{water: '#00A0ff'}", "holds {'water': '#00A0ff'}; expected a colour of three numbers in 0 to "
+     "255, as [0, 160, 255], or a list"),
+    ("{water: \n   #0000ff\n  }", "as [0, 128, 0] (after # all is a comment)"),
+    ("{Water: [0, 0, 1], sky: [1, 1, 1]}", "Did you mean 'water'?"),
+    ("{water: [0, 0, 1], Ignored: [1, 1, 1]}", "Did you mean 'ignored'?"),
+    ("{water: [0, 0, 1], sky: [[9, 9, 9], [0, 0, 1]]}", "holds {'sky': [[9, 9, 9], [0, 0, "
+     "1]]}; expected one class for a colour; [0, 0, 1] is that of 'water' and of 'sky'"),
     ("{water: [0, 0, 1]}\nids: {1: water}", "no key ids beside it"),
 ])  # fmt: skip
 def test_mistakes_name_the_file_and_the_key(colors, words, tmp_path):
@@ -142,14 +150,45 @@ def test_mistakes_name_the_file_and_the_key(colors, words, tmp_path):
     path.write_text(f"{TEXT.partition('label_colors')[0]}label_colors: {colors}\n")
     with pytest.raises(UserError) as error:
         create_domain(str(path))
-    assert f"{path}: label_colors is" in str(error.value) and words in str(error.value)
+    assert str(error.value).startswith(f"{path}: label_colors ") and words in str(error.value)
 
 
-def test_a_class_may_be_called_ignored(tmp_path):
+def test_a_class_may_be_called_ignored_where_masks_hold_numbers(tmp_path):
     path = tmp_path / "lake.yaml"
-    path.write_text("images: a/*.png\nclasses: {water: , ignored: }\nlabel_colors: "
-                    "{water: [0, 0, 1], ignored: [2, 2, 2]}\n")
-    assert create_domain(str(path)).ids["own"].colors == (((0, 0, 1), 0), ((2, 2, 2), 1))
+    text = "images: a/*.png\nclasses: {water: , ignored: [9, 9, 9]}\n"
+    path.write_text(f"{text}ids: {{3: ignored, 4: water}}\n")
+    assert create_domain(str(path)).ids["own"].names == {3: "ignored", 4: "water"}
+    path.write_text(f"{text}label_colors: {{water: [0, 0, 1], ignored: [2, 2, 2]}}\n")
+    with pytest.raises(UserError) as error:
+        create_domain(str(path))
+    assert str(error.value) == (
+        f"{path}: classes holds {{'ignored': [9, 9, 9]}}; expected another name for a class: in "
+        "label_colors ignored is no class")
+
+
+@pytest.mark.parametrize("key, entry", [
+    ("label_colors", "last: [0, 0, 256]"),
+    ("label_colors", "none: [0, 0, 1]"),
+    ("label_colors", f"last: [{', '.join(['[300, 300, 300]'] * 99)}]"),
+    ("ids", "254: none"),
+    ("ids", "300: last"),
+    ("classes", "last: [0, 0, 256]"),
+    ("classes", "last: , c251: , c252: , c253: "),
+])
+def test_with_many_classes_a_message_stays_a_short_line(key, entry, tmp_path):
+    path, names = tmp_path / "lake.yaml", [f"c{i}" for i in range(251)]
+    tables = {
+        "classes": [f"{name}: " for name in names] + ["last: "] * (key != "classes"),
+        "ids": [f"{i}: {name}" for i, name in enumerate(names)],
+        "label_colors": [f"{name}: [{i}, 0, 0]" for i, name in enumerate(names)],
+    }
+    tables[key].append(entry)
+    path.write_text("images: a/*.png\n" + "".join(
+        f"{name}: {{{', '.join(tables[name])}}}\n" for name in {"classes": 0, key: 0}))
+    with pytest.raises(UserError) as error:
+        create_domain(str(path))
+    words = str(error.value).removeprefix(f"{path}: ")
+    assert words.startswith(key) and len(words) < 300 and "\n" not in words
 
 
 def test_colours_that_are_exchanged_are_another_meaning(lake):

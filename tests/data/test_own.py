@@ -8,6 +8,7 @@ from snr_jax.configs import gta2city_uda
 from snr_jax.core.errors import UserError
 from snr_jax.core.labels import CLASSES, class_names, own_classes, palette
 from snr_jax.data.domains import create_domain
+from snr_jax.data.own import KEYS
 from snr_jax.data.samples import list_samples
 from snr_jax.data.splits import open_split
 from snr_jax.runs.evaluation import open_rows
@@ -142,6 +143,8 @@ def test_images_alone(write, tmp_path):
         ("", "is no table of keys; expected images, labels"),
         ("images: [", "cannot be read as YAML"),
         ("images: a/*.png\nlabel: b/*.png", "no key 'label'; there are images, labels"),
+        ("images: a/*.png\nlabel_colours: {road: [1, 1, 1]}", "Did you mean 'label_colors'?"),
+        ("images: a/*.png\nlabels: ''", "labels is ''"),
         ("labels: a/*.png", "images is None; expected a pattern with a star"),
         ("images: photos", "images is 'photos'"),
         ("images: 3", "images is 3"),
@@ -154,9 +157,16 @@ def test_images_alone(write, tmp_path):
         ("images: a/*.png\nsplits: []", "splits is []"),
         ("images: a/*.png\nclasses: [water, boat]", "classes is ['water', 'boat']"),
         ("images: a/*.png\nclasses: {water: }", "2 to 254 names"),
-        ("images: a/*.png\nclasses: {water: [0, 0, 300], sky: }", "0 to 255 for 'water'"),
+        ("images: a/*.png\nclasses: {water: [0, 0, 300], sky: }",
+         "classes holds {'water': [0, 0, 300]}; expected a colour of three "
+         "numbers in 0 to 255, as [0, 128, 0], or nothing"),
+        ("images: a/*.png\nclasses: {water: '00ff10', sky: }", "as [0, 255, 16], or nothing"),
         ("images: a/*.png\nids: {1: water}", "names of the classes (road, sidewalk"),
-        ("images: a/*.png\nids: {300: road}", "numbers in 0 to 255"),
+        ("images: a/*.png\nids: {300: road}", "ids holds {300: 'road'}; expected numbers in 0 to"),
+        ("images: a/*.png\nids: {0: road, 1: Sky}", "ids holds {1: 'Sky'}; expected numbers"),
+        ("images: a/*.png\nids: {0: road, 1: Sky}", "bicycle), without the numbers of no class. "
+         "Did you mean 'sky'?"),
+        ("images: a/*.png\nids: {}", "ids is {}; expected numbers"),
         ("images: a/*.png\nids: {true: road}", "numbers in 0 to 255"),
         ("images: ~/a/*.png", "from the file's folder"),
         ("images: a/*.png\nlabels: ~/a/*.png", "no ~ and no / before it"),
@@ -179,6 +189,66 @@ def test_mistakes_name_the_file_and_the_key(text, words, write):
     assert path in str(error.value) and words in str(error.value)
 
 
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_is_not_empty(key, write):
+    texts = {"images": "a/*.png", "labels": "b/*.png"} | {key: ""}
+    path = write("\n".join(f"{k}: {value}" for k, value in texts.items()))
+    with pytest.raises(UserError, match=f"lake.yaml: the key {key} is empty; give it a value, or"):
+        create_domain(path)
+
+
+@pytest.mark.parametrize("images", [
+    "{split}/*.jpg", "{split}*.jpg", "*.jpg", "*a/b.jpg", "**/*.jpg", "[*.jpg, *.png]",
+    "[a/{split}/*.jpg, b/*.jpg]", "[{split}/*.jpg]", "\n- {split}/*.jpg", "'{split}'/*.jpg",
+])  # fmt: skip
+def test_a_pattern_that_needs_quotes(images, write):
+    path, line = write(f"splits: [train]\nimages: {images}\n"), 2 + images.count("\n")
+    with pytest.raises(UserError) as error:
+        create_domain(path)
+    assert str(error.value) == (
+        f"{path} cannot be read as YAML: put the pattern in line {line} in quotes, as "
+        "'{split}/*.jpg', or each of a list: ['a/{split}/*.jpg', 'b/{split}/*.png']")
+    create_domain(write("images: ['a/{split}/*.jpg', 'b/{split}/*.png']\nlabels: '{split}/*.png'"))
+
+
+@pytest.mark.parametrize("text, reason", [
+    (b"images: a/*.png\nclasses:\n  a:\n\tb:", "as YAML: line 4 has a tab; indent with spaces"),
+    (b"images:\n\t- a/*.png", "as YAML: line 2 has a tab; indent with spaces"),
+    ("images: ä/*.png".encode("latin-1"), "is not in UTF-8; save it as UTF-8"),
+    ("images: a/*.png".encode("utf-16"), "is not in UTF-8; save it as UTF-8"),
+    (b"images: [a/*.png\nlabels: b/{split}/*.png", "expected ',' or ']', but got ':' in line 2"),
+])  # fmt: skip
+def test_a_file_that_cannot_be_read(text, reason, tmp_path):
+    path = tmp_path / "lake.yaml"
+    path.write_bytes(text)
+    with pytest.raises(UserError) as error:
+        create_domain(str(path))
+    assert f"{path} cannot be read" in str(error.value) and reason in str(error.value)
+    assert ("quotes" in str(error.value), "codec" in str(error.value)) == (False, False)
+
+
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"none\.yaml cannot be read: there is no such file$"):
         create_domain(str(tmp_path / "none.yaml"))
+    with pytest.raises(UserError, match=r"cannot be read: Is a directory$"):
+        (tmp_path / "none.yaml").mkdir()
+        create_domain(str(tmp_path / "none.yaml"))
+
+
+def test_an_empty_split_says_which_folder_is_empty_and_names_no_hidden_file(write, tmp_path):
+    path = write("images: a/{split}/*.jpg\nlabels: b/{split}/*.png")
+    touch(tmp_path, ".e.1029", "a/.hid/1.jpg", "a/train/1.jpg", "b/train/1.png", "a/test/.DS_Store")
+    (tmp_path / "a/val").mkdir()
+
+    def said_of(split):
+        with pytest.raises(UserError) as error:
+            list_samples(create_domain(path), split)
+        return str(error.value)
+
+    start = "There is: a, b, lake.yaml. "
+    assert said_of("val").endswith(f"{start}The folder {tmp_path}/a/val is empty")
+    assert said_of("test").endswith(f"{start}The folder {tmp_path}/a/test is empty")
+    (tmp_path / "a/val").rmdir()
+    assert "is empty" not in said_of("val").partition("There is: ")[2]
+    touch(tmp_path, "a/val/1.txt")
+    assert "is empty" not in said_of("val").partition("There is: ")[2]
