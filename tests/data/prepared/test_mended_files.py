@@ -1,4 +1,4 @@
-"""Prepared data and faults of the files: what is refused before, and what goes on after the mend."""
+"""Prepared data and faults of the files: what is refused, and what goes on after the mend."""
 
 import re
 import shlex
