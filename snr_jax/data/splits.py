@@ -36,7 +36,8 @@ def open_split(
     `list_samples` and `open_prepared`.
     """
     found = prepared_in and reading.open_prepared(
-        prepared_in, domain, split, size=size, classes=classes, scale_range=scale_range
+        prepared_in, domain, split, size=size, classes=classes, scale_range=scale_range,
+        require_labels=require_labels,
     )
     if found:
         samples, labels, prepared = found

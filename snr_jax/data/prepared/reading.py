@@ -17,6 +17,7 @@ import json
 import math
 import os
 import re
+import shlex
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -107,12 +108,14 @@ class Prepared(NamedTuple):
 def open_prepared(
     folder: str | os.PathLike, domain: Domain, split: str, *, size: Sequence[int],
     classes: int | Classes, scale_range: tuple[float, float] | None = None,
+    require_labels: bool = False,
 ) -> tuple[list[Sample], Labels, Prepared] | None:
     """The samples of a split as `list_samples` gives them; None if the domain is not there.
 
     Their paths are those of the files in the domain's directory, which need not exist; if they do,
     they must be those that were prepared. Raises UserError if they are not, for a folder that is
-    damaged or lacks the split, and for a `scale_range` beyond what is stored.
+    damaged or lacks the split or, with `require_labels`, its labels, and for a `scale_range` beyond
+    what is stored.
     """
     named = _named(folder, domain)
     now = {split: _identities(domain, split)} if named else {}
@@ -135,6 +138,12 @@ def open_prepared(
         if not shard.is_file() or shard.stat().st_size != record["shards"][shard.name]["bytes"]:
             raise UserError(f"{shard} is missing or not whole. {REMEDY}")
     stored = record["splits"][split]
+    if require_labels and not stored["labels"]:
+        raise UserError(
+            f"{path} holds no labels of the split {split!r}; without them a set serves as the "
+            "target of training alone. Put a label beside every image, remove the folder, and "
+            f"prepare it anew: {_command(path, domain, record)}"
+        )
     labels = stored["labels"] or [None] * len(stored["ids"])
     samples = [
         Sample(id, *(path and os.path.join(domain.directory, path) for path in (image, label)))
@@ -151,6 +160,16 @@ def open_prepared(
     prepared = Prepared(
         path, split, tuple(record["size"]), identities, tuple(map(str, shards)), sizes)
     return samples, domain.labels(layouts[0], classes), prepared
+
+
+def _command(path: Path, domain: Domain, record: Mapping) -> str:
+    """What prepares a domain as a folder is prepared."""
+    return shlex.join([
+        "python", "scripts/prepare_data.py", "--domain", domain.spec or domain.name,
+        "--dir", domain.directory, "--splits", ",".join(record["splits"]),
+        "--size", ",".join(map(str, record["size"])), "--images", record["images"],
+        "--out", str(path.parent),
+    ])
 
 
 def _named(folder: str | os.PathLike, domain: Domain) -> list[tuple[tuple[int, int], Path]]:
@@ -235,6 +254,27 @@ def read_record(path: Path) -> dict:
         raise ValueError("it is not whole")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / RECORD} cannot be read ({error}). {REMEDY}") from None
+
+
+def differences(there: Mapping, here: Mapping) -> list[str]:
+    """In words, between two records, but for what the files hold. Where these lie may change.
+
+    Raises KeyError, TypeError or AttributeError for one that is damaged.
+    """
+    lines = [f"{key} is {there[key]} there, {here[key]} now"
+             for key in ("domain", "size", "images", "layout") if there[key] != here[key]]
+    lines += exchanged(there, here)
+    if there["splits"].keys() != here["splits"].keys():
+        return [*lines, f"splits are {','.join(there['splits'])} there, "
+                        f"{','.join(here['splits'])} now"]
+    for split, now in here["splits"].items():
+        before = there["splits"][split]
+        key = next((k for k in ("labels", "images", "ids", "shards") if before[k] != now[k]), None)
+        if key:
+            one, other = (set(of[key] or ()) for of in (before, now))
+            alone = min(one ^ other, default=key)
+            lines.append(f"{split} has {alone} {'there' if alone in one else 'now'} alone")
+    return lines
 
 
 def refuse(folder: str, wanted: Sequence[tuple[str, Sequence[int]]]) -> None:

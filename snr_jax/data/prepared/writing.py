@@ -1,8 +1,8 @@
 """Writes prepared data (`reading.py`) with TFDS's writer, in several processes or on Beam.
 
 Shards are made in OUT/<domain>_<h>x<w>.partial, each under a temporary name until it is whole; a
-start after a kill makes those that lack. The folder gets its name after every shard was read again
-and agreed with its checksum.
+start after a kill makes those that lack, and those of which a file has changed. The folder gets its
+name after every shard was read again and agreed with its checksum.
 """
 
 import json
@@ -24,6 +24,7 @@ from snr_jax.data.prepared import spread
 from snr_jax.data.prepared.reading import (
     NAME,
     RECORD,
+    differences,
     example,
     features,
     is_another,
@@ -32,7 +33,7 @@ from snr_jax.data.prepared.reading import (
     tfds,
 )
 from snr_jax.data.prepared.spread import Beam
-from snr_jax.data.samples import Domain, Labels, Listing, Sample, list_samples
+from snr_jax.data.samples import Domain, Labels, Listing, Sample, find, list_samples
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +71,9 @@ def prepare(
     """The splits of a domain, resized to `size` (height, width), in a folder of `folder`.
 
     identify: `record.identity`, kept to tell runs on the same data. interrupt: called now and then;
-    it may raise. beam: in the place of `workers` processes. Raises UserError for files that cannot
-    be read, for too little space, for a folder of other data in the way, and for one whose shards
-    have changed.
+    it may raise. beam: in the place of `workers` processes. Raises UserError for files that are
+    missing or cannot be read, for too little space, for a folder of other data in the way, and for
+    one whose shards have changed.
     """
     if images not in IMAGE_KINDS:
         raise UserError(f"images is {images!r}; expected one of {', '.join(IMAGE_KINDS)}")
@@ -93,16 +94,11 @@ def prepare(
         "sizes": _file_sizes(domain, listed, size),
     }
     if out.exists():
-        _refuse_other(out, record)
+        _refuse_other(out, record, listed)
         _verify({out / name: sums for name, sums in read_record(out)["shards"].items()})
         logger.info("%s: there already, of the same files, and whole", out)
         return out
-    partial.mkdir(parents=True, exist_ok=True)
-    if (partial / RECORD).exists():
-        _refuse_other(partial, record)
-    _write_json(partial / RECORD, record)
-    for unfinished in partial.glob("*.tmp"):  # of workers that were killed
-        unfinished.unlink()
+    _begin(partial, record)
     every = [shard for of_split in shards.values() for shard in of_split]
     _write_shards(every, partial, workers, beam, progress, interrupt)
     sums = _sums(every)
@@ -126,6 +122,20 @@ def _file_sizes(
         for warning in look_at_sizes(f"{domain.name}/{split}", samples, of_split, size):
             logger.warning(warning)
     return sizes
+
+
+def _begin(partial: Path, record: dict) -> None:
+    """Makes the unfinished folder, or tidies the one that goes on; UserError where it may not."""
+    partial.mkdir(parents=True, exist_ok=True)
+    if any(partial.glob(f"{NAME}-*.json")):
+        if (partial / RECORD).exists():
+            _refuse_other(partial, record, {})  # shards of changed files are made anew
+    else:  # no shard is whole: nothing is lost, whatever was begun
+        for rest in partial.glob(f"{NAME}-*"):
+            rest.unlink()
+    _write_json(partial / RECORD, record)
+    for unfinished in partial.glob("*.tmp"):  # of workers that were killed
+        unfinished.unlink()
 
 
 def _partial(out: Path) -> Path:
@@ -153,6 +163,7 @@ def _listed(domain: Domain, splits: Sequence[str]) -> tuple[dict[str, Listing], 
         for split in splits
     }
     for split, listing in listed.items():
+        _refuse_some_labels(domain, split, listing.samples)
         for note in listing.notes:
             logger.info("%s/%s: %s", domain.name, split, note)
     labelled = {all(x.label for x in listing.samples) for listing in listed.values()}
@@ -162,6 +173,18 @@ def _listed(domain: Domain, splits: Sequence[str]) -> tuple[dict[str, Listing], 
             "have labels; prepare them into folders of their own"
         )
     return listed, labelled.pop()
+
+
+def _refuse_some_labels(domain: Domain, split: str, samples: Sequence[Sample]) -> None:
+    """Raises UserError where some images have a label and others, by a fault of the files, none."""
+    bare = [sample for sample in samples if not sample.label]
+    if 0 < len(bare) < len(samples):
+        _, missing = find(domain, split).found.pairs[bare[0].id]
+        raise UserError(
+            f"{domain.name}/{split}: {len(bare)} of {len(samples)} images have no label, the first "
+            f"would be {missing}. Put the labels there, or the images without one into a split of "
+            "their own"
+        )
 
 
 def _sums(shards: Sequence[_Shard]) -> dict[Path, dict]:
@@ -208,19 +231,35 @@ def _shards(
     ]
 
 
-def _refuse_other(folder: Path, record: dict) -> None:
+def _refuse_other(folder: Path, record: dict, listed: Mapping[str, Listing]) -> None:
+    """Raises UserError for a folder of other data, and says in which they differ.
+
+    listed: the splits of which what the files hold is compared.
+    """
     try:
-        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        # Where it lies may change; folders of before say neither sizes nor what its numbers mean.
-        compared = record.keys() - {"set", "sizes"} - ({"numbers"} - found.keys())
-        differing = [key for key in record if key in compared and found.get(key) != record[key]]
-    except (OSError, ValueError, AttributeError):
+        there = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        differing = differences(there, record) or [
+            _changed_since(listing.samples, folder / RECORD) or f"the files of {split}"
+            for split, listing in listed.items()
+            if there["splits"][split]["identities"] != record["splits"][split]["identities"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         differing = [f"{RECORD} cannot be read"]
     if differing:
         raise UserError(
-            f"{folder} holds other data (different: {', '.join(differing)}). Choose another --out, "
+            f"{folder} holds other data (different: {'; '.join(differing)}). Choose another --out, "
             "or remove it"
         )
+
+
+def _changed_since(samples: Sequence[Sample], path: Path) -> str | None:
+    """The first of their files that was changed after `path` was."""
+    written = path.stat().st_mtime_ns
+    for file in (file for sample in samples for file in (sample.image, sample.label) if file):
+        state = os.stat(file)
+        if max(state.st_mtime_ns, state.st_ctime_ns) > written:  # ctime: of one put back, too
+            return file
+    return None
 
 
 def _write_shards(
@@ -228,7 +267,8 @@ def _write_shards(
     progress: Callable[[int, int], None],
     interrupt: Callable[[], None],
 ) -> None:
-    missing = [s for s in shards if not (s.note.exists() and s.path.exists())]
+    missing = [s for s in shards if not (s.note.exists() and s.path.exists())
+               or _changed_since(s.samples, s.path)]
     needed = sum(len(shard.samples) for shard in missing)
     total = sum(len(shard.samples) for shard in shards)
     if needed < total:
