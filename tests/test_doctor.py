@@ -137,6 +137,8 @@ DEFECTS = {  # what is planted in a set of GTA5 → words, file; the exit code
     "one_of_train_ids": ("the labels look like trainIds", "labels/00002.png", 0),
     "ignored": ("every pixel of the labels", "labels/00002.png", 0),
     "second": ("second ones of an id", "images/00002.jpeg", 0),
+    "turned": ("orientation 3 the first: training and eval", "images/00002.png", 0),
+    "sideways": ("5 %: the EXIF orientation 6 turns", "images/00002.png", 1),
     "jpeg": ("has the suffix of a PNG and is none", "images/00002.png", 0),
 }
 
@@ -170,6 +172,11 @@ def plant(defect: str, root: Path) -> None:
         save_palette(ids * 0, label)
     elif defect == "second":
         Image.fromarray(good).save(image.with_suffix(".jpeg"))
+    elif defect in ("turned", "sideways"):
+        exif = Image.Exif()
+        exif[0x0112] = 3 if defect == "turned" else 6
+        good = good if defect == "turned" else good.transpose(1, 0, 2)
+        Image.fromarray(good).save(image, exif=exif)
     elif defect == "jpeg":
         Image.fromarray(good).save(image, "JPEG")
     elif defect == "train_ids":
@@ -188,7 +195,8 @@ def test_planted_defects_are_named_with_their_mend(defect, tmp_path, capsys):
     found = [line for line in lines if line.startswith(("FAULT", "WARNING"))]
     assert len(found) == 1 and words in found[0] and str(root / file) in found[0], found
     assert found[0].startswith("FAULT" if code else "WARNING")
-    assert any(mend in found[0] for mend in ("npack", "Take", "take", "Leave", "Convert"))
+    mends = ("npack", "Take", "take", "Leave", "Convert", "mogrify")
+    assert any(mend in found[0] for mend in mends)
     html = page.read_text()
     # The finding's own picture, in whatever of it can be read, and those of the good sample.
     assert words in html and "a good sample" in html and html.count("data:image/") >= 3

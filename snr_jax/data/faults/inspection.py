@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from snr_jax.core.labels import IGNORE, UNKNOWN, class_names
 from snr_jax.data import decode
 from snr_jax.data.decode import tf
+from snr_jax.data.faults.doubts import AS_STORED
 from snr_jax.data.samples import Labels, Sample
 
 
@@ -26,6 +27,7 @@ class Finding(NamedTuple):
     label_size: tuple[int, int] | None
     pixels: np.ndarray | None  # int64 [256]: the label's pixels by the file's own ids
     blank: bool = False  # the image is of one colour
+    orientation: int = 1  # of the image, by its EXIF; 1: as stored
 
 
 def inspect(sample: Sample, labels: Labels) -> Finding:
@@ -34,17 +36,21 @@ def inspect(sample: Sample, labels: Labels) -> Finding:
     image = _attempt(decode.decode_image, sample.image, "image that can be decoded", faults)
     size = None if image is None else image.shape[:2]
     blank = image is not None and bool((image == image[:1, :1]).all())
+    turned = 1 if image is None else _stored_orientation(sample.image)
     if sample.label is None:
-        return Finding(faults, size, None, None, blank)
+        return Finding(faults, size, None, None, blank, turned)
     ids = _attempt(
         lambda data: decode.decode_label(data, labels), sample.label,
         "label image that can be decoded", faults,
     )
     if ids is None:
-        return Finding(faults, size, None, None, blank)
+        return Finding(faults, size, None, None, blank, turned)
     if size and not decode.alike(size, ids.shape):
+        sideways = turned >= 5 and decode.alike(size[::-1], ids.shape)
+        cause = (f": the EXIF orientation {turned} turns the image by 90 degrees, and {AS_STORED}"
+                 if sideways else "")
         faults.append(
-            f"{difference(sample, size, ids.shape)}; their shapes must agree within 5 %"
+            f"{difference(sample, size, ids.shape)}; their shapes must agree within 5 %{cause}"
         )
     pixels = np.bincount(ids.ravel(), minlength=256)
     unknown = np.flatnonzero((pixels > 0) & (labels.lookup == UNKNOWN))
@@ -58,7 +64,7 @@ def inspect(sample: Sample, labels: Labels) -> Finding:
             f"(it has {legal[0]} to {legal[legal < IGNORE][-1]}, and {IGNORE} for nothing); "
             f"expected: {labels.layout}"
         )
-    return Finding(faults, size, ids.shape, pixels, blank)
+    return Finding(faults, size, ids.shape, pixels, blank, turned)
 
 
 def _unknown_color(path: str, ids: np.ndarray, labels: Labels) -> str:
@@ -85,6 +91,21 @@ def difference(sample: Sample, size: tuple[int, int], label_size: tuple[int, int
         f"{sample.label} is {label_size[1]}x{label_size[0]} and its image {sample.image} "
         f"{size[1]}x{size[0]} (width x height)"
     )
+
+
+def orientation(image: Image.Image) -> int:
+    """How the EXIF of an open image turns it, 1 to 8; 1 is not at all. No pixel is decoded."""
+    # Not the file's own method: for a PNG that decodes all pixels, in search of what comes after.
+    value = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    return value if value in range(2, 9) else 1
+
+
+def _stored_orientation(path: str) -> int:
+    try:
+        with Image.open(path, formats=decode.IMAGE_FORMATS) as image:
+            return orientation(image)
+    except Exception:  # whatever the parser meets in a broken file
+        return 1
 
 
 def _attempt(

@@ -13,7 +13,14 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE, UNKNOWN, Classes, class_names
 from snr_jax.core.progress import Show
 from snr_jax.data import decode, layouts
-from snr_jax.data.faults.doubts import by_class, label_doubt, shape_doubt, teaches_one_class
+from snr_jax.data.faults.doubts import (
+    MEND_TURNED,
+    by_class,
+    label_doubt,
+    shape_doubt,
+    teaches_one_class,
+    turn_doubt,
+)
 from snr_jax.data.faults.inspection import Finding, difference, inspect
 from snr_jax.data.faults.look import label_fault
 from snr_jax.data.layouts import Pairs
@@ -25,6 +32,7 @@ MENDS = {
     "is no image": "Unpack the archive again, or leave the id out of the split",
     "is no label": "Take the data set's own label files, of ids and not of colours, as unpacked; "
                    "colours of your own set are named by label_colors in its YAML file",
+    "EXIF orientation": MEND_TURNED,
     "must agree": "Take image and label from the same release, neither resized nor cropped",
     "holds the colour": "Take the masks as they were drawn; a colour that is meant is named by "
                         "label_colors in the set's YAML file, as ignored where it is no class",
@@ -107,8 +115,12 @@ def survey(
     faults, warnings = faults + refused, warnings + doubted
     shapes = [(one.image, finding.size) for one, finding in read if finding.size]
     warnings += _named(shape_doubt(shapes, size) if size else None)
+    sound = [(one, finding) for one, finding in read if not finding.faults]
+    turned = next((one for one, finding in sound if finding.orientation != 1), None)
+    turns = [(one.image, finding.orientation) for one, finding in sound]
+    warnings += _named(turn_doubt(turns), turned)
     pixels, number = by_class(by_id, labels), len(labels.classes)
-    good = (one for one, finding in read if not finding.faults and not finding.blank)
+    good = (one for one, finding in sound if not finding.blank)
     return Survey(
         layout=str(layout), num_samples=len(found), num_read=len(samples), notes=notes,
         warnings=warnings, faults=faults,
@@ -147,8 +159,8 @@ def _judged(
     return [], warnings + doubt
 
 
-def _named(doubt: str | None) -> list[Fault]:
-    return [Fault(doubt)] if doubt else []
+def _named(doubt: str | None, sample: Sample | None = None) -> list[Fault]:
+    return [Fault(doubt, sample)] if doubt else []
 
 
 def _suspect(labelled: Sequence[tuple[Sample, Finding]], labels: Labels) -> list[Fault]:
