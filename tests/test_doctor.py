@@ -209,7 +209,7 @@ def test_synthia_labels_cut_to_8_bits(tmp_path, capsys):
     assert call("--domain", "synthia", "--dir", tmp_path, "--num_classes", "16") == 1
     out = capsys.readouterr().out
     assert f"FAULT {tmp_path / 'GT/LABELS/0000000.png'} is no label" in out
-    assert "has cut the classes off" in out and "1 faults" in out
+    assert "has cut the classes off" in out and "\n1 fault\n" in out
 
 
 def with_config(tmp_path, *arguments) -> int:
@@ -302,3 +302,18 @@ def test_what_is_not_read_is_counted(tmp_path, capsys):
     assert f"2 of another suffix ({root}/images/00001.JPG, {root}/images/00002.tif)" in warning
     assert f"1 in a deeper folder ({root}/images/more/00001.png)" in warning
     assert f"not read: 1 hidden ({root}/images/._00001.png)" in lines
+
+
+def test_links_to_nowhere_are_named(tmp_path, capsys):
+    write_gta5(tmp_path, [1, 2])
+    (tmp_path / "mine.yaml").write_text(
+        "images: GTA5/images/*.png\nlabels: GTA5/labels/*.png\nsplits: [train]\n"
+        "classes: {way: , car: }\nids: {7: way, 26: car}\n"
+    )
+    label = tmp_path / "GTA5/labels/00002.png"
+    label.unlink()
+    label.symlink_to("/nowhere/x.png")
+    assert call("--domain", "mine.yaml") == 1
+    out = capsys.readouterr().out
+    assert "is a link to /nowhere/x.png, which is not there. Put it there" in out
+    assert "npack" not in out and out.endswith("\n1 fault\n")

@@ -75,11 +75,7 @@ def look(
         pool.shutdown(cancel_futures=True)
     faults += [fault for finding in findings for fault in finding.faults]
     if faults:
-        count = f"{len(faults)} faults, the first: " if len(faults) > 1 else ""
-        raise UserError(
-            f"{labels.domain}: {count}{'; '.join(faults[:3])}. Replace the files, or leave their "
-            "ids out of the split; python -m snr_jax.doctor lists every fault"
-        )
+        raise inspection.refusal(faults, labels)
     differences = [glance.difference for glance in glances if glance.difference]
     sizes = [glance.size for glance in glances]
     turns = [(sample.image, glance.orientation) for sample, glance in zip(samples, glances)]
