@@ -137,6 +137,8 @@ DEFECTS = {  # what is planted in a set of GTA5 → words, file; the exit code
     "one_of_train_ids": ("the labels look like trainIds", "labels/00002.png", 0),
     "ignored": ("every pixel of the labels", "labels/00002.png", 0),
     "second": ("second ones of an id", "images/00002.jpeg", 0),
+    "turned": ("orientation 3 the first: training and eval", "images/00002.png", 0),
+    "sideways": ("5 %: the EXIF orientation 6 turns", "images/00002.png", 1),
     "jpeg": ("has the suffix of a PNG and is none", "images/00002.png", 0),
 }
 
@@ -170,6 +172,11 @@ def plant(defect: str, root: Path) -> None:
         save_palette(ids * 0, label)
     elif defect == "second":
         Image.fromarray(good).save(image.with_suffix(".jpeg"))
+    elif defect in ("turned", "sideways"):
+        exif = Image.Exif()
+        exif[0x0112] = 3 if defect == "turned" else 6
+        good = good if defect == "turned" else good.transpose(1, 0, 2)
+        Image.fromarray(good).save(image, exif=exif)
     elif defect == "jpeg":
         Image.fromarray(good).save(image, "JPEG")
     elif defect == "train_ids":
@@ -188,7 +195,8 @@ def test_planted_defects_are_named_with_their_mend(defect, tmp_path, capsys):
     found = [line for line in lines if line.startswith(("FAULT", "WARNING"))]
     assert len(found) == 1 and words in found[0] and str(root / file) in found[0], found
     assert found[0].startswith("FAULT" if code else "WARNING")
-    assert any(mend in found[0] for mend in ("npack", "Take", "take", "Leave", "Convert"))
+    mends = ("npack", "Take", "take", "Leave", "Convert", "mogrify")
+    assert any(mend in found[0] for mend in mends)
     html = page.read_text()
     # The finding's own picture, in whatever of it can be read, and those of the good sample.
     assert words in html and "a good sample" in html and html.count("data:image/") >= 3
@@ -201,7 +209,7 @@ def test_synthia_labels_cut_to_8_bits(tmp_path, capsys):
     assert call("--domain", "synthia", "--dir", tmp_path, "--num_classes", "16") == 1
     out = capsys.readouterr().out
     assert f"FAULT {tmp_path / 'GT/LABELS/0000000.png'} is no label" in out
-    assert "has cut the classes off" in out and "1 faults" in out
+    assert "has cut the classes off" in out and "\n1 fault\n" in out
 
 
 def with_config(tmp_path, *arguments) -> int:
@@ -294,3 +302,18 @@ def test_what_is_not_read_is_counted(tmp_path, capsys):
     assert f"2 of another suffix ({root}/images/00001.JPG, {root}/images/00002.tif)" in warning
     assert f"1 in a deeper folder ({root}/images/more/00001.png)" in warning
     assert f"not read: 1 hidden ({root}/images/._00001.png)" in lines
+
+
+def test_links_to_nowhere_are_named(tmp_path, capsys):
+    write_gta5(tmp_path, [1, 2])
+    (tmp_path / "mine.yaml").write_text(
+        "images: GTA5/images/*.png\nlabels: GTA5/labels/*.png\nsplits: [train]\n"
+        "classes: {way: , car: }\nids: {7: way, 26: car}\n"
+    )
+    label = tmp_path / "GTA5/labels/00002.png"
+    label.unlink()
+    label.symlink_to("/nowhere/x.png")
+    assert call("--domain", "mine.yaml") == 1
+    out = capsys.readouterr().out
+    assert "is a link to /nowhere/x.png, which is not there. Put it there" in out
+    assert "npack" not in out and out.endswith("\n1 fault\n")

@@ -149,16 +149,31 @@ def decode_synthia(data: tf.Tensor) -> tf.Tensor:
 def decode_colors(data: tf.Tensor, colors: Sequence[tuple[Color, int]]) -> tf.Tensor:
     """The ids of the colours in an image of any format, uint8 [H,W]; 254 for one that has none.
 
-    An alpha channel is left out, palettes are looked up.
+    An alpha channel is left out, palettes are looked up. 16 bits that 8 cannot hold are no colour.
     """
     number = np.array([65536, 256, 1], np.int32)
     known = sorted((int(number @ color), id) for color, id in colors)
     keys, ids = (tf.constant(column) for column in zip(*known, strict=True))
     pixels = tf.tensordot(tf.cast(decode_image(data), tf.int32), number, 1)
+    pixels = tf.cond(has_16_bits(data), lambda: tf.where(fits_8_bits(data), pixels, -1),
+                     lambda: pixels)
     flat = tf.reshape(pixels, [-1])
     place = tf.minimum(tf.searchsorted(keys, flat), len(known) - 1)
     found = tf.where(tf.gather(keys, place) == flat, tf.gather(ids, place), UNKNOWN)
     return tf.cast(tf.reshape(found, tf.shape(pixels)), tf.uint8)
+
+
+def has_16_bits(data: tf.Tensor) -> tf.Tensor:
+    """Whether the content is that of a PNG file of 16 bits, bool []."""
+    padded = data + _HEADER_BYTES * b"\0"
+    is_png = tf.strings.substr(padded, 0, 4) == b"\x89PNG"
+    return is_png & (tf.strings.substr(padded, 24, 1) == b"\x10")
+
+
+def fits_8_bits(data: tf.Tensor) -> tf.Tensor:
+    """Where the pixels of a PNG of 16 bits lose nothing when they are cut to 8, bool [H,W]."""
+    wide = tf.cast(tf.io.decode_png(data, channels=3, dtype=tf.uint16), tf.int32)
+    return tf.reduce_all(wide % 257 == 0, -1)
 
 
 # Labels.kind → file content → uint8 [H,W]; "colors" besides, which needs the colours

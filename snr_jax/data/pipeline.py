@@ -17,7 +17,7 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE
 from snr_jax.data import decode
 from snr_jax.data.decode import tf
-from snr_jax.data.faults.inspection import inspect
+from snr_jax.data.faults.inspection import inspect, refusal
 from snr_jax.data.prepared.reading import Prepared
 from snr_jax.data.rare import RareClasses
 from snr_jax.data.samples import Labels, Sample
@@ -365,7 +365,7 @@ def _to_numpy(
             faults = [fault for finding in findings for fault in finding.faults]
             if not faults:
                 raise
-            raise UserError("; ".join(faults)) from error
+            raise refusal(faults, labels) from error
         yield element
 
 

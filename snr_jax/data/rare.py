@@ -21,7 +21,7 @@ from snr_jax.core.progress import Show
 from snr_jax.data import decode
 from snr_jax.data.decode import tf
 from snr_jax.data.faults.doubts import by_class
-from snr_jax.data.faults.inspection import inspect
+from snr_jax.data.faults.inspection import inspect, refusal
 from snr_jax.data.samples import Labels, Sample
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def count_classes(
             path = tf.constant(sample.label)
             ids = decode.read_label_ids(path, labels).numpy()
         except tf.errors.OpError as error:
-            raise UserError("; ".join(inspect(sample, labels).faults)) from error
+            raise refusal(inspect(sample, labels).faults, labels) from error
         by_id = np.bincount(ids.ravel(), minlength=256)
         return by_class(by_id, labels)[: len(labels.classes)]
 

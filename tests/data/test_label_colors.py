@@ -232,3 +232,19 @@ def test_masks_of_one_colour_are_doubted_in_words_for_colours(lake, tmp_path):
     listing = read(lake)
     with pytest.raises(UserError, match=r"one class alone, water; .* ignored\. If a colour means"):
         look(listing.samples, listing.labels, training=True)
+
+
+def test_masks_of_numbers_are_told_as_such(lake, tmp_path):
+    """Also those of 16 bits, whose low numbers all would be black when cut to 8."""
+    mask = tmp_path / "masks" / "1.png"
+    domain = create_domain(str(lake))
+    for dtype, words in ((np.uint8, "at most 8 bits"), (np.uint16, "16 bits")):
+        Image.fromarray(PLACES.astype(dtype)).save(mask)
+        (fault,) = survey(domain, "train", classes=domain.classes).faults
+        assert f"{mask} is a gray image, of {words}, where lake expects" in fault.text
+        assert "for numbers write ids in the place of label_colors" in fault.text
+        listing = read(lake)
+        with pytest.raises(UserError, match=r"^lake: .*gray image.*write ids.*snr_jax\.doctor"):
+            list(pipeline.eval_batches(listing.samples, listing.labels, size=(9, 9), batch_size=4))
+    Image.fromarray((PLACES == 3).astype(np.uint16) * 65535).save(mask)  # black and white
+    assert survey(domain, "train", classes=domain.classes).faults == []

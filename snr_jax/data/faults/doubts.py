@@ -7,6 +7,8 @@ from snr_jax.core.shapes import SQUEEZE, is_squeezed
 from snr_jax.data.samples import Labels
 
 MOST = 0.5  # of the pixels
+AS_STORED = "training and evaluation take the pixels as stored, predict turns them"
+MEND_TURNED = "Save the photographs turned, as by mogrify -auto-orient"
 
 
 def absent(pixels: np.ndarray, labels: Labels) -> list[str]:
@@ -66,6 +68,21 @@ def _meant(pixels: np.ndarray, labels: Labels, missing: list[str]) -> str:
         name = names[train_id] if train_id < len(names) else next(missing, "...")
         pairs.append(f"{number}: {name}")
     return "{" + ", ".join(pairs) + "}"
+
+
+def turn_doubt(orientations: list[tuple[str, int]]) -> str | None:
+    """What to say of images that their EXIF turns. orientations: path and 1 to 8 of each.
+
+    A doubt and no fault: labels may have been drawn on the pixels as they are stored, and public
+    sets have the tag with labels that fit those.
+    """
+    turned = [(path, how) for path, how in orientations if how != 1]
+    if not turned:
+        return None
+    path, how = turned[0]
+    return (f"{len(turned)} of {len(orientations)} images are turned or mirrored by their EXIF, "
+            f"{path} of orientation {how} the first: {AS_STORED}. {MEND_TURNED}, or remove the "
+            "tag where the labels fit the stored pixels")
 
 
 def shape_doubt(

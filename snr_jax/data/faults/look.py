@@ -15,7 +15,13 @@ from snr_jax.core.files import checksum
 from snr_jax.core.labels import ID_TABLES, IGNORE, UNKNOWN, to_train_id
 from snr_jax.data import decode
 from snr_jax.data.faults import inspection
-from snr_jax.data.faults.doubts import absent, label_doubt, shape_doubt, teaches_one_class
+from snr_jax.data.faults.doubts import (
+    absent,
+    label_doubt,
+    shape_doubt,
+    teaches_one_class,
+    turn_doubt,
+)
 from snr_jax.data.prepared.reading import Prepared
 from snr_jax.data.samples import Labels, Sample
 
@@ -38,6 +44,7 @@ class _Glance(NamedTuple):
     faults: list[str]
     difference: str | None = None  # of the sizes, where they differ by little
     size: tuple[int, int] | None = None  # of the image
+    orientation: int = 1
 
 
 def look(
@@ -68,16 +75,14 @@ def look(
         pool.shutdown(cancel_futures=True)
     faults += [fault for finding in findings for fault in finding.faults]
     if faults:
-        count = f"{len(faults)} faults, the first: " if len(faults) > 1 else ""
-        raise UserError(
-            f"{labels.domain}: {count}{'; '.join(faults[:3])}. Replace the files, or leave their "
-            "ids out of the split; python -m snr_jax.doctor lists every fault"
-        )
+        raise inspection.refusal(faults, labels)
     differences = [glance.difference for glance in glances if glance.difference]
     sizes = [glance.size for glance in glances]
+    turns = [(sample.image, glance.orientation) for sample, glance in zip(samples, glances)]
     return [
         *([_differ(labels.domain, differences)] if differences else []),
         *(look_at_sizes(labels.domain, samples, sizes, size) if size else []),
+        *_named(labels.domain, turn_doubt(turns)),
         *_named(labels.domain, _judge(findings, labels, training)),
     ]
 
@@ -86,7 +91,8 @@ def header_sizes(samples: Sequence[Sample]) -> list[tuple[int, int] | None]:
     """Height and width of the images; None for one that does not look whole."""
     with warnings.catch_warnings(), ThreadPoolExecutor(NUM_THREADS) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return list(pool.map(lambda one: _size(one.image, decode.IMAGE_FORMATS, None), samples))
+        headers = pool.map(lambda one: _header(one.image, decode.IMAGE_FORMATS), samples)
+        return [size for size, _ in headers]
 
 
 def look_at_sizes(
@@ -188,28 +194,34 @@ def _named(domain: str, doubt: str | None) -> list[str]:
 
 
 def _glance(sample: Sample, labels: Labels) -> _Glance:
-    size = _size(sample.image, decode.IMAGE_FORMATS, None)
+    size, turn = _header(sample.image, decode.IMAGE_FORMATS)
     formats = decode.IMAGE_FORMATS if labels.colors else ("PNG",)
-    label_size = _size(sample.label, formats, LABEL_MODES[labels.kind]) if sample.label else size
+    label_size = size
+    if sample.label:
+        label_size, _ = _header(sample.label, formats, LABEL_MODES[labels.kind])
     if size is None or label_size is None or not decode.alike(size, label_size):
         found = inspection.inspect(sample, labels)  # decides
         if found.faults or found.label_size is None:
-            return _Glance(found.faults, size=found.size)
-        size, label_size = found.size, found.label_size
+            return _Glance(found.faults, None, found.size, found.orientation)
+        size, label_size, turn = found.size, found.label_size, found.orientation
     if size == label_size:
-        return _Glance([], size=size)
-    return _Glance([], inspection.difference(sample, size, label_size), size)
+        return _Glance([], None, size, turn)
+    return _Glance([], inspection.difference(sample, size, label_size), size, turn)
 
 
-def _size(path: str, formats: Sequence[str], modes: Sequence[str] | None) -> tuple | None:
-    """Height and width by the header of a file that looks whole, else None."""
+def _header(
+    path: str, formats: Sequence[str], modes: Sequence[str] | None = None
+) -> tuple[tuple[int, int] | None, int]:
+    """Height and width, and the EXIF orientation, of a file that looks whole; else None, and 1."""
     try:
         with open(path, "rb") as file, Image.open(file, formats=formats) as image:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
             whole = ENDS.get(image.format, b"") in file.read()
-            return image.size[::-1] if whole and image.mode in (modes or image.mode) else None
+            if whole and image.mode in (modes or image.mode):
+                return image.size[::-1], inspection.orientation(image)
     except Exception:  # whatever the parser meets in a broken file
-        return None
+        pass
+    return None, 1
 
 
 def _differ(domain: str, differences: Sequence[str]) -> str:

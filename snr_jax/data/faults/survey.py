@@ -13,23 +13,17 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.labels import IGNORE, UNKNOWN, Classes, class_names
 from snr_jax.core.progress import Show
 from snr_jax.data import decode, layouts
-from snr_jax.data.faults.doubts import by_class, label_doubt, shape_doubt, teaches_one_class
-from snr_jax.data.faults.inspection import Finding, difference, inspect
+from snr_jax.data.faults.doubts import (
+    by_class,
+    label_doubt,
+    shape_doubt,
+    teaches_one_class,
+    turn_doubt,
+)
+from snr_jax.data.faults.inspection import Finding, difference, inspect, mended
 from snr_jax.data.faults.look import label_fault
 from snr_jax.data.layouts import Pairs
 from snr_jax.data.samples import Domain, Labels, Sample, find
-
-# Words of a fault → what mends it.
-MENDS = {
-    "cannot be read": "Unpack the archive again, or mend the permissions of the file",
-    "is no image": "Unpack the archive again, or leave the id out of the split",
-    "is no label": "Take the data set's own label files, of ids and not of colours, as unpacked; "
-                   "colours of your own set are named by label_colors in its YAML file",
-    "must agree": "Take image and label from the same release, neither resized nor cropped",
-    "holds the colour": "Take the masks as they were drawn; a colour that is meant is named by "
-                        "label_colors in the set's YAML file, as ignored where it is no class",
-    "holds the label ids": "Take the labels of this data set, or name the ids in its YAML file",
-}
 
 
 @dataclass(frozen=True)
@@ -99,16 +93,16 @@ def survey(
         read.append((samples[len(read)], finding))
         progress(len(read), len(samples))
     for one, finding in read:
-        faults += [Fault(f"{text}. {_mend(text)}", one) for text in finding.faults]
+        faults += [Fault(mended(text, labels), one) for text in finding.faults]
         warnings += _odd(one, finding)
     labelled = [(one, finding) for one, finding in read if finding.pixels is not None]
     by_id = sum((finding.pixels for _, finding in labelled), np.zeros(256, np.int64))
-    refused, doubted = _judged(labelled, by_id, labels, training and len(read) == len(found))
+    sound = [(one, finding) for one, finding in read if not finding.faults]
+    refused, doubted = _judged(sound, labels, training and len(read) == len(found))
     faults, warnings = faults + refused, warnings + doubted
-    shapes = [(one.image, finding.size) for one, finding in read if finding.size]
-    warnings += _named(shape_doubt(shapes, size) if size else None)
+    warnings += _doubted(read, size)
     pixels, number = by_class(by_id, labels), len(labels.classes)
-    good = (one for one, finding in read if not finding.faults and not finding.blank)
+    good = (one for one, finding in sound if not finding.blank)
     return Survey(
         layout=str(layout), num_samples=len(found), num_read=len(samples), notes=notes,
         warnings=warnings, faults=faults,
@@ -133,29 +127,41 @@ def _there(found: Pairs, read_labels: bool) -> tuple[list[Sample], int]:
     return samples, sum(label is None for _, label in there.values())
 
 
+def _doubted(read: Sequence[tuple[Sample, Finding]], size: tuple[int, int] | None) -> list[Fault]:
+    """Warnings of the images' shapes where they are seen at a size, and of their EXIF."""
+    shapes = [(one.image, finding.size) for one, finding in read if finding.size]
+    turns = {one: finding.orientation for one, finding in read if not finding.faults}
+    first = next((one for one, how in turns.items() if how != 1), None)
+    return [
+        *_named(shape_doubt(shapes, size) if size else None),
+        *_named(turn_doubt([(one.image, how) for one, how in turns.items()]), first),
+    ]
+
+
 def _judged(
-    labelled: Sequence[tuple[Sample, Finding]], by_id: np.ndarray, labels: Labels, training: bool
+    sound: Sequence[tuple[Sample, Finding]], labels: Labels, training: bool
 ) -> tuple[list[Fault], list[Fault]]:
-    """Faults and warnings of what the labels hold, each alone and all together."""
+    """Faults and warnings of what labels without a fault hold, each alone and all together."""
+    labelled = [(one, finding) for one, finding in sound if finding.pixels is not None]
+    by_id = sum((finding.pixels for _, finding in labelled), np.zeros(256, np.int64))
     if by_id.any() and (fault := label_fault(by_id, labels)):
         first = labelled[0][0]
-        text = f"{fault}. {MENDS['is no label']}; {first.label} is the first"
-        return [Fault(text, first)], []
+        return [Fault(f"{mended(fault, labels)}; {first.label} is the first", first)], []
     warnings, doubt = _suspect(labelled, labels), _named(label_doubt(by_id, labels))
     if training and teaches_one_class(by_id, labels):
         return doubt, warnings
     return [], warnings + doubt
 
 
-def _named(doubt: str | None) -> list[Fault]:
-    return [Fault(doubt)] if doubt else []
+def _named(doubt: str | None, sample: Sample | None = None) -> list[Fault]:
+    return [Fault(doubt, sample)] if doubt else []
 
 
 def _suspect(labelled: Sequence[tuple[Sample, Finding]], labels: Labels) -> list[Fault]:
     """Labels that cannot be meant, one by one."""
     reasons = ((one, label_fault(finding.pixels, labels)) for one, finding in labelled)
     return [
-        Fault(f"{one.label}: {reason}. {MENDS['is no label']}", one)
+        Fault(f"{one.label}: {mended(reason, labels)}", one)
         for one, reason in reasons if reason
     ]
 
@@ -166,14 +172,25 @@ def _missing(found: Pairs, labels: Labels, require_labels: bool) -> list[Fault]:
         one = Sample(id, str(image), str(label) if label and label.is_file() else None)
         if not image.is_file():
             of = f", the image of {label}," if label and label.is_file() else ""
-            faults.append(Fault(f"{image}{of} is missing. Unpack the images again, or leave the "
-                                "id out of the split", one))
+            mend = "Put it there" if labels.ids == "own" else "Unpack the images again"
+            faults.append(Fault(f"{image}{of} {_absence(image)}. {mend}, or leave the id out of "
+                                "the split", one))
         elif require_labels and not label.is_file():
+            mend = "Put it there" if labels.ids == "own" else "Unpack the labels again"
             faults.append(Fault(
-                f"{label}, the label of {image}, is missing. Unpack the labels again, or leave "
-                f"the id out of the split; expected: {labels.layout}", one
+                f"{label}, the label of {image}, {_absence(label)}. {mend}, or leave the id out of "
+                f"the split; expected: {labels.layout}", one
             ))
     return faults
+
+
+def _absence(path: Path) -> str:
+    """How a file is not there: missing, or behind a link to nowhere."""
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            what = "is" if place == path else f"is missing: {place} is"
+            return f"{what} a link to {place.readlink()}, which is not there"
+    return "is missing"
 
 
 def _extra(unread: Mapping[str, Sequence[Path]]) -> list[Fault]:
@@ -209,10 +226,6 @@ def _is_png(path: str) -> bool:
         return file.read(4) == b"\x89PNG"
 
 
-def _mend(text: str) -> str:
-    return next(mend for words, mend in MENDS.items() if words in text)
-
-
 def _inspect_all(samples: list[Sample], labels: Labels, num_threads: int) -> Iterator[Finding]:
     def one(sample: Sample) -> Finding:
         return inspect(sample, labels)
@@ -231,12 +244,13 @@ def table(found: Survey) -> list[tuple[str, str, str]]:
     if not total:
         return []
     names = class_names(found.labels.classes)
+    unknown = "unknown colours" if found.labels.colors else "unknown ids"
     return [
         (name, f"{100 * count / total:.3f}", str(images))
         for name, count, images in zip(names, found.pixels, found.images, strict=True)
     ] + [
         (name, f"{100 * count / total:.3f}", "")
-        for name, count in (("ignored", found.ignored), ("unknown ids", found.unknown))
+        for name, count in (("ignored", found.ignored), (unknown, found.unknown))
         if count or name == "ignored"
     ]
 
@@ -256,7 +270,8 @@ def describe(found: Survey) -> str:
         lines += [f"no label holds {', '.join(missing)}"] if missing else []
     lines += [f"WARNING {warning.text}" for warning in found.warnings]
     lines += [f"FAULT {fault.text}" for fault in found.faults]
-    lines.append(f"{len(found.faults)} faults" if found.faults else "no faults")
+    number = len(found.faults)
+    lines.append(f"{number or 'no'} fault{'' if number == 1 else 's'}")
     return "\n".join(lines)
 
 

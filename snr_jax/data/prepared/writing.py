@@ -17,7 +17,7 @@ from snr_jax.core.errors import UserError
 from snr_jax.core.files import checksum, write_text, written_whole
 from snr_jax.data.decode import keep_freed_memory, tf
 from snr_jax.data.domains import names, origin
-from snr_jax.data.faults.inspection import inspect
+from snr_jax.data.faults.inspection import inspect, refusal
 from snr_jax.data.faults.look import header_sizes, look_at_sizes
 from snr_jax.data.identity import numbers_of
 from snr_jax.data.prepared import spread
@@ -321,7 +321,7 @@ def _examples(shard: _Shard) -> Iterator[dict]:
             yield example(sample, shard.labels, shard.size, shard.labelled)
         except tf.errors.OpError:
             if faults := inspect(sample, shard.labels).faults:
-                raise UserError("; ".join(faults)) from None
+                raise refusal(faults, shard.labels) from None
             raise
 
 

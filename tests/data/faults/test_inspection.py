@@ -3,9 +3,10 @@
 import dataclasses
 
 import numpy as np
-from PIL import Image
+import pytest
+from PIL import Image, ImageFile
 
-from snr_jax.data.faults.inspection import inspect
+from snr_jax.data.faults.inspection import inspect, orientation
 from snr_jax.data.samples import Sample
 from tests.data.tiny_sets import labels_of, natural_image, random_ids, save_palette
 
@@ -26,7 +27,7 @@ def test_inspect_a_good_sample(tmp_path):
 
 def test_inspect_without_a_label(tmp_path):
     sample = dataclasses.replace(good_sample(tmp_path), label=None)
-    assert inspect(sample, GTA5) == ([], (20, 30), None, None, False)
+    assert inspect(sample, GTA5) == ([], (20, 30), None, None, False, 1)
 
 
 def test_inspect_names_the_file_and_the_fault(tmp_path):
@@ -58,3 +59,31 @@ def test_inspect_names_the_file_and_the_fault(tmp_path):
     assert f"{sample.label} is no label image that can be decoded: a PNG with colours" in faults()
     (tmp_path / "label.png").write_text("short")
     assert f"{sample.label} is no label image that can be decoded: no PNG file" in faults()
+
+
+def save_turned(path: str, height: int, width: int, orientation: int, kind: str = "JPEG") -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(natural_image(0, height, width)).save(path, kind, exif=exif)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_what_exif_turns_is_told_without_decoding(tmp_path, monkeypatch, kind):
+    sample = good_sample(tmp_path)
+    save_turned(sample.image, 20, 30, 3, kind)
+    finding = inspect(sample, GTA5)
+    assert finding.faults == [] and finding.orientation == 3  # labels may fit what is stored
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    with Image.open(sample.image) as image:
+        assert orientation(image) == 3
+
+
+def test_shapes_that_agree_once_turned_have_a_cause(tmp_path):
+    sample = good_sample(tmp_path)
+    save_turned(sample.image, 30, 20, 6)
+    (fault,) = inspect(sample, GTA5).faults
+    assert "must agree within 5 %: the EXIF orientation 6 turns the image" in fault
+    for height, width, how in ((30, 20, 3), (30, 20, 1), (60, 20, 6)):
+        save_turned(sample.image, height, width, how)
+        (fault,) = inspect(sample, GTA5).faults
+        assert fault.endswith("within 5 %")

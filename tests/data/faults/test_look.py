@@ -143,6 +143,18 @@ def test_sizes_that_differ_by_little_are_one_warning(tmp_path):
         look(samples, GTA5)
 
 
+def test_an_image_that_its_exif_turns_is_one_warning(gta5):
+    """Also of one that is not decoded; without labels too."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for sample in gta5[4:6]:
+        Image.fromarray(natural_image(0, 24, 40)).save(sample.image, exif=exif)
+    for with_labels in (True, False):
+        (warning,) = look(gta5, GTA5, with_labels=with_labels)
+        assert f"2 of 30 images are turned or mirrored by their EXIF, {gta5[4].image}" in warning
+        assert "of orientation 3 the first" in warning and "mogrify -auto-orient" in warning
+
+
 def test_labels_without_a_class_and_trainids_are_refused(gta5):
     def write(change) -> None:
         for number, sample in enumerate(gta5):
