@@ -59,10 +59,17 @@ def is_known(labels: Labels) -> bool:
     return labels.ids in ID_TABLES and labels.classes in map(classes, (19, 16, 13))
 
 
-def numbers_of(domain: Domain) -> dict[str, str]:
-    """What the numbers in the labels of one's own set mean by its file, as JSON gives it back."""
+def meaning_of(domain: Domain) -> dict:
+    """The `meaning` of what is stored of the labels of one's own set, by its file.
+
+    The classes belong to it where the labels hold colours: each is stored as its class's place.
+    """
     table = (domain.ids or {}).get("own")
-    return _numbers(dict(sorted(table.names.items())), table.colors) if table else {}
+    if not table:
+        return {"numbers": {}}
+    names = dict(sorted(table.names.items()))
+    numbers = {"numbers": _numbers(names, table.colors)}
+    return {"classes": list(names.values()), **numbers} if table.colors else numbers
 
 
 def checksum(meant: Mapping) -> str:

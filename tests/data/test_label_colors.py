@@ -14,7 +14,7 @@ from snr_jax.data.decode import decode_label, tf
 from snr_jax.data.domains import create_domain
 from snr_jax.data.faults.look import look
 from snr_jax.data.faults.survey import survey
-from snr_jax.data.identity import exchanged, meaning, numbers_of
+from snr_jax.data.identity import exchanged, meaning, meaning_of
 from snr_jax.data.samples import list_samples
 from tests.data.tiny_sets import natural_image
 
@@ -192,7 +192,7 @@ def test_with_many_classes_a_message_stays_a_short_line(key, entry, tmp_path):
 
 
 def test_colours_that_are_exchanged_are_another_meaning(lake):
-    before, listed = meaning(read(lake).labels), numbers_of(create_domain(str(lake)))
+    before, listed = meaning(read(lake).labels), meaning_of(create_domain(str(lake)))["numbers"]
     assert before["numbers"] == listed == {
         "200,0,0": "boat", "120,0,0": "boat", "0,0,128": "water", "255,255,255": "sky"}
     lake.write_text(lake.read_text().replace("boat: [[200, 0, 0], [120, 0, 0]]",

@@ -31,7 +31,7 @@ from snr_jax.core.labels import Classes
 from snr_jax.data import decode
 from snr_jax.data.decode import tf
 from snr_jax.data.domains import is_own, names, origin
-from snr_jax.data.identity import exchanged, identity, numbers_of
+from snr_jax.data.identity import exchanged, identity, meaning_of
 from snr_jax.data.samples import Domain, Labels, Sample, list_samples
 
 NAME = "snr_jax"  # of the data set in TFDS's file names
@@ -150,7 +150,7 @@ def open_prepared(
         for id, image, label in zip(stored["ids"], stored["images"], labels, strict=True)
     ]
     identities = stored["identities"]
-    wrong = _unlike(identities, now[split]) + exchanged(record, {"numbers": numbers_of(domain)})
+    wrong = _unlike(identities, now[split]) + exchanged(record, meaning_of(domain))
     if wrong:
         raise UserError(f"{path} was not prepared from {domain.name} as it is in "
                         f"{domain.directory} ({', '.join(wrong)}). {REMEDY}")
@@ -215,7 +215,7 @@ def is_another(path: Path, domain: Domain, now: Mapping[str, dict | None]) -> bo
             return False
         stored = {s: of["identities"] for s, of in record["splits"].items() if s in now}
         same = stored and all(now[s] and not _unlike(stored[s], now[s]) for s in stored)
-        return not same or bool(exchanged(record, {"numbers": numbers_of(domain)}))
+        return not same or bool(exchanged(record, meaning_of(domain)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False  # damaged: whoever reads it says so
 

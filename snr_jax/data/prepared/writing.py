@@ -19,7 +19,7 @@ from snr_jax.data.decode import keep_freed_memory, tf
 from snr_jax.data.domains import names, origin
 from snr_jax.data.faults.inspection import inspect, refusal
 from snr_jax.data.faults.look import header_sizes, look_at_sizes
-from snr_jax.data.identity import numbers_of
+from snr_jax.data.identity import meaning_of
 from snr_jax.data.prepared import spread
 from snr_jax.data.prepared.reading import (
     NAME,
@@ -87,7 +87,7 @@ def prepare(
     shards = {split: _shards(partial, split, listing, size, images, labelled)
               for split, listing in listed.items()}
     record = {
-        "domain": domain.name, "set": origin(domain), "numbers": numbers_of(domain),
+        "domain": domain.name, "set": origin(domain), **meaning_of(domain),
         "size": list(size), "images": images, "layout": listed[splits[0]].labels.layout,
         "splits": {s: of | {"shards": [x.path.name for x in shards[s]]}
                    for s, of in described.items()},

@@ -106,7 +106,7 @@ def test_a_source_without_labels_is_refused_with_the_command_that_mends_it(folde
     assert opened(folder).prepared.folder == out
 
 
-# ---------------------------------------------------------------- mended files
+# ---------------------------------------------------------------- mended files and their YAML
 
 
 def stored_label(split, index) -> np.ndarray:
@@ -166,3 +166,18 @@ def test_what_a_finished_folder_has_of_others_is_said_in_words(folder):
     for kind in ("images", "masks"):
         shutil.copy(folder / f"set/{kind}/train/0.png", folder / f"set/{kind}/train/7.png")
     assert "different: train has masks/train/7.png now alone" in refusal(folder)
+
+
+def test_classes_of_colours_in_another_order_are_other_data(folder):
+    """A colour is stored as the place of its class, so the stored labels would be exchanged."""
+    for label in (folder / "set/masks/train").iterdir():
+        Image.open(label).convert("RGB").save(label)
+    path = folder / "set/data.yaml"
+    text = path.read_text().partition("ids:")[0]
+    path.write_text(text + "label_colors: {ground: [0, 0, 0], thing: [9, 9, 9]}\n")
+    prepare(folder)
+    assert opened(folder).prepared
+    path.write_text(path.read_text().replace("ground: , thing: ", "thing: , ground: "))
+    with pytest.raises(UserError, match=r"not prepared from data.*class 0 is ground there, thing"):
+        opened(folder)
+    assert "different: class 0 is ground there, thing now; class 1 " in refusal(folder)
