@@ -136,7 +136,8 @@ def mended(fault: str, labels: Labels) -> str:
 
 def _mend(fault: str, labels: Labels) -> str:
     mends = MENDS | OWN_MENDS if labels.ids == "own" else MENDS
-    return next(mend for words, mend in mends.items() if words in fault)
+    found = (mend for words, mend in mends.items() if words in fault)
+    return next(found, "Replace the file, or leave its id out of the split")
 
 
 def _sentences(text: str, more: str) -> str:
