@@ -91,6 +91,14 @@ def _near(
         if "*" not in folder and (found := look(*folders[:i], "*", *folders[i + 1 :], names)):
             there = "/".join(found[0].relative_to(root).parts[: i + 1])
             yield 5, f"{told(found)}: {there} in the place of {'/'.join(pattern[: i + 1])}"
+    yield from _there(root, pattern, what, listed)
+
+
+def _there(
+    root: Path, pattern: Parts, what: str, listed: ListFolder
+) -> Iterator[tuple[int, str]]:
+    """What lies in the folders of a pattern in the place of its files, with a rank, the last."""
+    *folders, last = pattern
     beside = [path.name for _, path in layouts.matches(root, (*folders, "*"), listed)]
     if beside:
         kinds = {name.rpartition("_")[2]: name for name in beside}

@@ -342,8 +342,8 @@ def test_open_splits_passes_its_arguments_on(monkeypatch):
 
     asked = []
 
-    def open_prepared(folder, domain, *_, size, classes, scale_range):
-        asked.append((folder, domain.spec, size, scale_range))
+    def open_prepared(folder, domain, *_, size, classes, scale_range, require_labels):
+        asked.append((folder, domain.spec, size, scale_range, require_labels))
 
     monkeypatch.setattr(splits, "list_samples", list_samples)
     monkeypatch.setattr(splits.reading, "open_prepared", open_prepared)
@@ -358,8 +358,8 @@ def test_open_splits_passes_its_arguments_on(monkeypatch):
         assert kept[found] == wanted["require_labels"] and split.size == wanted["size"]
         assert len(split.samples) == (7 if "val" in role else 20)
     assert asked == [
-        ("elsewhere", opened[role].domain.spec, opened[role].size, (0.5, 1.0))
-        for role in ("source", "target")
+        ("elsewhere", opened[role].domain.spec, opened[role].size, (0.5, 1.0), needed)
+        for role, needed in (("source", True), ("target", False))
     ]
 
 
