@@ -4,7 +4,6 @@ The values are those of GTA5 → Cityscapes, generalisation, as published. `make
 table into docs/configuration.md.
 """
 
-import difflib
 from typing import Any, NamedTuple
 
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -22,7 +21,7 @@ from snr_jax.config.legal import (
     whole,
 )
 from snr_jax.core.colors import JITTERS
-from snr_jax.core.errors import UserError
+from snr_jax.core.errors import UserError, guess
 from snr_jax.core.losses import TARGET_LOSSES
 from snr_jax.core.mixing import MASKS
 from snr_jax.core.models.create import ATROUS, BACKBONES, DTYPES
@@ -341,6 +340,5 @@ def refusal(key: str, value: Any) -> str:
     """The message that the key cannot be of this value: what it may be, and the nearest name."""
     legal = KEYS[key].legal
     example = f", as '--config.{key}={legal.example}'" if legal.example else ""
-    near = difflib.get_close_matches(str(value).lower(), legal.names, n=1)
-    guess = f". Did you mean {near[0]!r}?" if near else ""
-    return f"{key} is {value!r}; expected {legal.words}{example}{guess}"
+    near = guess(value, legal.names)
+    return f"{key} is {value!r}; expected {legal.words}{example}{near}"

@@ -1,6 +1,8 @@
 """The exceptions whose message is for the user: one line, without a traceback."""
 
+import difflib
 import signal
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -8,6 +10,12 @@ class UserError(Exception):
 
     Command lines print it and exit with code 2.
     """
+
+
+def guess(name: object, known: Iterable[str]) -> str:
+    """ ". Did you mean 'x'?" for the end of a message, where a known name is near; else ""."""
+    near = difflib.get_close_matches(str(name).lower(), known, n=1)
+    return f". Did you mean {near[0]!r}?" if near else ""
 
 
 class Stopped(Exception):

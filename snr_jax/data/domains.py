@@ -5,7 +5,6 @@ files need no row but a YAML file (`own.py`).
 """
 
 import dataclasses
-import difflib
 import os
 import zlib
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snr_jax.core.errors import UserError
+from snr_jax.core.errors import UserError, guess
 from snr_jax.core.labels import CAMVID, IN_CAMVID
 from snr_jax.data.layouts import Layout
 from snr_jax.data.own import load_own
@@ -41,11 +40,9 @@ def create_domain(spec: str, directory: str | os.PathLike | None = None) -> Doma
         place = own.directory if directory is None else os.fspath(directory)
         return dataclasses.replace(own, directory=place)
     if spec not in DOMAINS:
-        near = difflib.get_close_matches(str(spec).lower(), DOMAINS, n=1)
-        guess = f" Did you mean {near[0]!r}?" if near else ""
         raise UserError(
             f"no domain is called {spec!r}; there are {', '.join(DOMAINS)}, and files as "
-            f"my_domain.yaml.{guess}"
+            f"my_domain.yaml{guess(spec, DOMAINS) or '.'}"
         )
     known = DOMAINS[spec]
     place = known.folder if directory is None else os.fspath(directory)

@@ -18,16 +18,15 @@
 The words on, off, yes, no, true and false are names like others here.
 """
 
-import difflib
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import yaml
 
-from snr_jax.core.errors import UserError
+from snr_jax.core.errors import UserError, guess
 from snr_jax.core.labels import CLASSES, IGNORE, Classes, IdTable, class_names, own_classes
 from snr_jax.data import layouts
 from snr_jax.data.layouts import Layout
@@ -77,7 +76,7 @@ def load_own(path: str) -> Domain:
         raise UserError(f"{path}: {key} {given}; expected {wanted}")
 
     for key in sorted(set(map(str, content)) - set(KEYS)):
-        raise UserError(f"{path}: no key {key!r}; there are {', '.join(KEYS)}{_guess(key, KEYS)}")
+        raise UserError(f"{path}: no key {key!r}; there are {', '.join(KEYS)}{guess(key, KEYS)}")
     for key, value in content.items():
         if value is None:
             raise UserError(f"{path}: the key {key} is empty; give it a value, or leave it out")
@@ -128,11 +127,6 @@ def _reason(error: Exception) -> str:
                     "'{split}/*.jpg', or each of a list: ['a/{split}/*.jpg', 'b/{split}/*.png']")
     reason = str(error).replace('in "<unicode string>", ', "in ")
     return f" as YAML: {' '.join(reason.split())}"
-
-
-def _guess(name: Any, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name).lower(), known, n=1)
-    return f". Did you mean {near[0]!r}?" if near else ""
 
 
 def _some(names: Sequence[str]) -> str:
@@ -194,7 +188,7 @@ def _ids(content: Mapping, refuse: Refuse, classes: Classes) -> IdTable:
         if not (isinstance(number, int) and 0 <= number <= 255):
             refuse("ids", wanted, {number: name})
         if name not in names:
-            refuse("ids", f"{wanted}{_guess(name, names)}", {number: name})
+            refuse("ids", f"{wanted}{guess(name, names)}", {number: name})
     return IdTable(dict(given), 255)
 
 
@@ -210,7 +204,7 @@ def _label_colors(content: Mapping, refuse: Refuse, classes: Classes) -> IdTable
     for name, colors in given.items():
         if name not in ids:
             refuse("label_colors", f"names of the classes ({_some(names)}) or {IGNORED}; "
-                   f"{name!r} is none{_guess(name, ids)}", {name: colors})
+                   f"{name!r} is none{guess(name, ids)}", {name: colors})
         has_several = isinstance(colors, list) and colors and isinstance(colors[0], list)
         several = colors if has_several else [colors]
         for color in several:

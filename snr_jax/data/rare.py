@@ -86,7 +86,9 @@ def count_classes(
             path = tf.constant(sample.label)
             ids = decode.read_label_ids(path, labels).numpy()
         except tf.errors.OpError as error:
-            raise refusal(inspect(sample, labels).faults, labels) from error
+            if faults := inspect(sample, labels).faults:
+                raise refusal(faults, labels) from error
+            raise
         by_id = np.bincount(ids.ravel(), minlength=256)
         return by_class(by_id, labels)[: len(labels.classes)]
 

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -143,7 +142,7 @@ def channel_chart(gap: StyleGap, color: str) -> str:
                     if side:
                         values = np.sort(getattr(side, kind))[::-1]
                         axes.stairs(values, fill=True, color=numbers[css], alpha=alpha)
-                _plain(axes, numbers)
+                bare(axes, numbers[AXIS], numbers[GRID], axis="y")
                 axes.xaxis.set_visible(False)
                 axes.yaxis.set_major_locator(MaxNLocator(3))
                 axes.set(xlim=(0, len(place.before.means)))
@@ -167,16 +166,12 @@ def feature_chart(points: Points, known: int | Classes) -> str:
                 face = colors[points.train_id[chosen]]
                 axes.scatter(*places[chosen].T, s=26, marker=marker, alpha=0.8, linewidths=0.6,
                              c=face, edgecolors=numbers[AXIS] if is_target else "none")
-            _plain(axes, numbers)
+            bare(axes, numbers[AXIS], numbers[GRID], axis="y")
             axes.set_xticks([])
             axes.set_yticks([])
             axes.margins(0.04)
             axes.set_title(name, color=numbers[AXIS], fontsize=8.6)
         return to_svg(figure, numbers)
-
-
-def _plain(axes: Axes, numbers: Mapping[str, str]) -> None:
-    bare(axes, numbers[AXIS], numbers[GRID], axis="y")
 
 
 def _css(color: Sequence[int]) -> str:
